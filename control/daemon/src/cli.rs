@@ -1,0 +1,116 @@
+//! The command line: what a user may type, and nothing of what it does.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A controller-less mesh and site-to-site VPN for Linux routers.
+#[derive(Debug, Parser)]
+#[command(name = "ringlane", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a new configuration and key, and print the entry other nodes need
+    Init(InitArgs),
+    /// Validate a configuration without starting anything
+    Check(ConfigArgs),
+    /// Run a node in the foreground until SIGINT or SIGTERM
+    Up(UpArgs),
+    /// Stop the node that runs an interface
+    Down(InterfaceArgs),
+    /// Show a running node: itself and its peers
+    Status(InterfaceArgs),
+    /// Show every libp2p connection of a running node
+    Peers(InterfaceArgs),
+    /// Show a running node's routes
+    Route(RouteArgs),
+    /// Print the version
+    Version(OutputArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Print JSON, as documented in docs/cli.md
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// The configuration file to write; the key is written beside it
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// An address the control thread listens on, for example /ip4/192.0.2.1/udp/8001/quic-v1 (repeatable)
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) listen: Vec<String>,
+    /// Name of this node in the printed entry [default: the host name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Replace an existing configuration and key
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How to print
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The configuration file: Ringlane's TOML or Hyprspace's JSON
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// How to print
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// The configuration file: Ringlane's TOML or Hyprspace's JSON
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// How to log: one line of JSON per event instead of text
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Arguments of the commands that talk to a running node.
+#[derive(Debug, Args)]
+pub(crate) struct InterfaceArgs {
+    /// The node's TUN interface; names the socket /run/ringlane/<INTERFACE>.sock
+    #[arg(short, long)]
+    pub(crate) interface: String,
+    /// How to print
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Arguments of `route`.
+#[derive(Debug, Args)]
+pub(crate) struct RouteArgs {
+    /// What to do with routes.
+    #[command(subcommand)]
+    pub(crate) action: RouteAction,
+}
+
+/// What to do with routes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouteAction {
+    /// List every inner prefix and the peer it goes to
+    Show(InterfaceArgs),
+}

@@ -1,0 +1,9 @@
+//! The `ringlane` binary.
+
+mod cli;
+
+use clap::Parser;
+
+fn main() {
+    let _ = cli::Cli::parse();
+}

@@ -1,0 +1,211 @@
+//! A lane's QUIC connection without a socket: quinn-proto's endpoint and connection, driven by whoever owns the lane.
+//!
+//! Control drives it until the handshake is confirmed on both sides, then moves it, whole, to the lane's worker
+//! (RFC 9000; `docs/architecture.md` has the picture). quinn-proto is fed one constant remote address: which address
+//! the peer really has is the lane's business.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::{
+    ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig,
+    Event, ServerConfig, VarInt,
+};
+use thiserror::Error;
+
+use super::keys::{KeyError, LaneKeys, Role, Suite};
+
+/// Name given to `connect`; it only has to parse, SNI is off and the peer's key is what is verified.
+const SERVER_NAME: &str = "peer.invalid";
+
+/// Why a lane's QUIC connection could not be made or has ended.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum LaneConnectionError {
+    /// quinn-proto refused to dial: our configuration is at fault.
+    #[error("cannot dial: {0}")]
+    Connect(#[from] ConnectError),
+    /// The datagram that should have opened the connection does not.
+    #[error("not a QUIC Initial")]
+    NotInitial,
+    /// quinn-proto refused the Initial: the peer is at fault.
+    #[error("refused: {0}")]
+    Accept(ConnectionError),
+    /// The connection has ended.
+    #[error("{0}")]
+    Lost(ConnectionError),
+}
+
+/// A lane's QUIC connection. Owner: control until the hand-over, then the lane's worker.
+pub struct LaneConnection {
+    endpoint: Endpoint,
+    connection: Connection,
+    handle: ConnectionHandle,
+    role: Role,
+    /// The address quinn-proto believes in, for the life of the lane.
+    remote: SocketAddr,
+    transmit: Vec<u8>,
+    connected: bool,
+    lost: Option<ConnectionError>,
+}
+
+impl LaneConnection {
+    /// Starts dialling. Call [`Self::drive`] next: it has the first datagrams to send.
+    pub fn connect(
+        endpoint: EndpointConfig,
+        client: ClientConfig,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> Result<Self, LaneConnectionError> {
+        let mut endpoint = Endpoint::new(Arc::new(endpoint), None, true, None);
+        let (handle, connection) = endpoint.connect(now, client, remote, SERVER_NAME)?;
+        Ok(Self::new(endpoint, connection, handle, Role::Client, remote))
+    }
+
+    /// Accepts the connection that `initial`, the client's first datagram, opens. Call [`Self::drive`] next.
+    pub fn accept(
+        endpoint: EndpointConfig,
+        server: Arc<ServerConfig>,
+        remote: SocketAddr,
+        initial: &[u8],
+        now: Instant,
+    ) -> Result<Self, LaneConnectionError> {
+        let mut endpoint = Endpoint::new(Arc::new(endpoint), Some(server), true, None);
+        let mut response = Vec::new();
+        let incoming = match endpoint.handle(now, remote, None, None, BytesMut::from(initial), &mut response) {
+            Some(DatagramEvent::NewConnection(incoming)) => incoming,
+            _ => return Err(LaneConnectionError::NotInitial),
+        };
+        response.clear();
+        match endpoint.accept(incoming, now, &mut response, None) {
+            Ok((handle, connection)) => Ok(Self::new(endpoint, connection, handle, Role::Server, remote)),
+            Err(error) => Err(LaneConnectionError::Accept(error.cause)),
+        }
+    }
+
+    fn new(
+        endpoint: Endpoint,
+        connection: Connection,
+        handle: ConnectionHandle,
+        role: Role,
+        remote: SocketAddr,
+    ) -> Self {
+        Self { endpoint, connection, handle, role, remote, transmit: Vec::new(), connected: false, lost: None }
+    }
+
+    /// Takes in one QUIC datagram that arrived for this lane. Nothing it could contain panics or answers a stranger:
+    /// what quinn-proto would answer statelessly is thrown away. Call [`Self::drive`] after a batch of them.
+    pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) {
+        let mut response = std::mem::take(&mut self.transmit);
+        response.clear();
+        match self.endpoint.handle(now, self.remote, None, None, BytesMut::from(datagram), &mut response) {
+            Some(DatagramEvent::ConnectionEvent(_, event)) => self.connection.handle_event(event),
+            Some(DatagramEvent::NewConnection(incoming)) => self.endpoint.ignore(incoming),
+            Some(DatagramEvent::Response(_)) | None => {}
+        }
+        self.transmit = response;
+    }
+
+    /// Runs timers and gives every datagram that is due to `send`; a datagram that cannot be sent counts as lost.
+    ///
+    /// Returns when to call again at the latest, if ever.
+    pub fn drive(&mut self, now: Instant, mut send: impl FnMut(&[u8])) -> Option<Instant> {
+        loop {
+            if self.connection.poll_timeout().is_some_and(|deadline| deadline <= now) {
+                self.connection.handle_timeout(now);
+            }
+            self.transmit.clear();
+            while let Some(transmit) = self.connection.poll_transmit(now, 1, &mut self.transmit) {
+                send(&self.transmit[..transmit.size]);
+                self.transmit.clear();
+            }
+            let mut again = false;
+            while let Some(event) = self.connection.poll_endpoint_events() {
+                again = true;
+                if let Some(event) = self.endpoint.handle_event(self.handle, event) {
+                    self.connection.handle_event(event);
+                }
+            }
+            while let Some(event) = self.connection.poll() {
+                match event {
+                    Event::Connected => self.connected = true,
+                    Event::ConnectionLost { reason } => self.lost = Some(reason),
+                    _ => {}
+                }
+            }
+            if !again {
+                break self.connection.poll_timeout();
+            }
+        }
+    }
+
+    /// Whether both ends have verified each other's key: a client's `Connected` alone does not say so.
+    pub fn is_confirmed(&self) -> bool {
+        self.connected
+            && !self.connection.is_handshaking()
+            && match self.role {
+                Role::Server => true,
+                Role::Client => self.connection.stats().frame_rx.handshake_done > 0,
+            }
+    }
+
+    /// Why the connection has ended, once it has.
+    pub fn lost(&self) -> Option<LaneConnectionError> {
+        self.lost.clone().map(LaneConnectionError::Lost)
+    }
+
+    /// Whether nothing is left to send after a close.
+    pub fn is_drained(&self) -> bool {
+        self.connection.is_drained()
+    }
+
+    /// Tells the peer that the lane ends; [`Self::drive`] sends it.
+    pub fn close(&mut self, now: Instant, code: u32, reason: &'static str) {
+        self.connection.close(now, VarInt::from_u32(code), Bytes::from_static(reason.as_bytes()));
+    }
+
+    /// Which end of the connection we are.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The peer's subject public key info (RFC 7250), as verified by the handshake.
+    pub fn peer_public_key_info(&self) -> Option<Vec<u8>> {
+        let identity = self.connection.crypto_session().peer_identity()?;
+        let certificates = identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
+        match certificates.as_slice() {
+            [key] => Some(key.to_vec()),
+            _ => None,
+        }
+    }
+
+    /// Derives the lane's keys of epoch 0. The handshake must be confirmed.
+    pub fn lane_keys(&self, suite: Suite) -> Result<LaneKeys, KeyError> {
+        let session = self.connection.crypto_session();
+        LaneKeys::derive(suite, self.role, |output, label, context| {
+            session.export_keying_material(output, label, context)
+        })
+    }
+
+    /// What the handshake negotiated: downcast to the type of the crypto session that was configured.
+    pub fn handshake_data(&self) -> Option<Box<dyn std::any::Any>> {
+        self.connection.crypto_session().handshake_data()
+    }
+
+    /// Smoothed round-trip time of the path.
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    /// Largest UDP payload the path is known to carry.
+    pub fn mtu_bytes(&self) -> u16 {
+        self.connection.current_mtu()
+    }
+}
+
+impl std::fmt::Debug for LaneConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaneConnection").field("role", &self.role).field("lost", &self.lost).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,1 @@
+//! Inner packets: IP headers, checksums, flows.

@@ -1,0 +1,1 @@
+//! Candidate addresses and the state machine that probes them.

@@ -1,0 +1,65 @@
+//! What control tells a worker.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::counters::LaneGauges;
+use super::snapshot::Snapshot;
+use crate::id::{LaneId, LaneIndex, LaneSerial, PeerIndex};
+use crate::lane::connection::LaneConnection;
+use crate::lane::seal::{Opener, Sealer};
+
+/// One order from control to a worker.
+#[derive(Debug)]
+pub enum PlaneCommand {
+    /// Use these tables from now on and give the old ones back ([`super::PlaneEvent::Adopted`]).
+    Publish(Arc<Snapshot>),
+    /// Own this lane from now on.
+    AddLane(Box<LaneHandOver>),
+    /// Close this lane, telling the peer, and forget it. Unknown serials are ignored: the lane may have ended by
+    /// itself meanwhile. Answered with [`super::PlaneEvent::LaneEnded`].
+    RetireLane(LaneSerial),
+    /// Close all lanes, telling their peers, and end. Answered with [`super::PlaneEvent::Stopped`].
+    Stop,
+}
+
+/// An established lane on its way from control to the worker that will own it.
+pub struct LaneHandOver {
+    /// Names this lane for ever.
+    pub serial: LaneSerial,
+    /// Whose lane it is.
+    pub peer: PeerIndex,
+    /// Which lane of the link.
+    pub index: LaneIndex,
+    /// Our name for it: what the peer writes into the records we receive.
+    pub inbound_id: LaneId,
+    /// The UDP socket, bound to the worker's port, connected to `remote`, non-blocking.
+    pub socket: OwnedFd,
+    /// Our address of the 4-tuple.
+    pub local: SocketAddr,
+    /// The peer's address of the 4-tuple.
+    pub remote: SocketAddr,
+    /// The confirmed QUIC connection.
+    pub connection: LaneConnection,
+    /// Seals what leaves.
+    pub sealer: Sealer,
+    /// Opens what arrives.
+    pub opener: Opener,
+    /// Datagrams for this lane that reached control before the hand-over, oldest first.
+    pub early: Vec<Vec<u8>>,
+    /// What the worker reports of the lane while it lives.
+    pub gauges: Arc<LaneGauges>,
+}
+
+impl std::fmt::Debug for LaneHandOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaneHandOver")
+            .field("serial", &self.serial)
+            .field("peer", &self.peer)
+            .field("index", &self.index)
+            .field("local", &self.local)
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
+    }
+}

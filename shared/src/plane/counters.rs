@@ -1,0 +1,111 @@
+//! Counters and gauges that one worker writes and anyone may read at any time, without stopping it.
+//!
+//! Each has a single writer, so an increment is a relaxed load and store; each set stands on cache lines of its own.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::drop_reason::DropReason;
+
+/// A number that only grows, written by one thread.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it. Only the owning worker may call this.
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Its value a moment ago.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One counter per [`DropReason`].
+#[derive(Debug, Default)]
+pub struct DropCounters([Counter; DropReason::COUNT]);
+
+impl DropCounters {
+    /// Counts one drop.
+    pub fn count(&self, reason: DropReason) {
+        self.0[reason.position()].add(1);
+    }
+
+    /// Counts several drops.
+    pub fn count_many(&self, reason: DropReason, drops: u64) {
+        self.0[reason.position()].add(drops);
+    }
+
+    /// Drops for one reason.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason.position()].get()
+    }
+}
+
+/// What one worker moved to and from one peer. Inner packets and bytes, as the TUN saw them.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct PeerCounters {
+    /// Inner packets sealed and given to the kernel.
+    pub packets_sent: Counter,
+    /// Their bytes.
+    pub bytes_sent: Counter,
+    /// Inner packets opened, admitted and given to the TUN.
+    pub packets_received: Counter,
+    /// Their bytes.
+    pub bytes_received: Counter,
+    /// Records sent.
+    pub records_sent: Counter,
+    /// Authentic records received.
+    pub records_received: Counter,
+    /// What was dropped of this peer's traffic.
+    pub drops: DropCounters,
+}
+
+/// What one worker did, whoever the peer.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Turns of the worker's loop.
+    pub turns: Counter,
+    /// Times the packet ring was entered; each is a system call.
+    pub enters: Counter,
+    /// Times the worker slept because nothing was to do.
+    pub sleeps: Counter,
+    /// Packets passed to another worker because this one had no lane to the peer.
+    pub handed_over: Counter,
+    /// Times the TUN read ran out of buffers and was armed again.
+    pub tun_buffer_shortages: Counter,
+    /// Times a lane's receive ran out of buffers and was armed again.
+    pub udp_buffer_shortages: Counter,
+    /// Drops that belong to no peer.
+    pub drops: DropCounters,
+}
+
+/// What a worker reports of one lane.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct LaneGauges {
+    rtt_us: AtomicU64,
+    mtu_bytes: AtomicU32,
+}
+
+impl LaneGauges {
+    /// Stores the latest figures. Only the owning worker may call this.
+    pub fn set(&self, rtt: Duration, mtu_bytes: u16) {
+        self.rtt_us.store(rtt.as_micros().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.mtu_bytes.store(u32::from(mtu_bytes), Ordering::Relaxed);
+    }
+
+    /// Smoothed round-trip time in microseconds; 0 before the first figure.
+    pub fn rtt_us(&self) -> u64 {
+        self.rtt_us.load(Ordering::Relaxed)
+    }
+
+    /// Largest UDP payload the lane's path is known to carry; 0 before the first figure.
+    pub fn mtu_bytes(&self) -> u16 {
+        self.mtu_bytes.load(Ordering::Relaxed) as u16
+    }
+}

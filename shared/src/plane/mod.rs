@@ -1,0 +1,21 @@
+//! All that control and workers ever say to each other: commands down, events up, immutable snapshots, counters.
+//!
+//! ```text
+//!            PlaneCommand (bounded queue + wake-up)            one queue per worker
+//!  control ------------------------------------------> worker 0..N-1
+//!          <------------------------------------------
+//!            PlaneEvent   (bounded queue + wake-up)            one queue for all workers
+//!          <- - - - - - - counters: written by one worker, read by control at any time
+//! ```
+
+pub mod command;
+pub mod counters;
+pub mod event;
+pub mod queue;
+pub mod snapshot;
+
+pub use command::{LaneHandOver, PlaneCommand};
+pub use counters::{LaneGauges, PeerCounters, WorkerCounters};
+pub use event::{LaneEnd, PlaneEvent, Stray};
+pub use queue::{PlaneReceiver, PlaneSender, QueueFull};
+pub use snapshot::{PeerEntry, Snapshot};

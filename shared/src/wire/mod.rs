@@ -1,0 +1,4 @@
+//! Outer messages: parse and emit, nothing else. `docs/protocol.md` states the same bytes for other implementers.
+
+pub mod frame;
+pub mod record;

@@ -1,7 +1,7 @@
 //! Inner traffic of every kind crosses, complete and in order.
 
 use crate::lab::{Lab, Site};
-use crate::node::{Node, mesh, two_direct};
+use crate::node::{Node, Setup, mesh, name_of, two_direct};
 use crate::traffic::{tcp_both_ways, udp_flows};
 
 /// Two sites with these many workers carry ping, TCP and UDP, IPv4 and IPv6, both ways.
@@ -72,4 +72,35 @@ fn three_nodes_form_a_full_mesh() {
             }
         }
     }
+}
+
+#[test]
+fn a_hyprspace_configuration_is_as_good_as_ours() {
+    let Some(lab) = Lab::up(2) else { return };
+    let [a, mut b] = mesh(&lab, [(Site::A, 1), (Site::B, 1)]);
+    b.write_hyprspace();
+    let mut nodes = [Node::up(&a), Node::up(&b)];
+    // Without a word about workers there is one per core.
+    let lanes = std::thread::available_parallelism().unwrap().get().min(64);
+    nodes[0].wait_direct(&[Site::B], lanes);
+    nodes[1].wait_direct(&[Site::A], lanes);
+    for address in Site::B.host() {
+        udp_flows(&lab.host(Site::A), &lab.host(Site::B), address, 4, 4);
+    }
+}
+
+#[test]
+fn nodes_that_know_no_address_find_each_other_on_the_local_network() {
+    let Some(lab) = Lab::up(2) else { return };
+    let mut setups = [Site::A, Site::B].map(|site| Setup::init(&lab, site));
+    let ids = setups.each_ref().map(|setup| setup.id.clone());
+    for (setup, (peer, id)) in setups.iter_mut().zip([(Site::B, &ids[1]), (Site::A, &ids[0])]) {
+        setup.add_peer(&name_of(peer), id, &[], &peer.networks());
+        setup.set("control", "mdns", true);
+        setup.write();
+    }
+    let mut nodes = setups.each_ref().map(Node::up);
+    nodes[0].wait_direct(&[Site::B], 2);
+    nodes[1].wait_direct(&[Site::A], 2);
+    lab.host(Site::A).ping(Site::B.host_v6().into());
 }

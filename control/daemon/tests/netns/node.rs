@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use toml::{Table, Value as Toml};
 
 use crate::lab::{Lab, Namespace, Site, succeed, wait_for};
@@ -90,6 +91,33 @@ impl Setup {
     /// Writes the file as the settings are now.
     pub(crate) fn write(&self) {
         fs::write(&self.file, self.settings.to_string()).expect("the configuration can be written");
+    }
+
+    /// Where `init` put the key.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        let key_file = self.settings["identity"]["key_file"].as_str().expect("init names the key file");
+        self.file.with_file_name(key_file)
+    }
+
+    /// Writes what Hyprspace would have in its place: a JSON file that holds the key, has no word about workers, and
+    /// knows no addresses of peers.
+    pub(crate) fn write_hyprspace(&mut self) {
+        let key = fs::read_to_string(self.key_file()).expect("init wrote the key");
+        let peers = self.settings["peers"].as_array().expect("peers is an array").iter().map(|peer| {
+            let routes = peer["routes"].as_array().expect("routes is an array");
+            let routes: Vec<_> = routes.iter().map(|net| json!({ "net": net.as_str() })).collect();
+            json!({ "name": peer["name"].as_str(), "id": peer["id"].as_str(), "routes": routes })
+        });
+        let configuration = json!({
+            "privateKey": key.trim(),
+            "listenAddresses": control_addresses(self.site),
+            "bootstrapPeers": [],
+            "peers": peers.collect::<Vec<_>>(),
+        });
+        self.file.set_extension("json");
+        fs::write(&self.file, configuration.to_string()).expect("the configuration can be written");
+        // It holds a key.
+        fs::set_permissions(&self.file, fs::Permissions::from_mode(0o600)).expect("our own file can be locked");
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

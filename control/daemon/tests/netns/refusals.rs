@@ -152,8 +152,7 @@ fn a_key_that_others_may_read_is_refused() {
     let Some(lab) = Lab::up(2) else { return };
     let setup = right(&lab);
     setup.write();
-    let key_file = setup.settings["identity"]["key_file"].as_str().expect("init names the key file");
-    let key_file = setup.file.with_file_name(key_file);
+    let key_file = setup.key_file();
     std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o644)).unwrap();
     up_refuses(&setup, setup.up_command(), &[key_file.to_str().unwrap(), "600"]);
 }

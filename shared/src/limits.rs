@@ -57,10 +57,17 @@ const _: () = assert!(
     INNER_MTU_DEFAULT as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES + OUTER_HEADER_BYTES_MAX == 1500
 );
 
+/// Largest record a lane sends for a given inner MTU: one whole inner packet with the longest last-frame header.
+///
+/// Records that several packets share are no longer than that, so whatever path carries one full packet carries all.
+pub const fn record_bytes_max(inner_mtu: u16) -> usize {
+    inner_mtu as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES
+}
+
 /// Largest UDP payload a lane sends or receives for a given inner MTU: one whole inner packet in a record, and never
 /// less than a QUIC handshake or an MTU probe on a 1500-byte path needs.
 pub const fn datagram_bytes_max(inner_mtu: u16) -> usize {
-    let record = inner_mtu as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES;
+    let record = record_bytes_max(inner_mtu);
     if record > 1472 { record } else { 1472 }
 }
 
@@ -83,3 +90,33 @@ const _: () = assert!(PLANE_QUEUE_MESSAGES >= 2 * LANES_PER_LINK_MAX);
 
 /// Datagrams that may reach a lane's handshake before its socket is connected and are kept for its worker.
 pub const EARLY_DATAGRAMS_MAX: usize = 64;
+
+/// Provided buffers for reads of one TUN queue. Small enough to stay in L2 together with the rest of the slab; when
+/// they run out the kernel keeps the packets in the TUN's queue until some come back. A power of two, as the kernel's
+/// buffer rings are.
+pub const TUN_READS_IN_FLIGHT: u16 = 64;
+/// Provided buffers for datagrams of all lanes of one worker; the sockets' own buffers hold what does not fit.
+pub const UDP_RECEIVES_IN_FLIGHT: u16 = 128;
+/// Records one worker can have sealed and not yet given to the kernel: what one turn's budget can produce.
+pub const SENDS_IN_FLIGHT: u16 = 192;
+/// TUN writes one worker can have queued; more than that submits early.
+pub const TUN_WRITES_IN_FLIGHT: u16 = 512;
+/// Entries of the packet ring's submission queue; more than that submits early.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// Packets a worker takes from other workers in one turn.
+pub const HAND_OVER_BUDGET: usize = 64;
+/// Packets that may wait from one worker to another.
+pub const HAND_OVER_QUEUE_PACKETS: usize = 256;
+/// Commands a worker takes from control in one turn.
+pub const COMMAND_BUDGET: usize = 16;
+
+const _: () = assert!(TUN_READS_IN_FLIGHT.is_power_of_two() && UDP_RECEIVES_IN_FLIGHT.is_power_of_two());
+// Each TUN read and each packet taken over makes at most one record, so a turn never runs out of send buffers unless
+// the kernel keeps them.
+const _: () = assert!(SENDS_IN_FLIGHT as usize >= TUN_READS_IN_FLIGHT as usize + 2 * HAND_OVER_BUDGET);
+// What one turn can queue besides TUN writes fits the submission queue.
+const _: () = assert!(RING_ENTRIES as usize > SENDS_IN_FLIGHT as usize + TUN_WRITES_IN_FLIGHT as usize);
+
+/// Lanes one worker can own: one of each peer's, or all of a few peers'.
+pub const LANES_PER_WORKER_MAX: usize = 4096;

@@ -4,3 +4,4 @@ pub mod frame;
 pub mod offer;
 pub mod probe;
 pub mod record;
+pub mod secrets;

@@ -1,4 +1,4 @@
-//! What the two ends of a link exchange on the libp2p stream [`LINK_PROTOCOL`], and the secrets that come out of it.
+//! What the two ends of a link exchange on the libp2p stream [`LINK_PROTOCOL`].
 //!
 //! The node with the lower peer id opens the stream and writes its offer; the other answers with its own offer or
 //! with a refusal, and the stream ends. Each message is preceded by its length (16 bits):
@@ -17,14 +17,13 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use aws_lc_rs::hkdf;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::probe::{ProbeKey, ProbeTag};
+pub use super::secrets::LinkSecrets;
 use crate::id::{LaneId, LaneIndex};
-use crate::lane::keys::{Role, Suite};
-use crate::limits::{CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, OFFER_BYTES_MAX, TOKEN_BYTES, WORKERS_MAX};
+use crate::lane::keys::Suite;
+use crate::limits::{CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, OFFER_BYTES_MAX, WORKERS_MAX};
 
 /// Name of the libp2p protocol; the number rises with [`OFFER_VERSION`].
 pub const LINK_PROTOCOL: &str = "/ringlane/link/1";
@@ -42,9 +41,6 @@ const FIXED_BYTES: usize = 2 + 16 + 32 + 4 + 1 + 2 + 3 + 8 + 1;
 const CANDIDATE_BYTES: usize = 1 + 16 + 2;
 const _: () = assert!(FIXED_BYTES + CANDIDATES_MAX * CANDIDATE_BYTES <= OFFER_BYTES_MAX);
 const _: () = assert!(CANDIDATES_MAX <= u8::MAX as usize);
-
-/// Salt of the extraction that turns both offers' secrets into the link's.
-const LINK_SALT: &[u8] = b"ringlane link 1";
 
 /// Why a message is no offer or answer. The sender is at fault, unless we were about to send it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -396,7 +392,7 @@ pub(super) fn unmapped(octets: [u8; 16]) -> IpAddr {
 
 /// One side's 32 random bytes. Wiped when dropped, never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct OfferSecret(Zeroizing<[u8; 32]>);
+pub struct OfferSecret(pub(super) Zeroizing<[u8; 32]>);
 
 impl OfferSecret {
     /// Takes 32 bytes from the system's random number generator.
@@ -408,66 +404,6 @@ impl OfferSecret {
 impl fmt::Debug for OfferSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OfferSecret(..)")
-    }
-}
-
-/// What both ends and nobody else can compute from one exchange of offers: lane tokens and the probe key.
-///
-/// HKDF-SHA256 (RFC 5869) over the client's secret followed by the server's.
-pub struct LinkSecrets {
-    prk: hkdf::Prk,
-}
-
-impl LinkSecrets {
-    /// Derives the secrets of a link. The client is the node with the lower peer id.
-    pub fn derive(client: &Offer, server: &Offer) -> Self {
-        let mut secrets = Zeroizing::new([0; 64]);
-        secrets[..32].copy_from_slice(client.secret.0.as_slice());
-        secrets[32..].copy_from_slice(server.secret.0.as_slice());
-        Self { prk: hkdf::Salt::new(hkdf::HKDF_SHA256, LINK_SALT).extract(secrets.as_slice()) }
-    }
-
-    /// What the client's first datagrams name this lane by: their destination connection id.
-    pub fn lane_token(&self, lane: LaneIndex) -> [u8; TOKEN_BYTES] {
-        self.expand(&[b"lane token", &[lane.get()]])
-    }
-
-    /// The key of all probes of the link, both ways.
-    pub fn probe_key(&self) -> ProbeKey {
-        ProbeKey::new(&*Zeroizing::new(self.expand::<32>(&[b"probe key"])))
-    }
-
-    /// What probes from the end with this role name the link by.
-    pub fn probe_tag(&self, sender: Role) -> ProbeTag {
-        let sender: &[u8] = match sender {
-            Role::Client => b"client",
-            Role::Server => b"server",
-        };
-        ProbeTag(self.expand(&[b"probe tag ", sender]))
-    }
-
-    fn expand<const N: usize>(&self, info: &[&[u8]]) -> [u8; N] {
-        const { assert!(N <= 255 * 32, "HKDF-SHA256 gives no more") };
-        let mut output = [0; N];
-        self.prk
-            .expand(info, OutputBytes(N))
-            .and_then(|okm| okm.fill(&mut output))
-            .expect("the output is within what HKDF-SHA256 gives");
-        output
-    }
-}
-
-impl fmt::Debug for LinkSecrets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LinkSecrets(..)")
-    }
-}
-
-struct OutputBytes(usize);
-
-impl hkdf::KeyType for OutputBytes {
-    fn len(&self) -> usize {
-        self.0
     }
 }
 
@@ -587,21 +523,6 @@ mod tests {
         assert_eq!(lanes, LaneSet(0b111));
         assert_eq!(lanes.intersection(LaneSet(1 << 63 | 0b10)).iter().map(LaneIndex::get).collect::<Vec<_>>(), [1]);
         assert_eq!(LaneSet(u64::MAX).iter().count(), LANES_PER_LINK_MAX);
-    }
-
-    #[test]
-    fn link_secrets_depend_on_both_offers_on_the_roles_and_on_their_use() {
-        let (ours, mut theirs) = (offer(), offer());
-        theirs.secret = OfferSecret::new([3; 32]);
-        let lane = |index| LaneIndex::new(index).unwrap();
-        let link = LinkSecrets::derive(&ours, &theirs);
-        assert_eq!(link.lane_token(lane(0)), LinkSecrets::derive(&ours, &theirs).lane_token(lane(0)));
-        let others = [(&theirs, &ours), (&ours, &ours), (&theirs, &theirs)];
-        for (client, server) in others {
-            assert_ne!(link.lane_token(lane(0)), LinkSecrets::derive(client, server).lane_token(lane(0)));
-        }
-        assert_ne!(link.lane_token(lane(0)), link.lane_token(lane(1)));
-        assert_ne!(link.probe_tag(Role::Client), link.probe_tag(Role::Server));
     }
 
     #[test]

@@ -83,3 +83,7 @@ const _: () = assert!(PLANE_QUEUE_MESSAGES >= 2 * LANES_PER_LINK_MAX);
 
 /// Datagrams that may reach a lane's handshake before its socket is connected and are kept for its worker.
 pub const EARLY_DATAGRAMS_MAX: usize = 64;
+
+/// IPv6 extension headers of an inner packet we walk over to find its ports. Real packets have at most two or three;
+/// one with more still travels, hashed without ports.
+pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;

@@ -60,10 +60,8 @@ pub(crate) struct HandOver {
 impl HandOver {
     /// Makes the queues between workers with these wake-ups, for packets of up to `mtu` bytes; one entry per worker.
     pub(crate) fn between(wakes: &[Arc<Wake>], mtu: u16) -> Vec<Self> {
-        let mut ends: Vec<_> = wakes
-            .iter()
-            .map(|_| Self { ways: Vec::new(), arrivals: Vec::new(), first: 0 })
-            .collect();
+        let mut ends: Vec<_> =
+            wakes.iter().map(|_| Self { ways: Vec::new(), arrivals: Vec::new(), first: 0 }).collect();
         for from in 0..wakes.len() {
             for (to, wake) in wakes.iter().enumerate() {
                 if from == to {

@@ -156,10 +156,7 @@ mod tests {
         let (admitted, dropped) =
             outcome(&framed(&[good.clone(), spoofed, good.clone(), too_big, nonsense, good], None));
         assert_eq!(admitted.len(), 3);
-        assert_eq!(
-            dropped,
-            [DropReason::SourceNotAllowed, DropReason::PacketTooBig, DropReason::PacketMalformed]
-        );
+        assert_eq!(dropped, [DropReason::SourceNotAllowed, DropReason::PacketTooBig, DropReason::PacketMalformed]);
     }
 
     #[test]

@@ -119,8 +119,18 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
             };
             let _ = started.send((worker, Ok(())));
             let reports = events.clone();
-            let worker =
-                Worker { id, mtu, hash_seed, ring, wake, commands, events, hand_over, counters, state: State::default() };
+            let worker = Worker {
+                id,
+                mtu,
+                hash_seed,
+                ring,
+                wake,
+                commands,
+                events,
+                hand_over,
+                counters,
+                state: State::default(),
+            };
             run_to_end(worker, &reports);
         });
         dataplane.threads.push(thread.map_err(system(worker))?);

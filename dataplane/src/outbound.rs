@@ -130,16 +130,13 @@ mod tests {
         assert_eq!((routed.peer, routed.bytes, routed.checksum), (PeerIndex(3), bytes, None));
         packet[16] = 11;
         assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &packet), Err(DropReason::NoRoute));
-        assert_eq!(
-            route(&snapshot(), 1, VnetHeader::default(), &packet[..19]),
-            Err(DropReason::OutboundMalformed)
-        );
+        assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &packet[..19]), Err(DropReason::OutboundMalformed));
     }
 
     #[test]
     fn a_partial_checksum_is_passed_on_and_never_reaches_outside_the_packet() {
         let partial = |start, offset| VnetHeader { partial_checksum: Some((start, offset)), segmentation: 0 };
-        let mut packet = udp_v4(400);
+        let packet = udp_v4(400);
         let routed = route(&snapshot(), 1, partial(20, 6), &packet).unwrap();
         assert_eq!(routed.checksum, Some(PartialChecksum { start: 20, offset: 6 }));
         for (start, offset) in [(427, 6), (20, 407), (u16::MAX, 300), (20, u16::MAX), (20, 300)] {

@@ -58,7 +58,7 @@ mod tests {
         let wake = Wake::new().unwrap();
         let pending = || {
             let mut polled = [rustix::event::PollFd::new(wake.eventfd(), rustix::event::PollFlags::IN)];
-            rustix::event::poll(&mut polled, Some(&rustix::time::Timespec::default())).unwrap() == 1
+            rustix::event::poll(&mut polled, Some(&rustix::event::Timespec::default())).unwrap() == 1
         };
         wake.wake();
         assert!(!pending(), "nobody slept");

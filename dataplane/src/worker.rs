@@ -173,7 +173,13 @@ impl Worker {
                 if let Some(peer) = writes {
                     for Admitted { range, header } in self.state.admitted.drain(..) {
                         if self.ring.tun_write(&buffer, range, header, peer).is_err() {
-                            count_drop(&self.state.snapshot, &self.counters, self.id, Some(peer), DropReason::TunWriteFailed);
+                            count_drop(
+                                &self.state.snapshot,
+                                &self.counters,
+                                self.id,
+                                Some(peer),
+                                DropReason::TunWriteFailed,
+                            );
                         }
                     }
                 }
@@ -181,9 +187,15 @@ impl Worker {
             }
             Completion::ReceiveEnded { socket, error } => {
                 match error.as_ref().and_then(io::Error::raw_os_error) {
+                    None => {}
                     Some(libc::ENOBUFS) => self.counters.udp_buffer_shortages.add(1),
+                    // A mistake of ours; trying again would turn in circles.
+                    Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP) => {
+                        let end = LaneEnd::Failed(error.map(|error| error.to_string()).unwrap_or_default());
+                        return self.remove_lane(socket, end);
+                    }
                     // A past ICMP error, told by the next receive: none of them ends a lane, silence does.
-                    None | Some(_) => {}
+                    Some(_) => {}
                 }
                 self.ring.arm_receive(socket)?;
             }
@@ -378,12 +390,8 @@ impl Worker {
 
     fn add_lane(&mut self, lane: LaneHandOver, now: Instant) -> io::Result<()> {
         let LaneHandOver { serial, peer, index, local, remote, early, .. } = lane;
-        let refuse = |reason: &str| PlaneEvent::LaneEnded {
-            serial,
-            peer,
-            index,
-            end: LaneEnd::Failed(reason.to_owned()),
-        };
+        let refuse =
+            |reason: &str| PlaneEvent::LaneEnded { serial, peer, index, end: LaneEnd::Failed(reason.to_owned()) };
         if self.state.lanes.len() >= LANES_PER_WORKER_MAX {
             self.state.untold.push(refuse("the worker owns as many lanes as it can"));
             return Ok(());
@@ -556,12 +564,7 @@ fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, wo
 }
 
 /// Gives a datagram that is not a lane's back to control; when control is that busy, the sender will try again.
-fn hand_back(
-    events: &PlaneSender<PlaneEvent>,
-    lane: &Lane,
-    from: Option<std::net::SocketAddr>,
-    datagram: &[u8],
-) {
+fn hand_back(events: &PlaneSender<PlaneEvent>, lane: &Lane, from: Option<std::net::SocketAddr>, datagram: &[u8]) {
     let from = from.unwrap_or(lane.remote);
     let _ = events.try_send(PlaneEvent::Stray(Stray { local: lane.local, from, datagram: datagram.into() }));
 }

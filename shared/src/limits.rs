@@ -91,6 +91,10 @@ const _: () = assert!(PLANE_QUEUE_MESSAGES >= 2 * LANES_PER_LINK_MAX);
 /// Datagrams that may reach a lane's handshake before its socket is connected and are kept for its worker.
 pub const EARLY_DATAGRAMS_MAX: usize = 64;
 
+/// IPv6 extension headers of an inner packet we walk over to find its ports. Real packets have at most two or three;
+/// one with more still travels, hashed without ports.
+pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;
+
 /// Provided buffers for reads of one TUN queue. Small enough to stay in L2 together with the rest of the slab; when
 /// they run out the kernel keeps the packets in the TUN's queue until some come back. A power of two, as the kernel's
 /// buffer rings are.

@@ -182,7 +182,9 @@ impl ProvidedBuffers {
         let address = slab.address(self.range(id), self.bytes_each);
         let position = usize::from(self.tail & (self.count - 1));
         // SAFETY: `entries` points at `count` entries within the slab and `position` is below `count`.
-        let entry = unsafe { self.entries.add(position).as_mut() };
+        let mut entry = unsafe { self.entries.add(position) };
+        // SAFETY: an entry is plain integers in mapped memory, which the kernel only reads, and only below the tail.
+        let entry = unsafe { entry.as_mut() };
         entry.set_addr(address.as_ptr() as u64);
         entry.set_len(self.bytes_each as u32);
         entry.set_bid(id);
@@ -626,8 +628,7 @@ impl PacketRing {
         match operation {
             operation if operation == Operation::TunRead as u8 => {
                 if let (None, Some(id)) = (&error, cqueue::buffer_select(flags)) {
-                    self.completions
-                        .push_back(Completion::TunRead { buffer: TunBuffer(id), bytes: result as usize });
+                    self.completions.push_back(Completion::TunRead { buffer: TunBuffer(id), bytes: result as usize });
                 }
                 if !cqueue::more(flags) {
                     self.tun_reading = false;

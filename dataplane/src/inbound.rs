@@ -111,14 +111,17 @@ mod tests {
     use std::sync::Arc;
 
     use ringlane_shared::id::PeerId;
+    use ringlane_shared::route::RouteTable;
     use ringlane_shared::wire::frame::{PacketFrameHeader, PartialChecksum};
 
     use super::*;
 
     fn peer() -> PeerEntry {
+        let mut sources = RouteTable::default();
+        sources.insert("10.20.0.0/16".parse().unwrap(), ());
         PeerEntry {
             id: PeerId::random(),
-            sources: vec!["10.20.0.0/16".parse().unwrap()],
+            sources: Arc::new(sources),
             workers_with_lane: 1,
             counters: Arc::new([]),
         }

@@ -100,6 +100,8 @@ impl RecordFill {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use ringlane_shared::id::Generation;
     use ringlane_shared::route::RouteTable;
     use ringlane_shared::wire::frame::Frames;
@@ -110,7 +112,7 @@ mod tests {
         let mut routes = RouteTable::default();
         routes.insert("10.20.0.0/16".parse().unwrap(), PeerIndex(3));
         routes.insert("fd00:20::/64".parse().unwrap(), PeerIndex(4));
-        Snapshot { generation: Generation(1), routes, peers: Vec::new() }
+        Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: Vec::new() }
     }
 
     fn udp_v4(payload_bytes: usize) -> Vec<u8> {

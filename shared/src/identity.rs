@@ -8,6 +8,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::id::PeerId;
+use crate::limits::{ADDRESS_TEXT_BYTES_MAX, KEY_FILE_BYTES_MAX};
 
 /// A node's built-in IPv4 address, installed as /32: 100.64.1.2 with the peer id's bytes mixed into the last two
 /// octets.
@@ -56,6 +57,9 @@ pub fn decode_private_key(text: &str) -> Result<Keypair, KeyError> {
     if text.is_empty() {
         return Err(KeyError::Empty);
     }
+    if text.len() > KEY_FILE_BYTES_MAX {
+        return Err(KeyError::Malformed);
+    }
     let (_, protobuf) = multibase::decode(text).map_err(|_| KeyError::NotMultibase)?;
     decode_protobuf(&Zeroizing::new(protobuf))
 }
@@ -86,6 +90,9 @@ fn without_redundant_half(protobuf: &[u8]) -> Zeroizing<Vec<u8>> {
 
 /// Reads a peer id: base58 (`12D3KooW...`, `Qm...`) or the text of a CID with codec libp2p-key (`k51...`, `bafz...`).
 pub fn parse_peer_id(text: &str) -> Result<PeerId, PeerIdError> {
+    if text.len() > ADDRESS_TEXT_BYTES_MAX {
+        return Err(PeerIdError::NotPeerId);
+    }
     let peer = if text.starts_with('1') || text.starts_with("Qm") {
         text.parse().map_err(|_| PeerIdError::NotPeerId)?
     } else {
@@ -170,7 +177,8 @@ mod tests {
 
     const KEY_A: &str =
         "z23jhTbcjBgHmxFeeC11RXxeXb32Ce9eMvMy75ke2TrCsXpNrNvVsH98qSumzxPBbF7TqyBsd7macsAYfnVQzUApd51ZgC";
-    const KEY_B: &str = "z23jhTbwi6M5cGWn1GeC7eXV2TbJpFhgmtVpsUjKshKKrSCy2seByS6da3epoBtEsMc8HA5oToay8RVG2w9nACHdt5WUge";
+    const KEY_B: &str =
+        "z23jhTbwi6M5cGWn1GeC7eXV2TbJpFhgmtVpsUjKshKKrSCy2seByS6da3epoBtEsMc8HA5oToay8RVG2w9nACHdt5WUge";
     const ID_A: &str = "12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN";
     const ID_B: &str = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46";
     const ID_RSA: &str = "QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb";

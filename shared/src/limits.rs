@@ -27,6 +27,9 @@ pub const CONFIG_PROBLEMS_MAX: usize = 64;
 /// Bytes of a peer's name in the configuration.
 pub const PEER_NAME_BYTES_MAX: usize = 255;
 
+/// Bytes of a peer id or multiaddress as text: base 58 is decoded in quadratic time, so its input must be short.
+pub const ADDRESS_TEXT_BYTES_MAX: usize = 1024;
+
 /// Bytes of an interface name: the kernel's `IFNAMSIZ` less its terminating zero.
 pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
 

@@ -6,6 +6,9 @@
 use std::fs;
 use std::path::Path;
 
+#[path = "../fuzz/src/config.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod config;
 #[path = "../fuzz/src/wire.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod wire;
@@ -36,4 +39,14 @@ fn the_record_corpus_is_handled() {
 #[test]
 fn the_offer_corpus_is_handled() {
     replay("offer", wire::offer);
+}
+
+#[test]
+fn the_toml_corpus_is_handled() {
+    replay("config_toml", config::config_toml);
+}
+
+#[test]
+fn the_json_corpus_is_handled() {
+    replay("config_json", config::config_json);
 }

@@ -21,6 +21,27 @@ pub const ADDRESSES_PER_PEER_MAX: usize = 32;
 /// Bytes of a configuration file we are willing to read.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
 
+/// Problems of one configuration that are reported one by one; the rest is counted.
+pub const CONFIG_PROBLEMS_MAX: usize = 64;
+
+/// Bytes of a peer's name in the configuration.
+pub const PEER_NAME_BYTES_MAX: usize = 255;
+
+/// Bytes of a peer id or multiaddress as text: base 58 is decoded in quadratic time, so its input must be short.
+pub const ADDRESS_TEXT_BYTES_MAX: usize = 1024;
+
+/// Bytes of an interface name: the kernel's `IFNAMSIZ` less its terminating zero.
+pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
+
+/// Bytes of a key file we are willing to read: an Ed25519 key takes 136 in base16, the longest usual encoding.
+pub const KEY_FILE_BYTES_MAX: usize = 4096;
+
+/// Addresses the peer cache keeps of one peer; the one not seen for the longest time goes first.
+pub const PEER_CACHE_ADDRESSES_MAX: usize = 16;
+
+/// Bytes of a peer cache file we are willing to read: every entry at 256 bytes, twice what an address needs.
+pub const PEER_CACHE_BYTES_MAX: usize = PEERS_MAX * PEER_CACHE_ADDRESSES_MAX * 256;
+
 /// Greatest value of a 24-bit lane id.
 pub const LANE_ID_MAX: u32 = (1 << 24) - 1;
 

@@ -1,5 +1,5 @@
 //! What must hold for all inputs, each against a twin too simple to be wrong. A failure prints its smallest input and
-//! the seed that repeats it.
+//! the seed that repeats it, which also goes to `properties.proptest-regressions`.
 #![allow(clippy::unwrap_used, reason = "the inputs are this file's own")]
 
 use std::collections::HashSet;

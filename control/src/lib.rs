@@ -1,1 +1,3 @@
-//! x
+//! Ringlane's control thread.
+
+pub mod lanes;

@@ -53,6 +53,7 @@ pub struct ValidPair {
 #[derive(Debug)]
 pub struct Prober {
     ends_at: Instant,
+    over: bool,
     checks: Vec<Check>,
     winner: Option<ValidPair>,
 }
@@ -72,12 +73,14 @@ impl Prober {
     pub fn new(pairs: &[Pair], now: Instant, mut draw: impl FnMut() -> Transaction) -> Self {
         let checks = pairs.iter().take(PROBE_PAIRS_MAX).zip(0..);
         let checks = checks.map(|(&pair, place)| Check::new(pair, draw(), now + STAGGER * place)).collect();
-        Self { ends_at: now + PROBING_PERIOD, checks, winner: None }
+        Self { ends_at: now + PROBING_PERIOD, over: false, checks, winner: None }
     }
 
     /// The next request that is due. Call until there is none.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<ProbeRequest> {
         if self.is_over(now) {
+            self.checks.iter_mut().for_each(|check| check.due = None);
+            self.over = true;
             return None;
         }
         let check = self.checks.iter_mut().find(|check| check.due.is_some_and(|due| due <= now))?;
@@ -87,9 +90,10 @@ impl Prober {
         Some(ProbeRequest { pair: check.pair, transaction: check.transaction })
     }
 
-    /// When something is due next: a request, or giving up.
-    pub fn poll_timeout(&self) -> Instant {
-        self.checks.iter().filter_map(|check| check.due).fold(self.ends_at, Instant::min)
+    /// When to call [`Self::poll_transmit`] next, if ever again.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let next = self.checks.iter().filter_map(|check| check.due).fold(self.ends_at, Instant::min);
+        (!self.over).then_some(next)
     }
 
     /// Takes in an authentic reply that arrived on `pair`. One that does not belong to a request on this very pair
@@ -226,7 +230,7 @@ mod tests {
                 return (ends.map(|end| end.winner().map(|valid| valid.pair)), now - start, network.sent);
             }
             let arrival = network.in_flight.keys().next().map(|(at, _)| *at);
-            let timeouts = ends.iter().filter(|end| !end.is_over(now)).map(Prober::poll_timeout);
+            let timeouts = ends.iter().filter_map(Prober::poll_timeout);
             now = timeouts.chain(arrival).min().unwrap().max(now);
         }
     }
@@ -249,6 +253,17 @@ mod tests {
         let (winners, took, sent) = run(1, 0, &[pair(1, 2), pair(3, 2)], |_, _| false);
         assert_eq!((winners, took), ([None, None], PROBING_PERIOD));
         assert_eq!(sent, 2 * 2 * u64::from(ATTEMPTS_MAX));
+    }
+
+    #[test]
+    fn a_prober_that_has_given_up_wants_nothing_more() {
+        let start = Instant::now();
+        let mut prober = Prober::new(&[pair(1, 2)], start, numbers());
+        let end = start + PROBING_PERIOD;
+        assert!(prober.poll_timeout().is_some_and(|due| due <= end));
+        assert_eq!(prober.poll_transmit(end), None);
+        prober.handle_request(pair(1, 9), Transaction(9), end);
+        assert_eq!((prober.poll_transmit(end), prober.poll_timeout()), (None, None));
     }
 
     #[test]

@@ -145,3 +145,23 @@ const _: () = assert!(RING_ENTRIES as usize > SENDS_IN_FLIGHT as usize + TUN_WRI
 
 /// Lanes one worker can own: one of each peer's, or all of a few peers'.
 pub const LANES_PER_WORKER_MAX: usize = 4096;
+
+/// Pairs of an own and a peer's address that one lane probes; each costs at most eight datagrams.
+pub const PROBE_PAIRS_MAX: usize = 64;
+
+/// Lanes that may be in the making at one time, of all links together.
+pub const LANE_SETUPS_MAX: usize = 1024;
+const _: () = assert!(LANE_SETUPS_MAX >= LANES_PER_LINK_MAX);
+
+/// QUIC handshakes under way at one time; each takes about 25 KiB and a socket. Lanes beyond it wait.
+pub const LANE_HANDSHAKES_MAX: usize = 256;
+
+/// Receive buffer asked for each listener: 256 clients that dial at once send 4 datagrams each, and one datagram counts
+/// for several KiB in the kernel.
+pub const LISTENER_BUFFER_BYTES: usize = 4 << 20;
+
+/// Send and receive buffer asked for each lane's socket: 20 ms at 1.6 Gbit/s.
+pub const LANE_BUFFER_BYTES: usize = 4 << 20;
+
+/// 4-tuples of handed-over lanes that control remembers, to tell their late datagrams from strangers'.
+pub const HANDED_OVER_MAX: usize = 1024;

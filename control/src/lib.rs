@@ -1,1 +1,3 @@
-//! x
+//! Ringlane's control thread: finds, authenticates and connects peers.
+
+pub mod swarm;

@@ -165,3 +165,32 @@ pub const LANE_BUFFER_BYTES: usize = 4 << 20;
 
 /// 4-tuples of handed-over lanes that control remembers, to tell their late datagrams from strangers'.
 pub const HANDED_OVER_MAX: usize = 1024;
+
+/// Length prefix of a message on the link stream: big-endian.
+pub const LINK_EXCHANGE_LENGTH_BYTES: usize = 2;
+const _: () = assert!(OFFER_BYTES_MAX <= u16::MAX as usize);
+
+/// Addresses remembered per peer, whatever their source: every configured one, and as many found ones.
+pub const KNOWN_ADDRESSES_PER_PEER_MAX: usize = 2 * ADDRESSES_PER_PEER_MAX;
+/// Addresses tried at once in one dial; the next dial tries those that waited longest.
+pub const DIALED_ADDRESSES_MAX: usize = 16;
+/// Dials to one peer that may be under way together, so that a dial into a black hole does not delay the next.
+pub const DIALS_PER_PEER_MAX: u8 = 2;
+
+/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side.
+pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 3;
+/// libp2p connections one peer may have with us at any moment. One more than are kept: there is always room for the
+/// new connection of a peer that restarted while its old ones are dying.
+pub const CONNECTIONS_PER_PEER_MAX: usize = KEPT_CONNECTIONS_PER_PEER_MAX + 1;
+/// Inbound libp2p handshakes under way at once; each costs a few kilobytes and ends within ten seconds.
+pub const PENDING_INBOUND_CONNECTIONS_MAX: usize = 256;
+
+/// Inbound streams of one peer on the link protocol that are open at once.
+pub const LINK_STREAMS_PER_PEER_MAX: usize = 8;
+/// Link exchanges we have under way with one peer at once.
+pub const EXCHANGES_PER_PEER_MAX: usize = 8;
+/// Inbound streams waiting in the swarm for the control loop, all peers and protocols together.
+pub const STREAM_EVENTS_MAX: usize = 4096;
+
+/// Strangers whose refusal we remember having logged.
+pub const REFUSALS_REMEMBERED_MAX: usize = 256;

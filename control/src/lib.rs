@@ -1,1 +1,4 @@
-//! x
+//! Ringlane's control thread: finds, authenticates and connects peers, sets up lanes, owns the kernel's configuration.
+
+pub mod admin;
+pub mod netlink;

@@ -142,8 +142,11 @@ mod tests {
     fn each_kind_of_answer_is_told_apart() {
         let read = |line: &str| read_response::<u8>(Path::new("/run/ringlane/ring0.sock"), line.as_bytes());
         assert_eq!(read(r#"{"version":1,"result":7}"#).unwrap(), 7);
-        assert!(matches!(read(r#"{"version":1,"error":"no"}"#), Err(ClientError::Refused { message, .. }) if message == "no"));
-        for malformed in ["", "{}", r#"{"version":2,"result":7}"#, r#"{"version":1}"#, r#"{"version":1,"result":"x"}"#] {
+        assert!(
+            matches!(read(r#"{"version":1,"error":"no"}"#), Err(ClientError::Refused { message, .. }) if message == "no")
+        );
+        for malformed in ["", "{}", r#"{"version":2,"result":7}"#, r#"{"version":1}"#, r#"{"version":1,"result":"x"}"#]
+        {
             assert!(matches!(read(malformed), Err(ClientError::Malformed { .. })), "{malformed}");
         }
     }

@@ -10,9 +10,8 @@ pub fn forwarding_warnings(interface: &str) -> Vec<String> {
 }
 
 fn warnings(sysctl: &Path, interface: &str) -> Vec<String> {
-    let value = |setting: &str| -> Option<u8> {
-        std::fs::read_to_string(sysctl.join(setting)).ok()?.trim().parse().ok()
-    };
+    let value =
+        |setting: &str| -> Option<u8> { std::fs::read_to_string(sysctl.join(setting)).ok()?.trim().parse().ok() };
     let mut warnings = Vec::new();
     for (family, setting, name) in [
         ("IPv4", "ipv4/ip_forward", "net.ipv4.ip_forward"),

@@ -10,9 +10,7 @@ use libc::{EAFNOSUPPORT, ENOENT, EOPNOTSUPP};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
 
 use super::{Netlink, NetlinkError, family};
 
@@ -65,9 +63,10 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for protocol in CONNECTED_PROTOCOLS {
                 for message in self.route_messages(family, protocol).await? {
-                    connected.extend(connected_interfaces(&message).filter_map(|interface| {
-                        destination(&message).map(|prefix| (prefix, interface))
-                    }));
+                    connected.extend(
+                        connected_interfaces(&message)
+                            .filter_map(|interface| destination(&message).map(|prefix| (prefix, interface))),
+                    );
                 }
             }
         }

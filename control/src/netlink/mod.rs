@@ -27,9 +27,7 @@ use libc::{EACCES, EAFNOSUPPORT, EEXIST, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ESRC
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, LinkUnspec};
 use thiserror::Error;
@@ -200,12 +198,7 @@ impl Netlink {
     ///
     /// `source` is the address the host itself uses towards the prefix: our built-in address of the same family.
     /// Answers whether the route is in place: it is not for an IPv6 prefix on an interface without IPv6.
-    pub async fn add_route(
-        &self,
-        interface: u32,
-        prefix: IpNet,
-        source: Option<IpAddr>,
-    ) -> Result<bool, NetlinkError> {
+    pub async fn add_route(&self, interface: u32, prefix: IpNet, source: Option<IpAddr>) -> Result<bool, NetlinkError> {
         let mut route = route_message(interface, prefix);
         route.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
         let added = self.handle.route().add(route).execute().await;

@@ -194,3 +194,16 @@ pub const STREAM_EVENTS_MAX: usize = 4096;
 
 /// Strangers whose refusal we remember having logged.
 pub const REFUSALS_REMEMBERED_MAX: usize = 256;
+
+/// Netlink notifications taken as one change before the control loop gets another turn.
+pub const NETLINK_CHANGES_PER_WAKE_MAX: usize = 256;
+
+/// Admin clients served at once; more wait in the socket's backlog.
+pub const ADMIN_CLIENTS_MAX: usize = 16;
+/// Bytes of one admin request line.
+pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one admin response line.
+pub const ADMIN_RESPONSE_BYTES_MAX: usize = 32 << 20;
+/// A status names every lane, a route list every route; 200 bytes are a generous line for one of either.
+const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX >= 200 * PEERS_MAX * LANES_PER_LINK_MAX);
+const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX >= 200 * (ROUTES_MAX + 2 * PEERS_MAX));

@@ -1,1 +1,21 @@
-//! x
+//! Ringlane's control thread: finds, authenticates and connects peers, sets up lanes, owns the kernel's configuration.
+//!
+//! | Module | What it is |
+//! |---|---|
+//! | [`runtime`] | the thread's one select loop: [`runtime::run`] is the way in |
+//! | [`coordinator`] | what control decides, pure: events in, intents out |
+//! | [`swarm`] | libp2p: who is connected, and offers there and back |
+//! | [`lanes`] | listeners, probes and handshakes that make lanes |
+//! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
+//! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
+//! | [`store`] | the identity key and the peer cache on disk |
+
+mod addresses;
+pub mod admin;
+pub mod coordinator;
+pub mod lanes;
+pub mod netlink;
+mod report;
+pub mod runtime;
+pub mod store;
+pub mod swarm;

@@ -1,1 +1,184 @@
-//! x
+//! Ringlane's workers: one pinned thread per core, each with a TUN queue, a packet ring and lanes of its own.
+//!
+//! [`spawn`] is the only way in. From then on control and the workers speak through [`ringlane_shared::plane`] only.
+//! Start reading at `worker.rs`, then `outbound.rs` and `inbound.rs`.
+
+mod hand_over;
+mod inbound;
+pub mod io;
+mod lane;
+mod outbound;
+mod sleep;
+mod sys;
+mod wake;
+mod worker;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use ringlane_shared::id::WorkerId;
+use ringlane_shared::limits::{WORKERS_MAX, datagram_bytes_max};
+use ringlane_shared::plane::queue::plane_queue;
+use ringlane_shared::plane::{PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+pub use crate::io::tun::{Tun, TunError};
+
+use crate::hand_over::HandOver;
+use crate::sys::ring::PacketRing;
+use crate::wake::Wake;
+use crate::worker::{State, Worker};
+
+/// Why the workers could not be started: the system is at fault.
+#[derive(Debug, Error)]
+pub enum SpawnError {
+    /// More workers than [`WORKERS_MAX`].
+    #[error("{0} workers are more than the {WORKERS_MAX} there can be")]
+    TooMany(usize),
+    /// The kernel refused what a worker needs.
+    #[error(
+        "worker {worker} cannot start: {error} (io_uring with provided buffers needs Linux 6.7 and must not be \
+         switched off: see `sysctl kernel.io_uring_disabled`, and `ulimit -l` for locked memory)"
+    )]
+    Kernel {
+        /// Which worker.
+        worker: u8,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Dataplane {
+    /// Orders to the workers, one queue each, at the position of their [`WorkerId`].
+    pub commands: Vec<PlaneSender<PlaneCommand>>,
+    /// What each of them did, at the same positions.
+    pub counters: Vec<Arc<WorkerCounters>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Dataplane {
+    /// Waits until all workers have ended: after [`PlaneCommand::Stop`], or a failure that they have reported.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A worker's panic was caught and reported by the worker itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts one worker per queue of `tun`, each pinned to a core of its own as far as there are enough, for inner
+/// packets of up to `mtu` bytes. `hash_seed` is random and the same for all: it decides which flow takes which lane.
+///
+/// Returns when all of them run; if one cannot, none does.
+pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent>) -> Result<Dataplane, SpawnError> {
+    let count = tun.queues.len();
+    if count > WORKERS_MAX {
+        return Err(SpawnError::TooMany(count));
+    }
+    let system = |worker: usize| move |error| SpawnError::Kernel { worker: worker as u8, error };
+    let wakes: Vec<_> =
+        (0..count).map(|worker| Wake::new().map(Arc::new).map_err(system(worker))).collect::<Result<_, _>>()?;
+    let hand_overs = HandOver::between(&wakes, mtu);
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+
+    let mut dataplane = Dataplane { commands: Vec::new(), counters: Vec::new(), threads: Vec::new() };
+    let (started, starts) = mpsc::channel();
+    for (worker, ((queue, wake), hand_over)) in tun.queues.into_iter().zip(wakes).zip(hand_overs).enumerate() {
+        let waker = Arc::clone(&wake);
+        let (sender, commands) = plane_queue(move || waker.wake());
+        let counters = Arc::new(WorkerCounters::default());
+        dataplane.commands.push(sender);
+        dataplane.counters.push(Arc::clone(&counters));
+        let (events, started) = (events.clone(), started.clone());
+        let core = (!cores.is_empty()).then(|| cores[worker % cores.len()]);
+        let id = WorkerId(worker as u8);
+        let thread = std::thread::Builder::new().name(format!("ringlane-w{worker}")).spawn(move || {
+            if let Some(core) = core
+                && !core_affinity::set_for_current(core)
+            {
+                warn!(worker, core = core.id, "cannot pin the worker to its core");
+            }
+            // The ring belongs to the thread that makes it.
+            let ring = match PacketRing::new(queue, wake.eventfd(), mtu, datagram_bytes_max(mtu)) {
+                Ok(ring) => ring,
+                Err(error) => {
+                    let _ = started.send((worker, Err(error)));
+                    return;
+                }
+            };
+            let _ = started.send((worker, Ok(())));
+            let reports = events.clone();
+            let worker = Worker {
+                id,
+                mtu,
+                hash_seed,
+                ring,
+                wake,
+                commands,
+                events,
+                hand_over,
+                counters,
+                state: State::default(),
+            };
+            run_to_end(worker, &reports);
+        });
+        dataplane.threads.push(thread.map_err(system(worker))?);
+    }
+    drop(started);
+    let mut failure = None;
+    for (worker, start) in starts {
+        if let Err(error) = start {
+            failure = Some(SpawnError::Kernel { worker: worker as u8, error });
+        }
+    }
+    match failure {
+        None => Ok(dataplane),
+        Some(error) => {
+            for commands in &dataplane.commands {
+                // A worker that has not started has no use for it.
+                let _ = commands.try_send(PlaneCommand::Stop);
+            }
+            dataplane.join();
+            Err(error)
+        }
+    }
+}
+
+/// Runs a worker and reports how it ended, panics included.
+fn run_to_end(worker: Worker, reports: &PlaneSender<PlaneEvent>) {
+    let id = worker.id;
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        let mut runtime =
+            monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().with_entries(256).enable_timer().build()?;
+        runtime.block_on(worker.run())
+    }));
+    let message = match ended {
+        Ok(Ok(())) => {
+            debug!(worker = id.0, "stopped");
+            // Nobody is left to read it if the queue is full or gone.
+            let _ = reports.try_send(PlaneEvent::Stopped { worker: id });
+            return;
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_owned())
+        }
+    };
+    if reports.try_send(PlaneEvent::Failed { worker: id, message: message.clone() }).is_err() {
+        // Control does not read its queue any more, and a node with a dead worker must not go on.
+        tracing::error!(worker = id.0, message, "a worker failed and control does not listen");
+        std::process::exit(1);
+    }
+}

@@ -21,6 +21,27 @@ pub const ADDRESSES_PER_PEER_MAX: usize = 32;
 /// Bytes of a configuration file we are willing to read.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
 
+/// Problems of one configuration that are reported one by one; the rest is counted.
+pub const CONFIG_PROBLEMS_MAX: usize = 64;
+
+/// Bytes of a peer's name in the configuration.
+pub const PEER_NAME_BYTES_MAX: usize = 255;
+
+/// Bytes of a peer id or multiaddress as text: base 58 is decoded in quadratic time, so its input must be short.
+pub const ADDRESS_TEXT_BYTES_MAX: usize = 1024;
+
+/// Bytes of an interface name: the kernel's `IFNAMSIZ` less its terminating zero.
+pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
+
+/// Bytes of a key file we are willing to read: an Ed25519 key takes 136 in base16, the longest usual encoding.
+pub const KEY_FILE_BYTES_MAX: usize = 4096;
+
+/// Addresses the peer cache keeps of one peer; the one not seen for the longest time goes first.
+pub const PEER_CACHE_ADDRESSES_MAX: usize = 16;
+
+/// Bytes of a peer cache file we are willing to read: every entry at 256 bytes, twice what an address needs.
+pub const PEER_CACHE_BYTES_MAX: usize = PEERS_MAX * PEER_CACHE_ADDRESSES_MAX * 256;
+
 /// Greatest value of a 24-bit lane id.
 pub const LANE_ID_MAX: u32 = (1 << 24) - 1;
 
@@ -57,10 +78,17 @@ const _: () = assert!(
     INNER_MTU_DEFAULT as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES + OUTER_HEADER_BYTES_MAX == 1500
 );
 
+/// Largest record a lane sends for a given inner MTU: one whole inner packet with the longest last-frame header.
+///
+/// Records that several packets share are no longer than that, so whatever path carries one full packet carries all.
+pub const fn record_bytes_max(inner_mtu: u16) -> usize {
+    inner_mtu as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES
+}
+
 /// Largest UDP payload a lane sends or receives for a given inner MTU: one whole inner packet in a record, and never
 /// less than a QUIC handshake or an MTU probe on a 1500-byte path needs.
 pub const fn datagram_bytes_max(inner_mtu: u16) -> usize {
-    let record = inner_mtu as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES;
+    let record = record_bytes_max(inner_mtu);
     if record > 1472 { record } else { 1472 }
 }
 
@@ -83,3 +111,99 @@ const _: () = assert!(PLANE_QUEUE_MESSAGES >= 2 * LANES_PER_LINK_MAX);
 
 /// Datagrams that may reach a lane's handshake before its socket is connected and are kept for its worker.
 pub const EARLY_DATAGRAMS_MAX: usize = 64;
+
+/// IPv6 extension headers of an inner packet we walk over to find its ports. Real packets have at most two or three;
+/// one with more still travels, hashed without ports.
+pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;
+
+/// Provided buffers for reads of one TUN queue. Small enough to stay in L2 together with the rest of the slab; when
+/// they run out the kernel keeps the packets in the TUN's queue until some come back. A power of two, as the kernel's
+/// buffer rings are.
+pub const TUN_READS_IN_FLIGHT: u16 = 64;
+/// Provided buffers for datagrams of all lanes of one worker; the sockets' own buffers hold what does not fit.
+pub const UDP_RECEIVES_IN_FLIGHT: u16 = 128;
+/// Records one worker can have sealed and not yet given to the kernel: what one turn's budget can produce.
+pub const SENDS_IN_FLIGHT: u16 = 192;
+/// TUN writes one worker can have queued; more than that submits early.
+pub const TUN_WRITES_IN_FLIGHT: u16 = 512;
+/// Entries of the packet ring's submission queue; more than that submits early.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// Packets a worker takes from other workers in one turn.
+pub const HAND_OVER_BUDGET: usize = 64;
+/// Packets that may wait from one worker to another.
+pub const HAND_OVER_QUEUE_PACKETS: usize = 256;
+/// Commands a worker takes from control in one turn.
+pub const COMMAND_BUDGET: usize = 16;
+
+const _: () = assert!(TUN_READS_IN_FLIGHT.is_power_of_two() && UDP_RECEIVES_IN_FLIGHT.is_power_of_two());
+// Each TUN read and each packet taken over makes at most one record, so a turn never runs out of send buffers unless
+// the kernel keeps them.
+const _: () = assert!(SENDS_IN_FLIGHT as usize >= TUN_READS_IN_FLIGHT as usize + 2 * HAND_OVER_BUDGET);
+// What one turn can queue besides TUN writes fits the submission queue.
+const _: () = assert!(RING_ENTRIES as usize > SENDS_IN_FLIGHT as usize + TUN_WRITES_IN_FLIGHT as usize);
+
+/// Lanes one worker can own: one of each peer's, or all of a few peers'.
+pub const LANES_PER_WORKER_MAX: usize = 4096;
+
+/// Pairs of an own and a peer's address that one lane probes; each costs at most eight datagrams.
+pub const PROBE_PAIRS_MAX: usize = 64;
+
+/// Lanes that may be in the making at one time, of all links together.
+pub const LANE_SETUPS_MAX: usize = 1024;
+const _: () = assert!(LANE_SETUPS_MAX >= LANES_PER_LINK_MAX);
+
+/// QUIC handshakes under way at one time; each takes about 25 KiB and a socket. Lanes beyond it wait.
+pub const LANE_HANDSHAKES_MAX: usize = 256;
+
+/// Receive buffer asked for each listener: 256 clients that dial at once send 4 datagrams each, and one datagram counts
+/// for several KiB in the kernel.
+pub const LISTENER_BUFFER_BYTES: usize = 4 << 20;
+
+/// Send and receive buffer asked for each lane's socket: 20 ms at 1.6 Gbit/s.
+pub const LANE_BUFFER_BYTES: usize = 4 << 20;
+
+/// 4-tuples of handed-over lanes that control remembers, to tell their late datagrams from strangers'.
+pub const HANDED_OVER_MAX: usize = 1024;
+
+/// Length prefix of a message on the link stream: big-endian.
+pub const LINK_EXCHANGE_LENGTH_BYTES: usize = 2;
+const _: () = assert!(OFFER_BYTES_MAX <= u16::MAX as usize);
+
+/// Addresses remembered per peer, whatever their source: every configured one, and as many found ones.
+pub const KNOWN_ADDRESSES_PER_PEER_MAX: usize = 2 * ADDRESSES_PER_PEER_MAX;
+/// Addresses tried at once in one dial; the next dial tries those that waited longest.
+pub const DIALED_ADDRESSES_MAX: usize = 16;
+/// Dials to one peer that may be under way together, so that a dial into a black hole does not delay the next.
+pub const DIALS_PER_PEER_MAX: u8 = 2;
+
+/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side.
+pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 3;
+/// libp2p connections one peer may have with us at any moment. One more than are kept: there is always room for the
+/// new connection of a peer that restarted while its old ones are dying.
+pub const CONNECTIONS_PER_PEER_MAX: usize = KEPT_CONNECTIONS_PER_PEER_MAX + 1;
+/// Inbound libp2p handshakes under way at once; each costs a few kilobytes and ends within ten seconds.
+pub const PENDING_INBOUND_CONNECTIONS_MAX: usize = 256;
+
+/// Inbound streams of one peer on the link protocol that are open at once.
+pub const LINK_STREAMS_PER_PEER_MAX: usize = 8;
+/// Link exchanges we have under way with one peer at once.
+pub const EXCHANGES_PER_PEER_MAX: usize = 8;
+/// Inbound streams waiting in the swarm for the control loop, all peers and protocols together.
+pub const STREAM_EVENTS_MAX: usize = 4096;
+
+/// Strangers whose refusal we remember having logged.
+pub const REFUSALS_REMEMBERED_MAX: usize = 256;
+
+/// Netlink notifications taken as one change before the control loop gets another turn.
+pub const NETLINK_CHANGES_PER_WAKE_MAX: usize = 256;
+
+/// Admin clients served at once; more wait in the socket's backlog.
+pub const ADMIN_CLIENTS_MAX: usize = 16;
+/// Bytes of one admin request line.
+pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one admin response line.
+pub const ADMIN_RESPONSE_BYTES_MAX: usize = 32 << 20;
+/// A status names every lane, a route list every route; 200 bytes are a generous line for one of either.
+const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX >= 200 * PEERS_MAX * LANES_PER_LINK_MAX);
+const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX >= 200 * (ROUTES_MAX + 2 * PEERS_MAX));

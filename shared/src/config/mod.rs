@@ -3,12 +3,36 @@
 //! Two formats are read: Ringlane's TOML and, unchanged, Hyprspace's JSON. What comes out is the same [`Settings`];
 //! everything behind this module works with values and never sees the file.
 
-use std::path::PathBuf;
+mod error;
+mod hyprspace;
+mod toml;
+mod tree;
+mod validate;
+mod value;
+
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use multiaddr::Multiaddr;
 
+use self::error::Report;
+pub use self::error::{ConfigError, Problem};
+pub use self::hyprspace::parse_hyprspace;
+pub use self::toml::parse_toml;
+use self::tree::Place;
 use crate::id::PeerId;
+use crate::limits::CONFIG_BYTES_MAX;
+
+/// Where a network's key and peer cache live unless the configuration says otherwise: in a directory of its name.
+pub const STATE_DIRECTORY: &str = "/var/lib/ringlane";
+
+/// Default listen addresses: any address, the port that Hyprspace's nodes use, so that one can replace the other
+/// behind the same firewall rule.
+pub const DEFAULT_LISTEN: [&str; 4] =
+    ["/ip4/0.0.0.0/udp/8001/quic-v1", "/ip4/0.0.0.0/tcp/8001", "/ip6/::/udp/8001/quic-v1", "/ip6/::/tcp/8001"];
+
+/// Default UDP port of worker 0's lanes: near the control port, with room below it for several nodes on a host.
+pub const DEFAULT_PORT: u16 = 8100;
 
 /// Everything a configuration file says, validated, with defaults filled in.
 #[derive(Clone, Debug)]
@@ -27,6 +51,37 @@ pub struct Settings {
     pub dataplane: DataplaneSettings,
     /// The configured peers, in the file's order; the position is the [`crate::id::PeerIndex`].
     pub peers: Vec<PeerSettings>,
+    /// What the file asks for and this version does not do, one line each; for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a configuration of either format: JSON if the file's name ends in `.json` or the text begins with `{`.
+///
+/// `file` is where the text came from: messages name it, relative paths start at its directory, and its stem is the
+/// network's name.
+pub fn parse(text: &str, file: &Path) -> Result<Settings, ConfigError> {
+    let named_json = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    if named_json || text.trim_start().starts_with('{') { parse_hyprspace(text, file) } else { parse_toml(text, file) }
+}
+
+/// Reads one address to listen on, as in `control.listen`; the error says what is wrong and what to write.
+pub fn parse_listen_address(text: &str) -> Result<Multiaddr, String> {
+    value::listen_address(text).map_err(|flaw| format!("{}; {}", flaw.problem, flaw.remedy))
+}
+
+/// Reads a peer's name; the error says what is wrong and what to write.
+pub fn parse_peer_name(text: &str) -> Result<String, String> {
+    value::peer_name(text).map_err(|flaw| format!("{}; {}", flaw.problem, flaw.remedy))
+}
+
+/// Bounds the work a hostile file can cause.
+fn is_too_long(text: &str, report: &mut Report<'_>) -> bool {
+    if text.len() <= CONFIG_BYTES_MAX {
+        return false;
+    }
+    let problem = format!("the file has {} bytes", text.len());
+    report.refuse(&Place::default(), problem, format!("keep it to {CONFIG_BYTES_MAX}"));
+    true
 }
 
 /// Where our Ed25519 key is.

@@ -30,6 +30,12 @@ impl<T> Clone for PlaneSender<T> {
     }
 }
 
+impl<T> std::fmt::Debug for PlaneSender<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PlaneSender(..)")
+    }
+}
+
 impl<T> PlaneSender<T> {
     /// Queues a message and wakes the receiver. Never blocks.
     pub fn try_send(&self, message: T) -> Result<(), QueueFull<T>> {

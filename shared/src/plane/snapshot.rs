@@ -3,8 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use super::counters::PeerCounters;
 use crate::id::{Generation, PeerId, PeerIndex, WorkerId};
 use crate::route::RouteTable;
@@ -17,7 +15,7 @@ pub struct Snapshot {
     /// Its number.
     pub generation: Generation,
     /// Inner destination to peer.
-    pub routes: RouteTable<PeerIndex>,
+    pub routes: Arc<RouteTable<PeerIndex>>,
     /// One entry per configured peer, at the position of its [`PeerIndex`].
     pub peers: Vec<PeerEntry>,
 }
@@ -25,7 +23,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// The tables before control has published any: no peer, no route.
     pub fn empty() -> Self {
-        Self { generation: Generation::default(), routes: RouteTable::default(), peers: Vec::new() }
+        Self { generation: Generation::default(), routes: Arc::default(), peers: Vec::new() }
     }
 
     /// The entry of a peer.
@@ -40,7 +38,7 @@ pub struct PeerEntry {
     /// Its name in logs.
     pub id: PeerId,
     /// The inner source addresses it may use: its built-in addresses and the networks behind it.
-    pub sources: Vec<IpNet>,
+    pub sources: Arc<RouteTable<()>>,
     /// Bit w is set while worker w owns a lane to this peer.
     pub workers_with_lane: u64,
     /// One set of counters per worker, at the position of its [`WorkerId`]; lives as long as the process.
@@ -50,7 +48,7 @@ pub struct PeerEntry {
 impl PeerEntry {
     /// Whether the peer may send from this inner address.
     pub fn admits_source(&self, source: IpAddr) -> bool {
-        self.sources.iter().any(|network| network.contains(&source))
+        self.sources.lookup(source).is_some()
     }
 
     /// The worker that carries a flow for `worker`, which has no lane to this peer itself: always the same one for
@@ -73,9 +71,12 @@ mod tests {
     use super::*;
 
     fn peer(workers_with_lane: u64) -> PeerEntry {
+        let mut sources = RouteTable::default();
+        sources.insert("100.64.1.2/32".parse().unwrap(), ());
+        sources.insert("10.20.0.0/16".parse().unwrap(), ());
         PeerEntry {
             id: PeerId::random(),
-            sources: vec!["100.64.1.2/32".parse().unwrap(), "10.20.0.0/16".parse().unwrap()],
+            sources: Arc::new(sources),
             workers_with_lane,
             counters: Arc::new([]),
         }

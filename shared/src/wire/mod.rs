@@ -1,4 +1,7 @@
 //! Outer messages: parse and emit, nothing else. `docs/protocol.md` states the same bytes for other implementers.
 
 pub mod frame;
+pub mod offer;
+pub mod probe;
 pub mod record;
+pub mod secrets;

@@ -1,0 +1,241 @@
+//! `ringlane status`: a running node and its peers.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use ringlane_control::admin::status::{Drops, LaneStatus, NodeStatus, PeerState, PeerStatus};
+use ringlane_control::admin::{AdminCommand, request};
+
+use super::text::{self, Table};
+use crate::cli::InterfaceArgs;
+
+pub(crate) fn run(args: &InterfaceArgs) -> anyhow::Result<ExitCode> {
+    let status: NodeStatus = request(&text::socket_of(&args.interface)?, AdminCommand::Status)?;
+    let now_unix_s = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    text::print(args.output, &status, || for_people(&status, now_unix_s))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The node, then all peers in a table, then each peer's details.
+fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
+    let node = &status.node;
+    let mut out = String::new();
+    let _ = writeln!(out, "{}, up for {}, ringlane {}", node.interface, text::span(node.uptime_s), status.version);
+    detail(&mut out, "id", &node.id);
+    detail(&mut out, "addresses", &text::list(&node.addresses));
+    detail(&mut out, "mtu", &format!("{} bytes", node.mtu_bytes));
+    detail(&mut out, "workers", &node.workers.to_string());
+    for (position, address) in node.listen.iter().enumerate() {
+        detail(&mut out, if position == 0 { "listens on" } else { "" }, address);
+    }
+    detail(&mut out, "dropped", &drops(&status.drops));
+
+    if status.peers.is_empty() {
+        out.push_str("\nno peers are configured\n");
+        return out;
+    }
+    let mut table = Table::new(["PEER", "STATE", "CARRIER", "LANES", "RTT", "MTU", "SENT", "RECEIVED", "HANDSHAKE"]);
+    for peer in &status.peers {
+        table.row([
+            text::name_or_id(&peer.name, &peer.id),
+            state(peer.state).to_owned(),
+            text::carrier(peer.carrier),
+            peer.lanes.len().to_string(),
+            text::rtt(peer.rtt_us),
+            peer.mtu_bytes.map(|mtu| mtu.to_string()).unwrap_or_default(),
+            text::bytes(peer.bytes_sent),
+            text::bytes(peer.bytes_received),
+            handshake(peer, now_unix_s),
+        ]);
+    }
+    let _ = write!(out, "\n{table}");
+    for peer in &status.peers {
+        peer_details(&mut out, peer);
+    }
+    out
+}
+
+fn peer_details(out: &mut String, peer: &PeerStatus) {
+    let _ = writeln!(out, "\n{}", text::name_or_id(&peer.name, &peer.id));
+    detail(out, "id", &peer.id);
+    detail(out, "addresses", &text::list(&peer.addresses));
+    detail(out, "routes", &text::list(&peer.routes));
+    for lane in &peer.lanes {
+        detail(out, &format!("lane {}", lane.index), &lane_line(lane));
+    }
+    detail(out, "sent", &format!("{} packets in {} records", peer.packets_sent, peer.records_sent));
+    detail(out, "received", &format!("{} packets in {} records", peer.packets_received, peer.records_received));
+    detail(out, "dropped", &drops(&peer.drops));
+}
+
+/// One aligned line; nothing if there is nothing to say.
+fn detail(out: &mut String, what: &str, text: &str) {
+    if !text.is_empty() {
+        let _ = writeln!(out, "  {what:<10}  {}", text::printable(text));
+    }
+}
+
+fn lane_line(lane: &LaneStatus) -> String {
+    let mut line = format!("worker {}, {} -> {}", lane.worker, lane.local, lane.remote);
+    if lane.rtt_us.is_some() {
+        let _ = write!(line, ", rtt {}", text::rtt(lane.rtt_us));
+    }
+    if let Some(mtu_bytes) = lane.mtu_bytes {
+        let _ = write!(line, ", datagrams to {mtu_bytes} bytes");
+    }
+    let _ = write!(line, ", for {}", text::span(lane.age_s));
+    line
+}
+
+fn drops(drops: &Drops) -> String {
+    drops.iter().map(|(reason, packets)| format!("{reason} {packets}")).collect::<Vec<_>>().join(", ")
+}
+
+fn handshake(peer: &PeerStatus, now_unix_s: u64) -> String {
+    match peer.last_handshake_unix_s {
+        Some(then) => format!("{} ago", text::span(now_unix_s.saturating_sub(then))),
+        None => "never".to_owned(),
+    }
+}
+
+fn state(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Direct => "direct",
+        PeerState::Relayed => "relayed",
+        PeerState::Connecting => "connecting",
+        PeerState::Offline => "offline",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringlane_control::admin::status::{Carrier, NodeInfo};
+
+    use super::*;
+
+    fn offline_peer() -> PeerStatus {
+        PeerStatus {
+            name: String::new(),
+            id: "12D3KooWCarol".to_owned(),
+            addresses: vec!["100.64.9.9".parse().unwrap()],
+            routes: Vec::new(),
+            state: PeerState::Offline,
+            carrier: None,
+            lanes: Vec::new(),
+            rtt_us: None,
+            mtu_bytes: None,
+            packets_sent: 0,
+            packets_received: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            records_sent: 0,
+            records_received: 0,
+            last_handshake_unix_s: None,
+            drops: Drops::new(),
+        }
+    }
+
+    fn direct_peer() -> PeerStatus {
+        PeerStatus {
+            name: "site-b".to_owned(),
+            id: "12D3KooWBob".to_owned(),
+            addresses: vec!["100.64.4.143".parse().unwrap(), "fd00:6879::b".parse().unwrap()],
+            routes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/64".parse().unwrap()],
+            state: PeerState::Direct,
+            carrier: Some(Carrier::Lane),
+            lanes: vec![
+                LaneStatus {
+                    index: 0,
+                    worker: 0,
+                    local: "10.201.0.1:8100".parse().unwrap(),
+                    remote: "10.201.0.2:8100".parse().unwrap(),
+                    rtt_us: Some(350),
+                    mtu_bytes: Some(1452),
+                    age_s: 75,
+                },
+                LaneStatus {
+                    index: 1,
+                    worker: 1,
+                    local: "[2001:db8::1]:8101".parse().unwrap(),
+                    remote: "[2001:db8::2]:8101".parse().unwrap(),
+                    rtt_us: None,
+                    mtu_bytes: None,
+                    age_s: 3,
+                },
+            ],
+            rtt_us: Some(350),
+            mtu_bytes: Some(1420),
+            packets_sent: 12_345,
+            packets_received: 678,
+            bytes_sent: 5 << 20,
+            bytes_received: 1_000,
+            records_sent: 12_000,
+            records_received: 677,
+            last_handshake_unix_s: Some(1_699_999_925),
+            drops: Drops::from([("replayed".to_owned(), 3), ("source_not_allowed".to_owned(), 1)]),
+        }
+    }
+
+    fn node(peers: Vec<PeerStatus>) -> NodeStatus {
+        NodeStatus {
+            version: "0.1.0".to_owned(),
+            node: NodeInfo {
+                id: "12D3KooWAlice".to_owned(),
+                addresses: vec!["100.64.132.22".parse().unwrap(), "fd00:6879::a".parse().unwrap()],
+                interface: "ring0".to_owned(),
+                mtu_bytes: 1420,
+                workers: 2,
+                uptime_s: 273_600,
+                listen: vec!["/ip4/10.201.0.1/udp/8001/quic-v1".to_owned(), "/ip4/10.201.0.1/tcp/8001".to_owned()],
+                generation: 7,
+            },
+            peers,
+            drops: Drops::from([("no_route".to_owned(), 12)]),
+            workers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_person_sees_node_overview_and_details() {
+        let text = for_people(&node(vec![direct_peer(), offline_peer()]), 1_700_000_000);
+        assert_eq!(
+            text,
+            "\
+ring0, up for 3 d 4 h, ringlane 0.1.0
+  id          12D3KooWAlice
+  addresses   100.64.132.22, fd00:6879::a
+  mtu         1420 bytes
+  workers     2
+  listens on  /ip4/10.201.0.1/udp/8001/quic-v1
+              /ip4/10.201.0.1/tcp/8001
+  dropped     no_route 12
+
+PEER           STATE    CARRIER  LANES  RTT     MTU   SENT     RECEIVED  HANDSHAKE
+site-b         direct   lane     2      350 us  1420  5.0 MiB  1000 B    1 min 15 s ago
+12D3KooWCarol  offline  -        0      -       -     0 B      0 B       never
+
+site-b
+  id          12D3KooWBob
+  addresses   100.64.4.143, fd00:6879::b
+  routes      10.20.0.0/16, fd00:20::/64
+  lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, datagrams to 1452 bytes, for 1 min 15 s
+  lane 1      worker 1, [2001:db8::1]:8101 -> [2001:db8::2]:8101, for 3 s
+  sent        12345 packets in 12000 records
+  received    678 packets in 677 records
+  dropped     replayed 3, source_not_allowed 1
+
+12D3KooWCarol
+  id          12D3KooWCarol
+  addresses   100.64.9.9
+  sent        0 packets in 0 records
+  received    0 packets in 0 records
+"
+        );
+    }
+
+    #[test]
+    fn a_node_without_peers_says_so() {
+        assert!(for_people(&node(Vec::new()), 0).ends_with("\n\nno peers are configured\n"));
+    }
+}

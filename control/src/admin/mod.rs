@@ -1,0 +1,78 @@
+//! The admin socket: how `ringlane status` and its siblings talk to a running node.
+//!
+//! One unix socket per node, `/run/ringlane/<interface>.sock`, mode 0660. A client sends one line of JSON and gets one
+//! line of JSON back; then the connection ends. Both lines are bounded.
+//!
+//! ```text
+//! -> {"version":1,"command":"status"}
+//! <- {"version":1,"result":{..}}            the struct of `status` that belongs to the command
+//! <- {"version":1,"error":"unknown command"}
+//! ```
+//!
+//! | Module | What it is |
+//! |---|---|
+//! | [`status`] | what the answers contain: the stable schema |
+//! | [`AdminServer`] | the control thread's end |
+//! | [`request`] | the command line's end, blocking |
+
+mod client;
+mod server;
+pub mod status;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::client::{ClientError, request};
+pub use self::server::{AdminError, AdminReply, AdminRequest, AdminServer};
+
+/// The version of the protocol and of every schema in [`status`].
+///
+/// Fields may be added without a new number; none changes its meaning or goes away.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// What a client may ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminCommand {
+    /// The node and its peers: [`status::NodeStatus`].
+    Status,
+    /// All libp2p connections: a list of [`status::ConnectionStatus`].
+    Peers,
+    /// All inner prefixes: a list of [`status::RouteStatus`].
+    Routes,
+    /// End the node: answered with `null`, then the node takes its interface down and removes its socket last.
+    Stop,
+}
+
+/// Where the node that runs `interface` listens, or `None` if that cannot be an interface's name.
+pub fn socket_path(interface: &str) -> Option<PathBuf> {
+    let named = !interface.is_empty() && interface.len() <= 15 && !interface.contains(['/', '\0']);
+    (named && interface != "." && interface != "..")
+        .then(|| PathBuf::from("/run/ringlane").join(format!("{interface}.sock")))
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RequestLine {
+    version: u32,
+    command: AdminCommand,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_is_named_after_the_interface_and_never_leaves_its_directory() {
+        assert_eq!(socket_path("ring0"), Some(PathBuf::from("/run/ringlane/ring0.sock")));
+        for not_a_name in ["", ".", "..", "../x", "a/b", "sixteen-bytes-16"] {
+            assert_eq!(socket_path(not_a_name), None, "{not_a_name}");
+        }
+    }
+
+    #[test]
+    fn a_request_line_looks_as_documented() {
+        let line = RequestLine { version: PROTOCOL_VERSION, command: AdminCommand::Status };
+        assert_eq!(serde_json::to_string(&line).unwrap(), r#"{"version":1,"command":"status"}"#);
+    }
+}

@@ -1,0 +1,290 @@
+//! What the admin socket answers and `--json` prints: the stable schema, documented for users in `docs/cli.md`.
+//!
+//! Keys are snake_case with units last. A figure that is not known is `null`, never 0. The control loop fills these
+//! structs on demand; nothing here is kept.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use ringlane_shared::drop_reason::DropReason;
+use ringlane_shared::plane::WorkerCounters;
+use ringlane_shared::plane::counters::{DropCounters, PeerCounters};
+use serde::{Deserialize, Serialize};
+
+/// Drops by the stable name of their reason; only reasons that occurred.
+pub type Drops = BTreeMap<String, u64>;
+
+/// Answer to `status`: the node and its peers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The Ringlane version that runs, which may differ from the one that asks.
+    pub version: String,
+    /// The node itself.
+    pub node: NodeInfo,
+    /// The configured peers, in the configuration's order.
+    pub peers: Vec<PeerStatus>,
+    /// Drops that belong to no peer.
+    pub drops: Drops,
+    /// What each worker did.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// The node itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Our peer id.
+    pub id: String,
+    /// Our built-in addresses: IPv4, then IPv6.
+    pub addresses: Vec<IpAddr>,
+    /// The TUN interface.
+    pub interface: String,
+    /// Its MTU.
+    pub mtu_bytes: u16,
+    /// How many workers run.
+    pub workers: u8,
+    /// Since the node started.
+    pub uptime_s: u64,
+    /// The multiaddrs the control thread listens on.
+    pub listen: Vec<String>,
+    /// Number of the newest published snapshot.
+    pub generation: u64,
+}
+
+/// Whether packets can reach a peer, and which way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// Over a path between the two nodes.
+    Direct,
+    /// By way of a relay.
+    Relayed,
+    /// Not yet: connected by libp2p, no carrier.
+    Connecting,
+    /// No: there is no connection of any kind.
+    Offline,
+}
+
+/// How packets reach a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Carrier {
+    /// Records on lanes.
+    Lane,
+    /// DATAGRAM frames of a lane's QUIC connection.
+    Quic,
+    /// A libp2p stream.
+    Stream,
+}
+
+/// One configured peer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its configured name; may be empty.
+    pub name: String,
+    /// Its peer id.
+    pub id: String,
+    /// Its built-in addresses: IPv4, then IPv6.
+    pub addresses: Vec<IpAddr>,
+    /// The networks behind it.
+    pub routes: Vec<IpNet>,
+    /// Whether packets can reach it.
+    pub state: PeerState,
+    /// How packets reach it.
+    pub carrier: Option<Carrier>,
+    /// Its lanes, by index.
+    pub lanes: Vec<LaneStatus>,
+    /// The best lane's round-trip time.
+    pub rtt_us: Option<u64>,
+    /// Largest inner packet that gets through.
+    pub mtu_bytes: Option<u16>,
+    /// Inner packets sent to it.
+    pub packets_sent: u64,
+    /// Inner packets received from it.
+    pub packets_received: u64,
+    /// Bytes of inner packets sent.
+    pub bytes_sent: u64,
+    /// Bytes of inner packets received.
+    pub bytes_received: u64,
+    /// Records sent.
+    pub records_sent: u64,
+    /// Authentic records received.
+    pub records_received: u64,
+    /// When the newest lane's handshake was confirmed, in seconds since 1970.
+    pub last_handshake_unix_s: Option<u64>,
+    /// What was dropped of its traffic.
+    pub drops: Drops,
+}
+
+/// One lane of a link.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Which lane of the link.
+    pub index: u8,
+    /// The worker that owns it.
+    pub worker: u8,
+    /// Our end.
+    pub local: SocketAddr,
+    /// The peer's end.
+    pub remote: SocketAddr,
+    /// Smoothed round-trip time.
+    pub rtt_us: Option<u64>,
+    /// Largest UDP payload its path is known to carry.
+    pub mtu_bytes: Option<u16>,
+    /// Since it was handed to its worker.
+    pub age_s: u64,
+}
+
+/// What one worker did since the node started.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its number.
+    pub worker: u8,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Times it entered its packet ring; each is a system call.
+    pub enters: u64,
+    /// Times it slept because nothing was to do.
+    pub sleeps: u64,
+    /// Packets passed to another worker because this one had no lane to the peer.
+    pub handed_over: u64,
+    /// Times the TUN read ran out of buffers.
+    pub tun_buffer_shortages: u64,
+    /// Times a lane's receive ran out of buffers.
+    pub udp_buffer_shortages: u64,
+}
+
+/// Who opened a libp2p connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// The remote.
+    Inbound,
+    /// We.
+    Outbound,
+}
+
+/// Answer to `peers` is a list of these: one libp2p connection.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// The remote's peer id.
+    pub id: String,
+    /// Its configured name; may be empty.
+    pub name: String,
+    /// The remote's multiaddr.
+    pub remote: String,
+    /// Who opened it.
+    pub direction: Direction,
+    /// `quic`, `tcp` or `relay`.
+    pub transport: String,
+    /// Round-trip time by libp2p's ping.
+    pub rtt_us: Option<u64>,
+    /// Since it was established.
+    pub age_s: u64,
+}
+
+/// Answer to `routes` is a list of these: one inner prefix.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RouteStatus {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// Where it leads.
+    pub peer: RoutePeer,
+    /// Whether it is a built-in address of the peer and not a configured network.
+    pub builtin: bool,
+    /// Whether the kernel routes it into the tunnel.
+    pub installed: bool,
+    /// How packets reach the peer at the moment.
+    pub carrier: Option<Carrier>,
+}
+
+/// The peer of a route.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RoutePeer {
+    /// Its configured name; may be empty.
+    pub name: String,
+    /// Its peer id.
+    pub id: String,
+}
+
+impl PeerStatus {
+    /// Sets all traffic figures to the sums over the workers' counters of this peer.
+    pub fn set_traffic(&mut self, workers: &[PeerCounters]) {
+        let sum = |figure: fn(&PeerCounters) -> u64| workers.iter().map(figure).sum();
+        self.packets_sent = sum(|counters| counters.packets_sent.get());
+        self.packets_received = sum(|counters| counters.packets_received.get());
+        self.bytes_sent = sum(|counters| counters.bytes_sent.get());
+        self.bytes_received = sum(|counters| counters.bytes_received.get());
+        self.records_sent = sum(|counters| counters.records_sent.get());
+        self.records_received = sum(|counters| counters.records_received.get());
+        self.drops = sum_drops(workers.iter().map(|counters| &counters.drops));
+    }
+}
+
+impl WorkerStatus {
+    /// One worker's figures.
+    pub fn new(worker: u8, counters: &WorkerCounters) -> Self {
+        Self {
+            worker,
+            turns: counters.turns.get(),
+            enters: counters.enters.get(),
+            sleeps: counters.sleeps.get(),
+            handed_over: counters.handed_over.get(),
+            tun_buffer_shortages: counters.tun_buffer_shortages.get(),
+            udp_buffer_shortages: counters.udp_buffer_shortages.get(),
+        }
+    }
+}
+
+/// Sums drop counters, leaving out the reasons that never occurred.
+pub fn sum_drops<'a>(counters: impl IntoIterator<Item = &'a DropCounters>) -> Drops {
+    let mut drops = Drops::new();
+    for counters in counters {
+        for reason in DropReason::ALL {
+            if counters.get(reason) > 0 {
+                *drops.entry(reason.name().to_owned()).or_default() += counters.get(reason);
+            }
+        }
+    }
+    drops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_summed_over_workers_and_only_reasons_that_occurred_are_named() {
+        let workers = [PeerCounters::default(), PeerCounters::default()];
+        workers[0].packets_sent.add(1);
+        workers[1].packets_sent.add(2);
+        workers[1].bytes_received.add(1500);
+        workers[0].drops.count_many(DropReason::Replayed, 3);
+        workers[1].drops.count_many(DropReason::Replayed, 4);
+        workers[1].drops.count_many(DropReason::SourceNotAllowed, 1);
+
+        let mut peer = PeerStatus {
+            name: "site-b".to_owned(),
+            id: "12D3KooW".to_owned(),
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            state: PeerState::Offline,
+            carrier: None,
+            lanes: Vec::new(),
+            rtt_us: None,
+            mtu_bytes: None,
+            packets_sent: 99,
+            packets_received: 99,
+            bytes_sent: 99,
+            bytes_received: 99,
+            records_sent: 99,
+            records_received: 99,
+            last_handshake_unix_s: None,
+            drops: Drops::new(),
+        };
+        peer.set_traffic(&workers);
+
+        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
+        assert_eq!(serde_json::to_string(&peer).unwrap(), expected);
+    }
+}

@@ -1,0 +1,310 @@
+//! The life of one link: which lanes it should have, which it has, and what to do about the difference.
+//!
+//! The end with the lower peer id (the client) asks; the other answers. An offer names its sender's instance: another
+//! one than last time says that the peer has restarted, so every lane to it is dead, whatever QUIC still believes.
+//! Lanes outlive the libp2p connection they were agreed on; only setting up new ones needs it.
+//!
+//! ```text
+//! client: connected, or a lane missing --> ask (with backoff) --> answer --> set up what both agree on
+//! server: offer --> retire the lanes it asks for --> answer --> set them up
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex, WorkerId};
+use ringlane_shared::lane::keys::Role;
+use ringlane_shared::plane::LaneGauges;
+use ringlane_shared::wire::offer::{Answer, LaneSet, Offer, RefusalReason};
+use thiserror::Error;
+
+use super::{AskId, Context, Intent};
+
+/// First pause before missing lanes are asked for again.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+/// Longest such pause.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A lane that a worker owns, as control knows it.
+#[derive(Clone, Debug)]
+pub struct LaneUp {
+    /// Its name.
+    pub serial: LaneSerial,
+    /// Who owns it.
+    pub worker: WorkerId,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// When it was handed over, for its age.
+    pub since: Instant,
+    /// When its handshake was confirmed, for people.
+    pub handshake_at: SystemTime,
+    /// What its worker reports of it.
+    pub gauges: Arc<LaneGauges>,
+}
+
+/// Why a question to a peer brought no offer.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum AskFailure {
+    /// Nothing connects us to the peer any more.
+    #[error("not connected")]
+    NotConnected,
+    /// The stream failed, timed out, or carried something else than an answer.
+    #[error("{0}")]
+    Exchange(String),
+}
+
+/// One link. Owner: the coordinator.
+#[derive(Debug)]
+pub struct Link {
+    peer: PeerIndex,
+    role: Role,
+    connected: bool,
+    /// Who the peer was when it last spoke.
+    instance: Option<[u8; 16]>,
+    /// The lanes the link should have; none before the first agreement.
+    expected: LaneSet,
+    setting_up: LaneSet,
+    up: BTreeMap<LaneIndex, LaneUp>,
+    asking: Option<(AskId, Offer)>,
+    ask_again: bool,
+    retry_at: Option<Instant>,
+    attempts: u32,
+    last_handshake_at: Option<SystemTime>,
+}
+
+impl Link {
+    pub(super) fn new(peer: PeerIndex, role: Role) -> Self {
+        Self {
+            peer,
+            role,
+            connected: false,
+            instance: None,
+            expected: LaneSet::default(),
+            setting_up: LaneSet::default(),
+            up: BTreeMap::new(),
+            asking: None,
+            ask_again: false,
+            retry_at: None,
+            attempts: 0,
+            last_handshake_at: None,
+        }
+    }
+
+    /// Whether libp2p connects us to the peer.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// The lanes that stand, by index.
+    pub fn lanes(&self) -> impl Iterator<Item = (LaneIndex, &LaneUp)> {
+        self.up.iter().map(|(index, lane)| (*index, lane))
+    }
+
+    /// How many lanes the link should have; 0 before the first agreement.
+    pub fn lanes_expected(&self) -> u32 {
+        self.expected.0.count_ones()
+    }
+
+    /// When the newest handshake of all its lanes was confirmed.
+    pub fn last_handshake_at(&self) -> Option<SystemTime> {
+        self.last_handshake_at
+    }
+
+    /// Bit w is set while worker w owns one of the lanes.
+    pub(super) fn workers_with_lane(&self) -> u64 {
+        self.up.values().fold(0, |mask, lane| mask | 1 << lane.worker.0)
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    pub(super) fn handle_timeout<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.ask(context);
+        }
+    }
+
+    pub(super) fn handle_connected<T>(&mut self, _now: Instant, context: &mut Context<'_, T>) {
+        self.connected = true;
+        self.attempts = 0;
+        // Also with all lanes up: the peer may have restarted, and its answer tells.
+        self.ask(context);
+    }
+
+    pub(super) fn handle_disconnected(&mut self) {
+        self.connected = false;
+        self.asking = None;
+        self.ask_again = false;
+        self.retry_at = None;
+    }
+
+    pub(super) fn handle_address_change<T>(&mut self, _now: Instant, context: &mut Context<'_, T>) {
+        if self.expected.is_empty() || !self.missing().is_empty() {
+            self.attempts = 0;
+            self.ask(context);
+        }
+    }
+
+    pub(super) fn handle_offer<T>(&mut self, theirs: Offer, token: T, context: &mut Context<'_, T>) {
+        if self.role != Role::Server {
+            // It is our part to ask; a peer that does not know that would open every lane twice.
+            let answer = Answer::Refused(RefusalReason::Unsupported);
+            context.intents.push_back(Intent::Answer { token, answer });
+            return;
+        }
+        self.meet(&theirs, context);
+        let lanes = theirs.lanes.intersection(self.expected);
+        for index in lanes.iter() {
+            self.retire(index, context);
+        }
+        let ours = context.offer(self.peer, lanes);
+        context.intents.push_back(Intent::Answer { token, answer: Answer::Offer(Box::new(ours.clone())) });
+        self.set_up(ours, theirs, lanes, context);
+    }
+
+    pub(super) fn handle_answer<T>(
+        &mut self,
+        ask: AskId,
+        answer: Result<Answer, AskFailure>,
+        now: Instant,
+        context: &mut Context<'_, T>,
+    ) {
+        if self.asking.as_ref().is_none_or(|(asked, _)| *asked != ask) {
+            return;
+        }
+        let Some((_, ours)) = self.asking.take() else { return };
+        match answer {
+            Ok(Answer::Offer(theirs)) => {
+                let knew_peer = self.instance.is_some();
+                if self.meet(&theirs, context) && knew_peer {
+                    // We asked for what was missing of the old lanes; what we want is all of the new ones.
+                    self.ask(context);
+                    return;
+                }
+                let lanes = ours.lanes.intersection(theirs.lanes).intersection(self.missing());
+                self.set_up(ours, *theirs, lanes, context);
+                if !self.missing().is_empty() && self.setting_up.is_empty() {
+                    self.retry_later(now, context);
+                }
+            }
+            Ok(Answer::Refused(reason)) => {
+                tracing::debug!(peer = self.peer.0, %reason, "the peer refuses a link");
+                self.retry_later(now, context);
+            }
+            Err(error) => {
+                tracing::debug!(peer = self.peer.0, %error, "no answer to our offer");
+                self.retry_later(now, context);
+            }
+        }
+        if std::mem::take(&mut self.ask_again) {
+            self.ask(context);
+        }
+    }
+
+    pub(super) fn handle_lane_up<T>(&mut self, index: LaneIndex, lane: LaneUp, context: &mut Context<'_, T>) {
+        self.setting_up.0 &= !bit(index);
+        self.last_handshake_at = self.last_handshake_at.max(Some(lane.handshake_at));
+        self.retire(index, context);
+        self.up.insert(index, lane);
+        if self.missing().is_empty() {
+            self.attempts = 0;
+            self.retry_at = None;
+        }
+    }
+
+    pub(super) fn handle_lane_failed<T>(&mut self, index: LaneIndex, now: Instant, context: &mut Context<'_, T>) {
+        self.setting_up.0 &= !bit(index);
+        if self.setting_up.is_empty() {
+            self.retry_later(now, context);
+        }
+    }
+
+    pub(super) fn handle_lane_ended<T>(
+        &mut self,
+        index: LaneIndex,
+        serial: LaneSerial,
+        now: Instant,
+        context: &mut Context<'_, T>,
+    ) -> bool {
+        if self.up.get(&index).is_none_or(|lane| lane.serial != serial) {
+            return false;
+        }
+        self.up.remove(&index);
+        self.retry_later(now, context);
+        true
+    }
+
+    /// Takes note of who the peer is now. Returns whether that is news; then nothing of the old lanes is left.
+    fn meet<T>(&mut self, theirs: &Offer, context: &mut Context<'_, T>) -> bool {
+        let is_news = self.instance != Some(theirs.instance);
+        if is_news {
+            self.instance = Some(theirs.instance);
+            let old: Vec<_> = self.up.keys().copied().collect();
+            for index in old {
+                self.retire(index, context);
+            }
+            if !self.setting_up.is_empty() {
+                self.setting_up = LaneSet::default();
+                context.intents.push_back(Intent::CancelSetUp(self.peer));
+            }
+        }
+        self.expected = LaneIndex::all(context.us.workers, theirs.workers).collect();
+        is_news
+    }
+
+    fn missing(&self) -> LaneSet {
+        let up = self.up.keys().fold(0, |set, index| set | bit(*index));
+        LaneSet(self.expected.0 & !up & !self.setting_up.0)
+    }
+
+    fn ask<T>(&mut self, context: &mut Context<'_, T>) {
+        self.retry_at = None;
+        if self.role != Role::Client || !self.connected {
+            return;
+        }
+        if self.asking.is_some() {
+            self.ask_again = true;
+            return;
+        }
+        let lanes = if self.expected.is_empty() { LaneSet(u64::MAX) } else { self.missing() };
+        let offer = context.offer(self.peer, lanes);
+        let ask = context.next_ask();
+        self.asking = Some((ask, offer.clone()));
+        context.intents.push_back(Intent::Ask { peer: self.peer, ask, offer });
+    }
+
+    fn set_up<T>(&mut self, ours: Offer, theirs: Offer, lanes: LaneSet, context: &mut Context<'_, T>) {
+        if lanes.is_empty() {
+            return;
+        }
+        self.setting_up.0 |= lanes.0;
+        context.intents.push_back(Intent::SetUp { peer: self.peer, role: self.role, ours, theirs, lanes });
+    }
+
+    fn retire<T>(&mut self, index: LaneIndex, context: &mut Context<'_, T>) {
+        if let Some(lane) = self.up.remove(&index) {
+            context.intents.push_back(Intent::Retire { worker: lane.worker, serial: lane.serial });
+        }
+    }
+
+    /// Plans the next question: soon at first, then ever more rarely, never at the same moment as everybody else.
+    fn retry_later<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        if self.role != Role::Client || !self.connected {
+            return;
+        }
+        let pause = RETRY_MIN.saturating_mul(1 << self.attempts.min(10)).min(RETRY_MAX);
+        self.attempts = self.attempts.saturating_add(1);
+        let jitter = Duration::from_millis(context.below(pause.as_millis() as u64 / 2));
+        let at = now + pause + jitter;
+        self.retry_at = Some(self.retry_at.map_or(at, |planned| planned.min(at)));
+    }
+}
+
+fn bit(index: LaneIndex) -> u64 {
+    1 << index.get()
+}

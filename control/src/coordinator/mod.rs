@@ -1,0 +1,298 @@
+//! What control decides, pure: events in, intents out. No socket, no clock, no runtime; the loop in `runtime.rs` does
+//! what the intents say.
+//!
+//! ```text
+//!  libp2p connected / offer / answer --+                +--> ask a peer, answer a peer      (swarm)
+//!  lane established / failed  ---------+-- [`Coordinator`] --> set up or forget lanes       (lane engine)
+//!  lane ended (worker) ----------------+                +--> retire a lane, publish tables  (workers)
+//! ```
+//! [`link`] is the life of one link; [`publisher`] makes the tables.
+
+pub mod link;
+pub mod publisher;
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ringlane_shared::config::PeerSettings;
+use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerId, PeerIndex, WorkerId};
+use ringlane_shared::lane::keys::Role;
+use ringlane_shared::limits::{CANDIDATES_MAX, LANES_PER_LINK_MAX};
+use ringlane_shared::plane::{PeerCounters, Snapshot};
+use ringlane_shared::wire::offer::{
+    Answer, Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret,
+};
+
+use self::link::Link;
+pub use self::link::{AskFailure, LaneUp};
+use self::publisher::Publisher;
+
+/// What this node says of itself in every offer.
+#[derive(Clone, Debug)]
+pub struct Us {
+    /// Who we are.
+    pub id: PeerId,
+    /// Random per process start.
+    pub instance: [u8; 16],
+    /// What our CPU can do.
+    pub features: Features,
+    /// How many workers run.
+    pub workers: u8,
+    /// Worker i's lanes use UDP port `port + i`.
+    pub port: u16,
+}
+
+/// Names one question to a peer, so that a late answer is not taken for another's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct AskId(u64);
+
+/// Something the runtime is to do, in the order given.
+#[derive(Debug)]
+pub enum Intent<T> {
+    /// Send our offer to a peer and bring back what it says.
+    Ask {
+        /// To whom.
+        peer: PeerIndex,
+        /// Goes with the answer.
+        ask: AskId,
+        /// What to send.
+        offer: Offer,
+    },
+    /// Answer a peer's offer.
+    Answer {
+        /// The question it answers.
+        token: T,
+        /// What to send.
+        answer: Answer,
+    },
+    /// Set up lanes.
+    SetUp {
+        /// Whose.
+        peer: PeerIndex,
+        /// Our end of the handshakes.
+        role: Role,
+        /// What we offered.
+        ours: Offer,
+        /// What the peer offered.
+        theirs: Offer,
+        /// Which lanes.
+        lanes: LaneSet,
+    },
+    /// Forget all lanes of a link that are being set up.
+    CancelSetUp(PeerIndex),
+    /// Close a lane.
+    Retire {
+        /// Who owns it.
+        worker: WorkerId,
+        /// Which one.
+        serial: LaneSerial,
+    },
+    /// Give all workers new tables.
+    Publish(Arc<Snapshot>),
+}
+
+/// What is the same for all links while one of them acts.
+pub(crate) struct Context<'a, T> {
+    us: &'a Us,
+    candidates: &'a [Candidate],
+    random: &'a mut dyn FnMut(&mut [u8]),
+    asks: &'a mut u64,
+    intents: &'a mut VecDeque<Intent<T>>,
+}
+
+impl<T> Context<'_, T> {
+    fn offer(&mut self, peer: PeerIndex, lanes: LaneSet) -> Offer {
+        let mut secret = [0; 32];
+        (self.random)(&mut secret);
+        Offer {
+            instance: self.us.instance,
+            secret: OfferSecret::new(secret),
+            features: self.us.features,
+            workers: self.us.workers,
+            port: self.us.port,
+            lane_id_base: lane_id_base(peer),
+            lanes,
+            candidates: self.candidates.to_vec(),
+        }
+    }
+
+    fn next_ask(&mut self) -> AskId {
+        *self.asks += 1;
+        AskId(*self.asks)
+    }
+
+    /// A number below `bound`, which is small.
+    fn below(&mut self, bound: u64) -> u64 {
+        let mut bytes = [0; 8];
+        (self.random)(&mut bytes);
+        u64::from_le_bytes(bytes) % bound.max(1)
+    }
+}
+
+/// Each peer has a block of lane ids of its own.
+fn lane_id_base(peer: PeerIndex) -> LaneId {
+    let [_, a, b, c] = (u32::from(peer.0) * LANES_PER_LINK_MAX as u32).to_be_bytes();
+    LaneId::from_be_bytes([a, b, c])
+}
+
+const _: () = assert!(
+    ringlane_shared::limits::PEERS_MAX * LANES_PER_LINK_MAX <= ringlane_shared::limits::LANE_ID_MAX as usize
+);
+
+/// The decisions of the control thread. `T` is what answers go to; the coordinator only passes it on.
+pub struct Coordinator<T> {
+    us: Us,
+    ids: Vec<PeerId>,
+    links: Vec<Link>,
+    publisher: Publisher,
+    candidates: Vec<Candidate>,
+    random: Box<dyn FnMut(&mut [u8])>,
+    asks: u64,
+    intents: VecDeque<Intent<T>>,
+}
+
+impl<T> std::fmt::Debug for Coordinator<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coordinator").field("links", &self.links).finish_non_exhaustive()
+    }
+}
+
+impl<T> Coordinator<T> {
+    /// Starts with no peer connected; the first intent publishes the routes. `random` fills bytes for secrets and
+    /// jitter.
+    pub fn new(us: Us, peers: &[PeerSettings], random: Box<dyn FnMut(&mut [u8])>) -> Self {
+        let links = peers.iter().zip(0..).map(|(peer, index)| {
+            let role = if us.id.to_bytes() < peer.id.to_bytes() { Role::Client } else { Role::Server };
+            Link::new(PeerIndex(index), role)
+        });
+        let mut coordinator = Self {
+            links: links.collect(),
+            ids: peers.iter().map(|peer| peer.id).collect(),
+            publisher: Publisher::new(peers, us.workers),
+            us,
+            candidates: Vec::new(),
+            random,
+            asks: 0,
+            intents: VecDeque::new(),
+        };
+        coordinator.publish();
+        coordinator
+    }
+
+    /// The next thing to do, oldest first.
+    pub fn poll_intent(&mut self) -> Option<Intent<T>> {
+        self.intents.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`] next, if ever.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.links.iter().filter_map(Link::poll_timeout).min()
+    }
+
+    /// The time of [`Self::poll_timeout`] has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.for_each_link(|link, context| link.handle_timeout(now, context));
+    }
+
+    /// Our own addresses have changed: what offers say from now on. Links that miss lanes try again at once.
+    pub fn set_addresses(&mut self, addresses: &[IpAddr], now: Instant) {
+        let port = self.us.port;
+        let candidates: Vec<_> = addresses
+            .iter()
+            .take(CANDIDATES_MAX)
+            .map(|ip| Candidate { kind: CandidateKind::Host, ip: *ip, port })
+            .collect();
+        if candidates != self.candidates {
+            self.candidates = candidates;
+            self.for_each_link(|link, context| link.handle_address_change(now, context));
+        }
+    }
+
+    /// A new libp2p connection to a peer stands, the first or a further one.
+    pub fn handle_connected(&mut self, peer: PeerIndex, now: Instant) {
+        self.with_link(peer, |link, context| link.handle_connected(now, context));
+    }
+
+    /// The last libp2p connection to a peer is gone. Its lanes live on.
+    pub fn handle_disconnected(&mut self, peer: PeerIndex) {
+        self.with_link(peer, |link, _| link.handle_disconnected());
+    }
+
+    /// A peer has sent its offer.
+    pub fn handle_offer(&mut self, peer: PeerIndex, theirs: Offer, token: T) {
+        self.with_link(peer, |link, context| link.handle_offer(theirs, token, context));
+        self.publish_if_changed();
+    }
+
+    /// A peer has answered our offer, or has not.
+    pub fn handle_answer(&mut self, peer: PeerIndex, ask: AskId, answer: Result<Answer, AskFailure>, now: Instant) {
+        self.with_link(peer, |link, context| link.handle_answer(ask, answer, now, context));
+        self.publish_if_changed();
+    }
+
+    /// A lane stands and is its worker's.
+    pub fn handle_lane_up(&mut self, peer: PeerIndex, index: LaneIndex, lane: LaneUp) {
+        self.with_link(peer, |link, context| link.handle_lane_up(index, lane, context));
+        self.publish_if_changed();
+    }
+
+    /// A lane could not be set up.
+    pub fn handle_lane_failed(&mut self, peer: PeerIndex, index: LaneIndex, now: Instant) {
+        self.with_link(peer, |link, context| link.handle_lane_failed(index, now, context));
+    }
+
+    /// A worker has closed a lane. Returns whether we thought it was up.
+    pub fn handle_lane_ended(&mut self, peer: PeerIndex, index: LaneIndex, serial: LaneSerial, now: Instant) -> bool {
+        let mut known = false;
+        self.with_link(peer, |link, context| known = link.handle_lane_ended(index, serial, now, context));
+        self.publish_if_changed();
+        known
+    }
+
+    /// The link to a peer, for status.
+    pub fn link(&self, peer: PeerIndex) -> Option<&Link> {
+        self.links.get(peer.position())
+    }
+
+    /// The index of a configured peer.
+    pub fn index_of(&self, id: &PeerId) -> Option<PeerIndex> {
+        self.ids.iter().position(|other| other == id).map(|position| PeerIndex(position as u16))
+    }
+
+    /// A peer's traffic counters, one set per worker.
+    pub fn counters(&self, peer: PeerIndex) -> &[PeerCounters] {
+        self.publisher.counters(peer)
+    }
+
+    /// Number of the newest published tables.
+    pub fn generation(&self) -> u64 {
+        self.publisher.generation().0
+    }
+
+    fn publish(&mut self) {
+        let masks: Vec<_> = self.links.iter().map(Link::workers_with_lane).collect();
+        self.intents.push_back(Intent::Publish(self.publisher.publish(&masks)));
+    }
+
+    fn publish_if_changed(&mut self) {
+        let masks = self.links.iter().map(Link::workers_with_lane);
+        if !self.publisher.is_current(masks) {
+            self.publish();
+        }
+    }
+
+    fn with_link(&mut self, peer: PeerIndex, act: impl FnOnce(&mut Link, &mut Context<'_, T>)) {
+        let Self { us, links, candidates, random, asks, intents, .. } = self;
+        if let Some(link) = links.get_mut(peer.position()) {
+            act(link, &mut Context { us, candidates, random: &mut **random, asks, intents });
+        }
+    }
+
+    fn for_each_link(&mut self, mut act: impl FnMut(&mut Link, &mut Context<'_, T>)) {
+        let Self { us, links, candidates, random, asks, intents, .. } = self;
+        let mut context = Context { us, candidates, random: &mut **random, asks, intents };
+        links.iter_mut().for_each(|link| act(link, &mut context));
+    }
+}

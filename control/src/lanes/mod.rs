@@ -1,0 +1,31 @@
+//! Lanes in the making: from two exchanged offers to connected, handshaken, confirmed lanes for the workers.
+//!
+//! ```text
+//!  start(offers) --> probing --------------------> handshaking --------> Established { worker, lane }
+//!                    prober asks each pair          own connected socket,      (everything moves out)
+//!                    client: dials the winner       quinn-proto
+//!                    server: waits for an Initial
+//!                    that carries the lane's token
+//!                        |                               |
+//!                        +------------> Failed { reason } <
+//! ```
+//!
+//! All of it runs on the control thread, in [`LaneEngine::next`]. For each of our addresses and each worker there is one
+//! unconnected UDP *listener*; it sees everything that no connected socket wants: probes, first Initials, and whatever
+//! strangers send, which gets no answer. An established lane's socket is bound to the same address and port and
+//! connected, so the kernel gives it its own datagrams. [`tls`] says who may be on the other side.
+
+mod dispatch;
+mod drops;
+mod engine;
+mod handshake;
+mod listener;
+mod quic;
+mod setup;
+mod socket;
+pub mod tls;
+
+pub use drops::{ListenerDrop, ListenerDrops};
+pub use engine::{LaneEngine, LaneEngineConfig, LaneEngineError, LaneOutcome, LinkStart};
+pub use listener::ListenError;
+pub use setup::LaneFailure;

@@ -1,0 +1,171 @@
+//! Fills the structs that the admin socket answers with from what the control loop knows.
+
+use std::net::IpAddr;
+use std::time::{Instant, UNIX_EPOCH};
+
+use ipnet::IpNet;
+use ringlane_shared::config::{PeerSettings, Settings};
+use ringlane_shared::id::{PeerId, PeerIndex};
+use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use ringlane_shared::limits::RECORD_OVERHEAD_BYTES;
+
+use crate::admin::status::{
+    Carrier, ConnectionStatus, Direction, LaneStatus, NodeInfo, NodeStatus, PeerState, PeerStatus, RoutePeer,
+    RouteStatus, WorkerStatus, sum_drops,
+};
+use crate::coordinator::publisher::builtin_prefixes;
+use crate::coordinator::{Coordinator, LaneUp};
+use crate::runtime::Workers;
+use crate::swarm::{ConnectionInfo, Node};
+
+/// Everything a report is made from.
+pub(crate) struct Reporter<'a, T> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) id: PeerId,
+    pub(crate) version: &'a str,
+    pub(crate) started: Instant,
+    pub(crate) coordinator: &'a Coordinator<T>,
+    pub(crate) node: &'a Node,
+    pub(crate) workers: &'a Workers,
+    /// The prefixes the kernel routes into the tunnel.
+    pub(crate) installed: &'a [IpNet],
+}
+
+impl<T> Reporter<'_, T> {
+    /// The answer to `status`.
+    pub(crate) fn node(&self) -> NodeStatus {
+        let workers = &self.workers.counters;
+        NodeStatus {
+            version: self.version.to_owned(),
+            node: NodeInfo {
+                id: self.id.to_string(),
+                addresses: builtin_addresses(&self.id),
+                interface: self.settings.interface.clone(),
+                mtu_bytes: self.settings.dataplane.mtu,
+                workers: workers.len() as u8,
+                uptime_s: self.started.elapsed().as_secs(),
+                listen: self.node.listen_addresses().map(ToString::to_string).collect(),
+                generation: self.coordinator.generation(),
+            },
+            peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
+            drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
+            workers: workers.iter().zip(0..).map(|(worker, id)| WorkerStatus::new(id, worker)).collect(),
+        }
+    }
+
+    /// The answer to `peers`.
+    pub(crate) fn connections(&self) -> Vec<ConnectionStatus> {
+        self.node.all_connections().map(|connection| self.connection(connection)).collect()
+    }
+
+    /// The answer to `route show`.
+    pub(crate) fn routes(&self) -> Vec<RouteStatus> {
+        let mut routes = Vec::new();
+        for (index, peer) in self.peers() {
+            let builtin = builtin_prefixes(&peer.id).into_iter().map(|prefix| (prefix, true));
+            let configured = peer.routes.iter().map(|prefix| (*prefix, false));
+            for (prefix, builtin) in builtin.chain(configured) {
+                routes.push(RouteStatus {
+                    prefix,
+                    peer: RoutePeer { name: peer.name.clone(), id: peer.id.to_string() },
+                    builtin,
+                    installed: self.installed.contains(&prefix),
+                    carrier: self.carrier(index),
+                });
+            }
+        }
+        routes.sort_by_key(|route| (route.prefix.addr().is_ipv6(), route.prefix));
+        routes
+    }
+
+    fn peers(&self) -> impl Iterator<Item = (PeerIndex, &PeerSettings)> {
+        self.settings.peers.iter().zip(0..).map(|(peer, index)| (PeerIndex(index), peer))
+    }
+
+    fn carrier(&self, peer: PeerIndex) -> Option<Carrier> {
+        self.coordinator.link(peer)?.lanes().next().map(|_| Carrier::Lane)
+    }
+
+    fn peer(&self, index: PeerIndex, peer: &PeerSettings) -> PeerStatus {
+        let link = self.coordinator.link(index);
+        let lanes: Vec<LaneStatus> =
+            link.iter().flat_map(|link| link.lanes()).map(|(index, lane)| lane_status(index.get(), lane)).collect();
+        let carrier = self.carrier(index);
+        let state = match (carrier, link.is_some_and(|link| link.is_connected())) {
+            (Some(_), _) => PeerState::Direct,
+            (None, true) => PeerState::Connecting,
+            (None, false) => PeerState::Offline,
+        };
+        let last_handshake = link.and_then(|link| link.last_handshake_at());
+        let mut status = PeerStatus {
+            name: peer.name.clone(),
+            id: peer.id.to_string(),
+            addresses: builtin_addresses(&peer.id),
+            routes: peer.routes.clone(),
+            state,
+            carrier,
+            rtt_us: lanes.iter().filter_map(|lane| lane.rtt_us).min(),
+            mtu_bytes: carrier.map(|_| self.inner_mtu(&lanes)),
+            lanes,
+            packets_sent: 0,
+            packets_received: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            records_sent: 0,
+            records_received: 0,
+            last_handshake_unix_s: last_handshake
+                .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+                .map(|since| since.as_secs()),
+            drops: Default::default(),
+        };
+        status.set_traffic(self.coordinator.counters(index));
+        status
+    }
+
+    /// The largest inner packet that all lanes are known to carry; before path MTU discovery has spoken, and where it
+    /// finds more than we need, the interface's MTU.
+    fn inner_mtu(&self, lanes: &[LaneStatus]) -> u16 {
+        let mtu = self.settings.dataplane.mtu;
+        let path = lanes.iter().filter_map(|lane| lane.mtu_bytes).min();
+        // One byte of frame header.
+        path.map_or(mtu, |path| path.saturating_sub(RECORD_OVERHEAD_BYTES as u16 + 1).min(mtu))
+    }
+
+    fn connection(&self, connection: &ConnectionInfo) -> ConnectionStatus {
+        let name = self.settings.peers.iter().find(|peer| peer.id == connection.peer).map(|peer| peer.name.clone());
+        let transport = match connection.transport {
+            _ if connection.relayed => "relay",
+            Some(transport) => transport.name(),
+            None => "unknown",
+        };
+        ConnectionStatus {
+            id: connection.peer.to_string(),
+            name: name.unwrap_or_default(),
+            remote: connection.remote.to_string(),
+            direction: match connection.direction {
+                crate::swarm::Direction::Inbound => Direction::Inbound,
+                crate::swarm::Direction::Outbound => Direction::Outbound,
+            },
+            transport: transport.to_owned(),
+            rtt_us: connection.rtt.map(|rtt| rtt.as_micros() as u64),
+            age_s: connection.established.elapsed().as_secs(),
+        }
+    }
+}
+
+fn builtin_addresses(peer: &PeerId) -> Vec<IpAddr> {
+    vec![builtin_ipv4(peer).into(), builtin_ipv6(peer).into()]
+}
+
+fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
+    let (rtt_us, mtu_bytes) = (lane.gauges.rtt_us(), lane.gauges.mtu_bytes());
+    LaneStatus {
+        index,
+        worker: lane.worker.0,
+        local: lane.local,
+        remote: lane.remote,
+        rtt_us: (rtt_us > 0).then_some(rtt_us),
+        mtu_bytes: (mtu_bytes > 0).then_some(mtu_bytes),
+        age_s: lane.since.elapsed().as_secs(),
+    }
+}

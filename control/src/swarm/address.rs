@@ -1,0 +1,220 @@
+//! Which addresses may be dialled or listened on, and where a multiaddress leads.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use ringlane_shared::id::PeerId;
+use thiserror::Error;
+
+use super::connections::TransportName;
+
+/// The IPv4 prefix of inner addresses, 100.64.0.0/10's first /16.
+const OVERLAY_V4: [u8; 2] = [100, 64];
+/// The IPv6 prefix of inner addresses, fd00:6879:7072:7370::/64.
+const OVERLAY_V6: [u16; 4] = [0xfd00, 0x6879, 0x7072, 0x7370];
+
+/// Why we do not dial an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum AddressRefusal {
+    /// It has a name to resolve.
+    #[error("names are not resolved: write the IP address instead of /dns")]
+    NeedsDns,
+    /// It is not `/ip4|ip6/../tcp/..` or `/ip4|ip6/../udp/../quic-v1`.
+    #[error("only /ip4 or /ip6 with /tcp/<port> or /udp/<port>/quic-v1 is supported")]
+    Unsupported,
+    /// It names the wrong peer.
+    #[error("it ends in another peer's id")]
+    OtherPeer,
+    /// 0.0.0.0 or [::].
+    #[error("it is the unspecified address")]
+    Unspecified,
+    /// Port 0.
+    #[error("it has no port")]
+    NoPort,
+    /// A multicast or broadcast address.
+    #[error("it is a multicast or broadcast address")]
+    Multicast,
+    /// 127.0.0.0/8 or ::1.
+    #[error("it is a loopback address")]
+    Loopback,
+    /// An inner address: the tunnel cannot be carried by itself.
+    #[error("it is an address inside the mesh")]
+    Overlay,
+    /// One of our own addresses, or one the control loop denies.
+    #[error("it is an address of this node")]
+    Own,
+}
+
+/// Where a direct multiaddress leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Destination {
+    /// IP address (an IPv4-mapped one is made IPv4) and port.
+    pub socket: SocketAddr,
+    /// What is spoken there.
+    pub transport: TransportName,
+    /// The peer it names, if it does.
+    pub peer: Option<PeerId>,
+}
+
+/// Reads `/ip4|ip6/<ip>/tcp/<port>` and `/ip4|ip6/<ip>/udp/<port>/quic-v1`, either with or without `/p2p/<id>`.
+pub fn parse(address: &Multiaddr) -> Result<Destination, AddressRefusal> {
+    let mut parts = address.iter().peekable();
+    let ip = match parts.next() {
+        Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
+        Some(Protocol::Ip6(ip)) => IpAddr::V6(ip).to_canonical(),
+        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => {
+            return Err(AddressRefusal::NeedsDns);
+        }
+        _ => return Err(AddressRefusal::Unsupported),
+    };
+    let (port, transport) = match (parts.next(), parts.peek()) {
+        (Some(Protocol::Udp(port)), Some(Protocol::QuicV1)) => {
+            parts.next();
+            (port, TransportName::Quic)
+        }
+        (Some(Protocol::Tcp(port)), _) => (port, TransportName::Tcp),
+        _ => return Err(AddressRefusal::Unsupported),
+    };
+    let peer = match parts.next() {
+        None => None,
+        Some(Protocol::P2p(peer)) => Some(peer),
+        Some(_) => return Err(AddressRefusal::Unsupported),
+    };
+    match parts.next() {
+        None => Ok(Destination { socket: SocketAddr::new(ip, port), transport, peer }),
+        Some(_) => Err(AddressRefusal::Unsupported),
+    }
+}
+
+/// The address without a final `/p2p/<peer>`; refused if it names another peer.
+pub fn without_peer(address: &Multiaddr, peer: &PeerId) -> Result<Multiaddr, AddressRefusal> {
+    let mut bare = address.clone();
+    if let Some(Protocol::P2p(named)) = address.iter().last() {
+        if named != *peer {
+            return Err(AddressRefusal::OtherPeer);
+        }
+        bare.pop();
+    }
+    Ok(bare)
+}
+
+/// Whether an address is inside the mesh: a connection to or from it would be carried by the tunnel it is to set up.
+pub fn is_overlay(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.octets()[..2] == OVERLAY_V4,
+        IpAddr::V6(ip) => ip.segments()[..4] == OVERLAY_V6,
+    }
+}
+
+type DenyFn = dyn Fn(IpAddr) -> bool + Send + Sync;
+
+/// What may be dialled. Shared by the node and the transport inside its swarm; both are on the control thread, but the
+/// transport has to be `Send`, hence the (never contended) lock.
+#[derive(Clone)]
+pub struct AddressPolicy {
+    allow_loopback: bool,
+    denied: Arc<RwLock<Arc<DenyFn>>>,
+}
+
+impl AddressPolicy {
+    /// A policy that denies nothing beyond what never works; loopback only if told so (tests).
+    pub fn new(allow_loopback: bool) -> Self {
+        Self { allow_loopback, denied: Arc::new(RwLock::new(Arc::new(|_| false))) }
+    }
+
+    /// Replaces the predicate for our own and otherwise denied addresses.
+    pub fn set_denied(&self, denied: impl Fn(IpAddr) -> bool + Send + Sync + 'static) {
+        *self.denied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(denied);
+    }
+
+    /// Whether an address may be dialled, and where it leads.
+    pub fn check(&self, address: &Multiaddr) -> Result<Destination, AddressRefusal> {
+        let destination = parse(address)?;
+        let ip = destination.socket.ip();
+        if ip.is_unspecified() {
+            return Err(AddressRefusal::Unspecified);
+        }
+        if destination.socket.port() == 0 {
+            return Err(AddressRefusal::NoPort);
+        }
+        if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return Err(AddressRefusal::Multicast);
+        }
+        if is_overlay(ip) {
+            return Err(AddressRefusal::Overlay);
+        }
+        if ip.is_loopback() {
+            // In tests every node's own address is a loopback address: the predicate would deny them all.
+            return if self.allow_loopback { Ok(destination) } else { Err(AddressRefusal::Loopback) };
+        }
+        let denied = Arc::clone(&self.denied.read().unwrap_or_else(PoisonError::into_inner));
+        if denied(ip) { Err(AddressRefusal::Own) } else { Ok(destination) }
+    }
+}
+
+impl std::fmt::Debug for AddressPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AddressPolicy").field("allow_loopback", &self.allow_loopback).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(policy: &AddressPolicy, address: &str) -> Option<AddressRefusal> {
+        policy.check(&address.parse().unwrap()).err()
+    }
+
+    #[test]
+    fn addresses_that_never_work_are_refused_each_with_its_reason() {
+        let policy = AddressPolicy::new(false);
+        policy.set_denied(|ip| ip == IpAddr::from([10, 0, 0, 1]));
+        for (address, reason) in [
+            ("/dns4/example.org/tcp/1", AddressRefusal::NeedsDns),
+            ("/ip4/10.0.0.2/udp/1", AddressRefusal::Unsupported),
+            ("/ip4/10.0.0.2/udp/1/quic", AddressRefusal::Unsupported),
+            ("/ip4/10.0.0.2/tcp/1/ws", AddressRefusal::Unsupported),
+            ("/memory/1", AddressRefusal::Unsupported),
+            ("/ip4/0.0.0.0/tcp/1", AddressRefusal::Unspecified),
+            ("/ip4/10.0.0.2/tcp/0", AddressRefusal::NoPort),
+            ("/ip4/224.0.0.251/udp/1/quic-v1", AddressRefusal::Multicast),
+            ("/ip4/255.255.255.255/udp/1/quic-v1", AddressRefusal::Multicast),
+            ("/ip4/127.3.2.1/tcp/1", AddressRefusal::Loopback),
+            ("/ip6/::1/tcp/1", AddressRefusal::Loopback),
+            ("/ip6/::ffff:127.0.0.1/tcp/1", AddressRefusal::Loopback),
+            ("/ip4/100.64.200.3/tcp/1", AddressRefusal::Overlay),
+            ("/ip6/fd00:6879:7072:7370:1::2/tcp/1", AddressRefusal::Overlay),
+            ("/ip4/10.0.0.1/tcp/1", AddressRefusal::Own),
+            ("/ip6/::ffff:10.0.0.1/tcp/1", AddressRefusal::Own),
+        ] {
+            assert_eq!(refusal(&policy, address), Some(reason), "{address}");
+        }
+    }
+
+    #[test]
+    fn ordinary_addresses_are_dialled_and_loopback_when_allowed() {
+        let policy = AddressPolicy::new(false);
+        for address in [
+            "/ip4/10.0.0.1/tcp/1",
+            "/ip4/100.65.0.1/tcp/1",
+            "/ip6/fd00::1/udp/1/quic-v1",
+            "/ip4/10.0.0.1/udp/1/quic-v1/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA",
+        ] {
+            assert_eq!(refusal(&policy, address), None, "{address}");
+        }
+        assert_eq!(refusal(&AddressPolicy::new(true), "/ip4/127.0.0.1/tcp/1"), None);
+    }
+
+    #[test]
+    fn a_peer_id_at_the_end_is_cut_off_and_another_peers_is_refused() {
+        let peer: PeerId = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA".parse().unwrap();
+        let bare: Multiaddr = "/ip4/10.0.0.1/tcp/1".parse().unwrap();
+        let full = bare.clone().with(Protocol::P2p(peer));
+        assert_eq!(without_peer(&full, &peer), Ok(bare.clone()));
+        assert_eq!(without_peer(&bare, &peer), Ok(bare));
+        assert_eq!(without_peer(&full, &PeerId::random()), Err(AddressRefusal::OtherPeer));
+    }
+}

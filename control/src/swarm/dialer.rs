@@ -1,0 +1,458 @@
+//! When to dial whom, and where: a state machine without sockets, clock or randomness of its own.
+//!
+//! A peer without a connection is dialled for ever. The first dial of a lost peer follows within a quarter of a second
+//! (it may just have restarted), the pauses then double up to 15 seconds, each jittered so that two nodes, or a
+//! thousand, do not stay in step. Pauses count from the start of a dial to the start of the next and two dials may
+//! overlap: a dial into a black hole takes seconds to fail, and must not delay the one that finds the peer back.
+//! A connection that does not last does not reset the pauses: a peer that lets us in and throws us out again is not
+//! hammered.
+//!
+//! Each dial tries up to [`DIALED_ADDRESSES_MAX`] addresses at once: those that worked before, then those that waited
+//! longest. Configured addresses are never forgotten; of the others the least useful one makes room.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use libp2p::{Multiaddr, PeerId};
+use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, DIALS_PER_PEER_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
+
+use super::address;
+
+/// First pause between two dials, and the longest wait before the first dial after a loss.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between two dials.
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// One dial in this many goes to an address where a stranger answered before.
+const STRANGER_EVERY: u32 = 4;
+
+/// Who told us an address; the more trustworthy, the greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Source {
+    /// The peer itself, over an authenticated connection.
+    Identify,
+    /// The cache of an earlier run.
+    Cache,
+    /// Heard on the local network.
+    Mdns,
+    /// It worked in this run.
+    Connected,
+    /// The configuration.
+    Configured,
+}
+
+/// An order to dial.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Dial {
+    pub(super) peer: PeerId,
+    pub(super) addresses: Vec<Multiaddr>,
+    /// Dial from a fresh port and let the kernel choose the source address. Every second dial does: the transport
+    /// otherwise leaves from *some* listener's socket, on a router with several networks perhaps a wrong one.
+    pub(super) fresh_port: bool,
+}
+
+/// The dialer of one node.
+pub(super) struct Dialer {
+    peers: BTreeMap<PeerId, Peer>,
+    jitter: Jitter,
+}
+
+impl Dialer {
+    /// A dialer for these peers, to be dialled from `now` on. `seed` makes its jitter.
+    pub(super) fn new(peers: impl IntoIterator<Item = PeerId>, seed: u64, now: Instant) -> Self {
+        let peers = peers.into_iter().map(|peer| (peer, Peer::new(now))).collect();
+        Self { peers, jitter: Jitter(seed) }
+    }
+
+    /// Learns an address. Unknown peers, other peers' ids and known addresses change nothing. A new address of a peer
+    /// that is being looked for is tried soon.
+    pub(super) fn add_address(&mut self, now: Instant, peer: &PeerId, address: &Multiaddr, source: Source) {
+        let (Some(state), Ok(address)) = (self.peers.get_mut(peer), address::without_peer(address, peer)) else {
+            return;
+        };
+        if state.learn(address, source) && state.connected_since.is_none() {
+            state.dial_by(now + PAUSE_MIN);
+        }
+    }
+
+    /// Forgets an address that only this source told; a configured or proven one stays.
+    pub(super) fn expire_address(&mut self, peer: &PeerId, address: &Multiaddr, source: Source) {
+        let (Some(state), Ok(address)) = (self.peers.get_mut(peer), address::without_peer(address, peer)) else {
+            return;
+        };
+        state.addresses.retain(|known| known.address != address || known.source != source);
+    }
+
+    /// An address led to a connection: it is remembered as proven.
+    pub(super) fn handle_success(&mut self, now: Instant, peer: &PeerId, address: &Multiaddr) {
+        let (Some(state), Ok(address)) = (self.peers.get_mut(peer), address::without_peer(address, peer)) else {
+            return;
+        };
+        state.learn(address.clone(), Source::Connected);
+        if let Some(known) = state.addresses.iter_mut().find(|known| known.address == address) {
+            known.last_success = Some(now);
+            known.answered_by_stranger = false;
+        }
+    }
+
+    /// At an address of this peer another node answered. A configured address stays, to be tried again alone; any
+    /// other is forgotten. Whether that is news.
+    pub(super) fn handle_stranger(&mut self, peer: &PeerId, address: &Multiaddr) -> bool {
+        let (Some(state), Ok(address)) = (self.peers.get_mut(peer), address::without_peer(address, peer)) else {
+            return false;
+        };
+        let Some(position) = state.addresses.iter().position(|known| known.address == address) else { return false };
+        if state.addresses[position].source == Source::Configured {
+            !std::mem::replace(&mut state.addresses[position].answered_by_stranger, true)
+        } else {
+            state.addresses.remove(position);
+            true
+        }
+    }
+
+    /// Whether the peer told us, or we otherwise know, this address.
+    pub(super) fn knows(&self, peer: &PeerId, address: &Multiaddr) -> bool {
+        self.peers.get(peer).is_some_and(|state| state.addresses.iter().any(|known| known.address == *address))
+    }
+
+    /// The peer has its first connection.
+    pub(super) fn handle_connected(&mut self, now: Instant, peer: &PeerId) {
+        if let Some(state) = self.peers.get_mut(peer) {
+            state.connected_since.get_or_insert(now);
+        }
+    }
+
+    /// The peer's last connection is gone.
+    pub(super) fn handle_disconnected(&mut self, now: Instant, peer: &PeerId) {
+        let Some(state) = self.peers.get_mut(peer) else { return };
+        let Some(since) = state.connected_since.take() else { return };
+        if now.duration_since(since) >= STABLE_AFTER {
+            state.dials_in_vain = 0;
+        }
+        let pause = self.jitter.around(pause(state.dials_in_vain));
+        state.next = now + pause;
+    }
+
+    /// A dial ordered by [`Self::poll_dial`] has ended, well or not.
+    pub(super) fn handle_dial_ended(&mut self, peer: &PeerId) {
+        if let Some(state) = self.peers.get_mut(peer) {
+            state.dials = state.dials.saturating_sub(1);
+        }
+    }
+
+    /// The next dial that is due.
+    pub(super) fn poll_dial(&mut self, now: Instant) -> Option<Dial> {
+        let (&peer, state) = self.peers.iter_mut().find(|(_, state)| state.due().is_some_and(|due| due <= now))?;
+        let fresh_port = state.dials_in_vain % 2 == 1;
+        let addresses = state.choose(now);
+        state.next = now + self.jitter.around(pause(state.dials_in_vain));
+        state.dials_in_vain = state.dials_in_vain.saturating_add(1);
+        state.dials += 1;
+        Some(Dial { peer, addresses, fresh_port })
+    }
+
+    /// When [`Self::poll_dial`] should be asked again.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.peers.values().filter_map(Peer::due).min()
+    }
+
+    /// Forgets all peers: nothing is dialled any more.
+    pub(super) fn stop(&mut self) {
+        self.peers.clear();
+    }
+
+    /// Every peer's addresses that worked in this run, each with when it last did.
+    pub(super) fn proven_addresses(&self) -> impl Iterator<Item = (PeerId, &Multiaddr, Instant)> {
+        self.peers.iter().flat_map(|(&peer, state)| {
+            let known = state.addresses.iter();
+            known.filter_map(move |known| Some((peer, &known.address, known.last_success?)))
+        })
+    }
+}
+
+struct Peer {
+    addresses: Vec<Known>,
+    connected_since: Option<Instant>,
+    /// Dials under way.
+    dials: u8,
+    /// Dials since the last connection that lasted.
+    dials_in_vain: u32,
+    next: Instant,
+}
+
+struct Known {
+    address: Multiaddr,
+    source: Source,
+    last_dialed: Option<Instant>,
+    last_success: Option<Instant>,
+    /// Another node answered there. Dialled only alone: the first answer decides a dial, and a stranger's would hide
+    /// the peer at its other addresses.
+    answered_by_stranger: bool,
+}
+
+impl Peer {
+    fn new(now: Instant) -> Self {
+        Self { addresses: Vec::new(), connected_since: None, dials: 0, dials_in_vain: 0, next: now }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let wanted = self.connected_since.is_none() && self.dials < DIALS_PER_PEER_MAX && !self.addresses.is_empty();
+        wanted.then_some(self.next)
+    }
+
+    fn dial_by(&mut self, at: Instant) {
+        self.next = self.next.min(at);
+    }
+
+    /// Stores an address; whether it was unknown.
+    fn learn(&mut self, address: Multiaddr, source: Source) -> bool {
+        if let Some(known) = self.addresses.iter_mut().find(|known| known.address == address) {
+            known.source = known.source.max(source);
+            return false;
+        }
+        if self.addresses.len() >= KNOWN_ADDRESSES_PER_PEER_MAX && !self.forget_one(source) {
+            return false;
+        }
+        self.addresses.push(Known { address, source, last_dialed: None, last_success: None, answered_by_stranger: false });
+        true
+    }
+
+    /// Makes room for an address from `source` by forgetting the one that is worth least: the least trustworthy, of
+    /// those the one that worked longest ago or never. Whether there was one not worth more than the new one.
+    fn forget_one(&mut self, source: Source) -> bool {
+        let worth = |known: &Known| (known.source, known.last_success);
+        let least = self
+            .addresses
+            .iter()
+            .enumerate()
+            .filter(|(_, known)| known.source < Source::Configured && known.source <= source)
+            .min_by_key(|(_, known)| worth(known));
+        let Some((position, _)) = least else { return false };
+        self.addresses.remove(position);
+        true
+    }
+
+    /// The addresses of the next dial, best first: the last that worked, then those that waited longest.
+    fn choose(&mut self, now: Instant) -> Vec<Multiaddr> {
+        let (mut strangers, mut usable): (Vec<_>, Vec<_>) =
+            self.addresses.iter_mut().partition(|known| known.answered_by_stranger);
+        let alone = usable.is_empty() || self.dials_in_vain % STRANGER_EVERY == STRANGER_EVERY - 1;
+        let mut chosen: Vec<&mut Known> = Vec::new();
+        if alone && !strangers.is_empty() {
+            strangers.sort_by_key(|known| known.last_dialed);
+            chosen.extend(strangers.into_iter().take(1));
+        } else {
+            usable.sort_by_key(|known| Reverse(known.last_success));
+            let proven = usable.iter().take(DIALED_ADDRESSES_MAX / 2).filter(|known| known.last_success.is_some());
+            let mut waiting = usable.split_off(proven.count());
+            waiting.sort_by_key(|known| (known.last_dialed, Reverse(known.source)));
+            chosen.extend(usable.into_iter().chain(waiting).take(DIALED_ADDRESSES_MAX));
+        }
+        let dialed = chosen.into_iter().map(|known| {
+            known.last_dialed = Some(now);
+            known.address.clone()
+        });
+        dialed.collect()
+    }
+}
+
+fn pause(dials_in_vain: u32) -> Duration {
+    PAUSE_MIN.saturating_mul(1 << dials_in_vain.min(16)).min(PAUSE_MAX)
+}
+
+/// SplitMix64: enough to spread dials in time, and the same on every run with the same seed. Not for secrets.
+struct Jitter(u64);
+
+impl Jitter {
+    /// A duration between three quarters of `pause` and all of it.
+    fn around(&mut self, pause: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        pause.mul_f64(0.75 + 0.25 * (bits as f64 / u64::MAX as f64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> Multiaddr {
+        format!("/ip4/10.0.0.1/tcp/{port}").parse().unwrap()
+    }
+
+    fn dialer(now: Instant) -> (Dialer, PeerId) {
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new([peer], 1, now);
+        dialer.add_address(now, &peer, &address(1), Source::Configured);
+        (dialer, peer)
+    }
+
+    /// Runs until the next dial, which fails at once; its time.
+    fn next_dial(dialer: &mut Dialer) -> (Instant, Dial) {
+        let at = dialer.poll_timeout().unwrap();
+        let dial = dialer.poll_dial(at).unwrap();
+        dialer.handle_dial_ended(&dial.peer);
+        (at, dial)
+    }
+
+    #[test]
+    fn an_unreachable_peer_is_dialled_for_ever_with_growing_jittered_pauses() {
+        let start = Instant::now();
+        let (mut dialer, _) = dialer(start);
+        let times: Vec<_> = (0..100).map(|_| next_dial(&mut dialer).0).collect();
+        assert_eq!(times[0], start);
+        for (dials, pair) in times.windows(2).enumerate() {
+            let (waited, nominal) = (pair[1] - pair[0], pause(dials as u32));
+            assert!(waited <= nominal && waited >= nominal.mul_f64(0.75), "{waited:?} of {nominal:?}");
+        }
+        assert_eq!(pause(0), PAUSE_MIN);
+        assert_eq!(pause(99), PAUSE_MAX);
+    }
+
+    #[test]
+    fn two_seeds_do_not_stay_in_step() {
+        let start = Instant::now();
+        let peer = PeerId::random();
+        let [a, b] = [1, 2].map(|seed| {
+            let mut dialer = Dialer::new([peer], seed, start);
+            dialer.add_address(start, &peer, &address(1), Source::Configured);
+            (0..20).map(|_| next_dial(&mut dialer).0).collect::<Vec<_>>()
+        });
+        assert!(a.iter().zip(&b).skip(1).all(|(a, b)| a != b));
+    }
+
+    #[test]
+    fn a_peer_lost_after_a_real_connection_is_dialled_within_a_quarter_of_a_second() {
+        let start = Instant::now();
+        let (mut dialer, peer) = dialer(start);
+        let connected = (0..20).map(|_| next_dial(&mut dialer).0).last().unwrap();
+        dialer.handle_connected(connected, &peer);
+        assert_eq!(dialer.poll_timeout(), None);
+        let lost = connected + STABLE_AFTER;
+        dialer.handle_disconnected(lost, &peer);
+        assert!(next_dial(&mut dialer).0 <= lost + PAUSE_MIN);
+    }
+
+    #[test]
+    fn a_peer_that_throws_us_out_at_once_is_not_hammered() {
+        let mut now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        let start = now;
+        for _ in 0..20 {
+            now = next_dial(&mut dialer).0;
+            dialer.handle_connected(now, &peer);
+            dialer.handle_disconnected(now, &peer);
+        }
+        assert!(now - start > PAUSE_MAX * 8, "{:?}", now - start);
+    }
+
+    #[test]
+    fn dials_overlap_up_to_the_bound_and_no_further() {
+        let start = Instant::now();
+        let (mut dialer, peer) = dialer(start);
+        for _ in 0..DIALS_PER_PEER_MAX {
+            let at = dialer.poll_timeout().unwrap();
+            assert!(dialer.poll_dial(at).is_some());
+        }
+        assert_eq!(dialer.poll_timeout(), None);
+        assert_eq!(dialer.poll_dial(start + PAUSE_MAX * 2), None);
+        dialer.handle_dial_ended(&peer);
+        assert!(dialer.poll_dial(start + PAUSE_MAX * 2).is_some());
+    }
+
+    #[test]
+    fn a_new_address_of_a_missing_peer_is_tried_soon_and_a_known_one_changes_nothing() {
+        let start = Instant::now();
+        let (mut dialer, peer) = dialer(start);
+        let now = (0..20).map(|_| next_dial(&mut dialer).0).last().unwrap();
+        let planned = dialer.poll_timeout();
+        dialer.add_address(now, &peer, &address(1), Source::Mdns);
+        assert_eq!(dialer.poll_timeout(), planned);
+        dialer.add_address(now, &peer, &address(2), Source::Mdns);
+        assert_eq!(dialer.poll_timeout(), Some(now + PAUSE_MIN));
+        assert_eq!(next_dial(&mut dialer).1.addresses[0], address(2), "never tried comes first");
+    }
+
+    #[test]
+    fn addresses_are_bounded_and_neither_configured_nor_proven_ones_make_room_for_hearsay() {
+        let now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        dialer.handle_success(now, &peer, &address(2));
+        for port in 100..100 + 3 * KNOWN_ADDRESSES_PER_PEER_MAX as u16 {
+            dialer.add_address(now, &peer, &address(port), Source::Identify);
+        }
+        assert_eq!(dialer.peers[&peer].addresses.len(), KNOWN_ADDRESSES_PER_PEER_MAX);
+        assert!(dialer.knows(&peer, &address(1)) && dialer.knows(&peer, &address(2)));
+        let proven: Vec<_> = dialer.proven_addresses().collect();
+        assert_eq!(proven, [(peer, &address(2), now)]);
+    }
+
+    #[test]
+    fn every_address_gets_its_turn_and_proven_ones_are_in_every_dial() {
+        let now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        dialer.handle_success(now, &peer, &address(7));
+        for port in 100..140 {
+            dialer.add_address(now, &peer, &address(port), Source::Identify);
+        }
+        let mut tried = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            let (_, dial) = next_dial(&mut dialer);
+            assert_eq!(dial.addresses.len(), DIALED_ADDRESSES_MAX);
+            assert_eq!(dial.addresses[0], address(7));
+            tried.extend(dial.addresses);
+        }
+        assert_eq!(tried.len(), 42);
+    }
+
+    #[test]
+    fn an_address_where_a_stranger_answers_does_not_hide_the_others() {
+        let now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        for (port, source) in [(2, Source::Configured), (3, Source::Cache)] {
+            dialer.add_address(now, &peer, &address(port), source);
+        }
+        assert!(dialer.handle_stranger(&peer, &address(1)) && dialer.handle_stranger(&peer, &address(3)));
+        assert!(!dialer.handle_stranger(&peer, &address(1)), "told once");
+        let dials: Vec<_> = (0..5).map(|_| next_dial(&mut dialer).1.addresses).collect();
+        let (other, wrong) = (vec![address(2)], vec![address(1)]);
+        assert_eq!(dials, [other.clone(), other.clone(), other.clone(), wrong, other]);
+        dialer.handle_success(now, &peer, &address(1));
+        assert_eq!(next_dial(&mut dialer).1.addresses, [address(1), address(2)]);
+    }
+
+    #[test]
+    fn what_only_mdns_told_is_forgotten_when_it_expires() {
+        let now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        for port in [1, 2] {
+            dialer.add_address(now, &peer, &address(port), Source::Mdns);
+            dialer.expire_address(&peer, &address(port), Source::Mdns);
+        }
+        assert!(dialer.knows(&peer, &address(1)));
+        assert!(!dialer.knows(&peer, &address(2)));
+    }
+
+    #[test]
+    fn strangers_and_other_peers_addresses_are_not_learnt() {
+        let now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        dialer.add_address(now, &PeerId::random(), &address(9), Source::Mdns);
+        let other = address(9).with_p2p(PeerId::random()).unwrap();
+        dialer.add_address(now, &peer, &other, Source::Mdns);
+        assert_eq!(next_dial(&mut dialer).1.addresses, [address(1)]);
+    }
+
+    #[test]
+    fn every_second_dial_leaves_from_a_fresh_port() {
+        let (mut dialer, _) = dialer(Instant::now());
+        let fresh: Vec<_> = (0..4).map(|_| next_dial(&mut dialer).1.fresh_port).collect();
+        assert_eq!(fresh, [false, true, false, true]);
+    }
+}

@@ -1,0 +1,35 @@
+//! The libp2p part of the control thread: reaching configured peers, keeping them connected, and asking them things.
+//!
+//! [`Node`] is the only way in. Below it, from the wire up:
+//!
+//! | Module | What it is |
+//! |---|---|
+//! | [`address`] | which addresses may be dialled at all; where an address leads |
+//! | `transport` | TCP with Noise or TLS and yamux, QUIC, and the filter that applies [`address`] to every dial |
+//! | `gate` | refuses the connections of peers that are not configured |
+//! | `streams` | raw streams of our protocols, on the connection we choose |
+//! | [`exchange`], `exchanges` | one question and one answer on a stream; those under way |
+//! | `dialer` | when to dial whom and where: pure |
+//! | `connections` | who is connected how, and which connections are too many: pure |
+//! | `listeners` | the addresses we listen on |
+//! | `behaviour` | the above and the stock behaviours, put together |
+//! | `node` | the event loop's body |
+
+pub mod address;
+mod behaviour;
+mod connections;
+mod dialer;
+pub mod exchange;
+mod exchanges;
+mod gate;
+mod listeners;
+mod node;
+mod streams;
+mod transport;
+
+pub use connections::{ConnectionInfo, Direction, TransportName};
+pub use exchange::{ExchangeError, OpenError};
+pub use libp2p::swarm::ConnectionId;
+pub use exchanges::{ExchangeId, ExchangeToken};
+pub use listeners::{ListenError, ListenFault};
+pub use node::{KnownAddress, Node, NodeConfig, NodeError, NodeEvent};

@@ -1,0 +1,483 @@
+//! [`Node`]: the swarm with everything around it, polled by the control loop.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::StreamExt;
+use libp2p::core::ConnectedPoint;
+use libp2p::identity::Keypair;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError, Swarm, SwarmEvent};
+use libp2p::{Multiaddr, identify, mdns, ping};
+use ringlane_shared::id::PeerId;
+use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
+use thiserror::Error;
+use tokio::time::Sleep;
+
+use super::address::{self, AddressPolicy};
+use super::behaviour::{Behaviour, BehaviourEvent};
+use super::connections::{ConnectionInfo, Connections, Direction};
+use super::dialer::{Dial, Dialer, Source};
+use super::exchange::{self, ExchangeError};
+use super::exchanges::{ExchangeId, ExchangeToken, Exchanges, Progress};
+use super::listeners::{ListenError, Listeners};
+use super::streams::StreamEvent;
+use super::transport;
+
+/// After the last connection is gone, QUIC's close notices still have to leave.
+const CLOSE_LINGER: Duration = Duration::from_millis(50);
+
+/// What a node is made of.
+pub struct NodeConfig {
+    /// Who we are.
+    pub keypair: Keypair,
+    /// The configured peers with their configured addresses, with or without `/p2p/`.
+    pub peers: Vec<(PeerId, Vec<Multiaddr>)>,
+    /// Addresses that worked in earlier runs.
+    pub cached: Vec<(PeerId, Vec<Multiaddr>)>,
+    /// Whether to find peers on the local networks.
+    pub mdns: bool,
+    /// Whether to dial loopback addresses: for tests.
+    pub allow_loopback: bool,
+    /// What identify tells peers we are: `ringlane/<version>`.
+    pub agent: String,
+    /// Spreads dials in time; should differ from node to node.
+    pub seed: u64,
+}
+
+/// Why there is no node.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The key cannot be used.
+    #[error("the identity key cannot be used for TLS or Noise: {0}")]
+    Identity(String),
+    /// Our own id is among the peers.
+    #[error("peer {0} is this node itself")]
+    SelfAsPeer(PeerId),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum NodeEvent {
+    /// A new connection of a configured peer. Told of every one: a peer that restarted shows itself by a new connection
+    /// while its old one is still dying.
+    PeerConnected {
+        /// Who.
+        peer: PeerId,
+        /// The connection's name.
+        connection: ConnectionId,
+        /// Its remote address.
+        remote: Multiaddr,
+        /// Whether it is the peer's only one.
+        first: bool,
+    },
+    /// A connection is gone; when it was the last one, [`NodeEvent::PeerDisconnected`] follows.
+    ConnectionClosed {
+        /// Whose.
+        peer: PeerId,
+        /// The connection's name.
+        connection: ConnectionId,
+    },
+    /// The peer's last connection is gone.
+    PeerDisconnected {
+        /// Who.
+        peer: PeerId,
+    },
+    /// A peer asks; [`Node::answer`] with the token.
+    OfferReceived {
+        /// Who.
+        peer: PeerId,
+        /// What to answer to.
+        token: ExchangeToken,
+        /// At most [`ringlane_shared::limits::OFFER_BYTES_MAX`] bytes.
+        message: Vec<u8>,
+    },
+    /// An exchange of ours has ended.
+    OfferAnswered {
+        /// With whom.
+        peer: PeerId,
+        /// Which.
+        id: ExchangeId,
+        /// The answer.
+        result: Result<Vec<u8>, ExchangeError>,
+    },
+    /// A listener has failed. If it has ended, [`Node::set_listen_addresses`] with the same addresses tries again.
+    ListenerFailed {
+        /// The address it was asked for.
+        address: Multiaddr,
+        /// Why, for the operator.
+        error: String,
+    },
+    /// [`Node::listen_addresses`] are others than before.
+    AddressesChanged,
+}
+
+/// An address of a peer that worked in this run, for the peer cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KnownAddress {
+    /// The address, without `/p2p/`.
+    pub address: Multiaddr,
+    /// When a connection to it last stood, by the wall clock.
+    pub last_success: SystemTime,
+}
+
+/// The libp2p part of a node. Owned by the control loop; must be made and polled on its runtime.
+pub struct Node {
+    swarm: Swarm<Behaviour>,
+    policy: AddressPolicy,
+    dialer: Dialer,
+    dials: HashMap<ConnectionId, PeerId>,
+    connections: Connections,
+    listeners: Listeners,
+    exchanges: Exchanges,
+    events: VecDeque<NodeEvent>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Node {
+    /// Makes a node. It dials its peers as soon as it is polled; it listens nowhere yet.
+    pub fn new(config: NodeConfig) -> Result<Self, NodeError> {
+        let local = config.keypair.public().to_peer_id();
+        if config.peers.iter().any(|(peer, _)| *peer == local) {
+            return Err(NodeError::SelfAsPeer(local));
+        }
+        let policy = AddressPolicy::new(config.allow_loopback);
+        let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
+        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.mdns);
+        let transport = transport::build(&config.keypair, policy.clone())?;
+        let settings = libp2p::swarm::Config::with_tokio_executor()
+            .with_dial_concurrency_factor(const { dial_concurrency() })
+            .with_idle_connection_timeout(Duration::from_secs(60));
+
+        let now = Instant::now();
+        let mut dialer = Dialer::new(peers, config.seed, now);
+        for (source, list) in [(Source::Configured, config.peers), (Source::Cache, config.cached)] {
+            for (peer, addresses) in list {
+                for address in addresses {
+                    if let Err(refusal) = address::parse(&address) {
+                        tracing::warn!(%peer, %address, %refusal, "this address cannot be dialled");
+                        continue;
+                    }
+                    dialer.add_address(now, &peer, &address, source);
+                }
+            }
+        }
+        Ok(Self {
+            swarm: Swarm::new(transport, behaviour, local, settings),
+            policy,
+            dialer,
+            dials: HashMap::new(),
+            connections: Connections::new(local),
+            listeners: Listeners::default(),
+            exchanges: Exchanges::default(),
+            events: VecDeque::new(),
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        })
+    }
+
+    /// Listens on exactly these concrete addresses, closing and opening what differs. Closing a QUIC listener ends the
+    /// connections through it. What could not be opened is returned, and tried again by the next call that names it.
+    pub fn set_listen_addresses(&mut self, addresses: &[Multiaddr]) -> Vec<ListenError> {
+        self.listeners.set(&mut self.swarm, addresses)
+    }
+
+    /// Sets which addresses, beyond the mesh's own prefixes, are never dialled: those of this host.
+    pub fn set_denied(&mut self, denied: impl Fn(IpAddr) -> bool + Send + Sync + 'static) {
+        self.policy.set_denied(denied);
+    }
+
+    /// What happens next. Cancel-safe: nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> NodeEvent {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Asks a peer something on its newest direct connection; `None` if it has no connection. Ends in one
+    /// [`NodeEvent::OfferAnswered`].
+    pub fn exchange(&mut self, peer: PeerId, message: Vec<u8>) -> Option<ExchangeId> {
+        let connection = self.connections.best(&peer)?.id;
+        Some(self.exchanges.ask(&mut self.swarm.behaviour_mut().streams, peer, connection, message))
+    }
+
+    /// Answers a peer's question. A failure shows on the peer's side; here it is only logged.
+    pub fn answer(&mut self, to: ExchangeToken, message: Vec<u8>) {
+        self.exchanges.answer(to, message);
+    }
+
+    /// The connections of one peer, oldest first.
+    pub fn connections(&self, peer: &PeerId) -> impl Iterator<Item = &ConnectionInfo> {
+        self.connections.of(peer)
+    }
+
+    /// The connections of all peers, ordered by peer, each peer's oldest first.
+    pub fn all_connections(&self) -> impl Iterator<Item = &ConnectionInfo> {
+        self.connections.all()
+    }
+
+    /// The addresses we really listen on.
+    pub fn listen_addresses(&self) -> impl Iterator<Item = &Multiaddr> {
+        self.swarm.listeners()
+    }
+
+    /// Every peer's addresses that worked in this run, for the peer cache.
+    pub fn known_addresses(&self) -> Vec<(PeerId, Vec<KnownAddress>)> {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let mut known: Vec<(PeerId, Vec<KnownAddress>)> = Vec::new();
+        for (peer, address, last_success) in self.dialer.proven_addresses() {
+            let stands = self.connections.of(&peer).any(|connection| connection.remote == *address);
+            let age = if stands { Duration::ZERO } else { now.duration_since(last_success) };
+            let address = KnownAddress { address: address.clone(), last_success: wall.checked_sub(age).unwrap_or(wall) };
+            match known.last_mut() {
+                Some((last, addresses)) if *last == peer => addresses.push(address),
+                _ => known.push((peer, vec![address])),
+            }
+        }
+        known
+    }
+
+    /// Connections of strangers refused so far.
+    pub fn refused_connections(&self) -> u64 {
+        self.swarm.behaviour().gate.refused()
+    }
+
+    /// Closes every connection, telling the peers, and ends; after `limit` at the latest.
+    pub async fn shutdown(mut self, limit: Duration) {
+        self.dialer.stop();
+        self.swarm.behaviour_mut().gate.shut();
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().chain(self.dials.values().copied()).collect();
+        for peer in peers {
+            // An error means that there was no connection, but dials are aborted all the same.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let closed = async {
+            while self.swarm.connected_peers().next().is_some() {
+                self.swarm.select_next_some().await;
+            }
+            tokio::time::sleep(CLOSE_LINGER).await;
+        };
+        if tokio::time::timeout(limit, closed).await.is_err() {
+            tracing::debug!("some connections did not close in time");
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<NodeEvent> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(event);
+            }
+            let mut progress = false;
+            if let Poll::Ready(Some(event)) = self.swarm.poll_next_unpin(cx) {
+                self.handle_swarm(event);
+                progress = true;
+            }
+            if let Poll::Ready(exchange) = self.exchanges.poll(cx) {
+                self.handle_exchange(exchange);
+                progress = true;
+            }
+            let now = Instant::now();
+            if let Some(dial) = self.dialer.poll_dial(now) {
+                self.dial(dial);
+                progress = true;
+            }
+            for connection in self.connections.poll_surplus(now) {
+                tracing::debug!(%connection, "closing a surplus connection");
+                self.swarm.close_connection(connection);
+                progress = true;
+            }
+            if progress || self.poll_timer(cx).is_ready() {
+                continue;
+            }
+            return Poll::Pending;
+        }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timeouts = [self.dialer.poll_timeout(), self.connections.poll_timeout()];
+        let Some(deadline) = timeouts.into_iter().flatten().min() else { return Poll::Pending };
+        self.timer.as_mut().reset(deadline.into());
+        self.timer.as_mut().poll(cx)
+    }
+
+    fn dial(&mut self, Dial { peer, addresses, fresh_port }: Dial) {
+        tracing::debug!(%peer, ?addresses, "dialling");
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
+        let options = if fresh_port { options.allocate_new_port() } else { options }.build();
+        let id = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.dials.insert(id, peer);
+            }
+            Err(error) => {
+                tracing::debug!(%peer, %error, "cannot dial");
+                self.dialer.handle_dial_ended(&peer);
+            }
+        }
+    }
+
+    fn handle_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.handle_behaviour(event),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
+                self.handle_established(peer_id, connection_id, &endpoint, num_established.get() == 1);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
+                let cause = cause.map(|cause| cause.to_string()).unwrap_or_default();
+                tracing::debug!(peer = %peer_id, connection = %connection_id, cause, "connection closed");
+                self.handle_closed(peer_id, connection_id, num_established == 0);
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                self.handle_dial_error(connection_id, &error);
+            }
+            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => {
+                self.events.push_back(NodeEvent::AddressesChanged);
+            }
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                if let Some(address) = self.listeners.handle_closed(listener_id) {
+                    let error = reason.err().map_or("the listener ended".into(), |error| error.to_string());
+                    self.events.push_back(NodeEvent::ListenerFailed { address, error });
+                }
+                self.events.push_back(NodeEvent::AddressesChanged);
+            }
+            SwarmEvent::ListenerError { listener_id, error } => {
+                if let Some(address) = self.listeners.address_of(listener_id).cloned() {
+                    self.events.push_back(NodeEvent::ListenerFailed { address, error: error.to_string() });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn handle_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint, first: bool) {
+        let now = Instant::now();
+        let connection = ConnectionInfo::new(id, peer, endpoint, now);
+        let remote = connection.remote.clone();
+        if self.dials.remove(&id).is_some() {
+            self.dialer.handle_dial_ended(&peer);
+        }
+        if connection.direction == Direction::Outbound && !connection.relayed {
+            self.dialer.handle_success(now, &peer, &remote);
+        }
+        self.dialer.handle_connected(now, &peer);
+        tracing::debug!(%peer, connection = %id, %remote, direction = ?connection.direction, "connected");
+        self.connections.insert(connection);
+        self.events.push_back(NodeEvent::PeerConnected { peer, connection: id, remote, first });
+    }
+
+    fn handle_closed(&mut self, peer: PeerId, id: ConnectionId, last: bool) {
+        let now = Instant::now();
+        if let Some(connection) = self.connections.remove(&peer, id) {
+            if !connection.relayed && self.dialer.knows(&peer, &connection.remote) {
+                self.dialer.handle_success(now, &peer, &connection.remote);
+            }
+            self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
+        }
+        if last {
+            self.dialer.handle_disconnected(now, &peer);
+            self.events.push_back(NodeEvent::PeerDisconnected { peer });
+        }
+    }
+
+    fn handle_dial_error(&mut self, id: ConnectionId, error: &DialError) {
+        let Some(peer) = self.dials.remove(&id) else { return };
+        self.dialer.handle_dial_ended(&peer);
+        match error {
+            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
+                if self.dialer.handle_stranger(&peer, address) {
+                    tracing::warn!(%peer, %address, "another node answers at this peer's address");
+                }
+            }
+            error => tracing::debug!(%peer, %error, "dial failed"),
+        }
+    }
+
+    fn handle_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Streams(event) => self.handle_stream(event),
+            BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
+                self.handle_identify(peer_id, connection_id, &info.listen_addrs);
+            }
+            BehaviourEvent::Ping(ping::Event { peer, connection, result }) => match result {
+                Ok(rtt) => {
+                    if let Some(connection) = self.connections.get_mut(&peer, connection) {
+                        connection.rtt = Some(rtt);
+                    }
+                }
+                Err(ping::Failure::Unsupported) => {}
+                Err(error) => {
+                    tracing::debug!(%peer, %connection, %error, "closing a connection that does not answer pings");
+                    self.swarm.close_connection(connection);
+                }
+            },
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
+                let now = Instant::now();
+                for (peer, address) in found {
+                    if self.policy.check(&address).is_ok() {
+                        self.dialer.add_address(now, &peer, &address, Source::Mdns);
+                    }
+                }
+            }
+            BehaviourEvent::Mdns(mdns::Event::Expired(gone)) => {
+                for (peer, address) in gone {
+                    self.dialer.expire_address(&peer, &address, Source::Mdns);
+                }
+            }
+            BehaviourEvent::Identify(_) => {}
+            BehaviourEvent::Gate(never) | BehaviourEvent::Limits(never) => match never {},
+        }
+    }
+
+    /// What a peer says its addresses are. One of them that is exactly where an inbound connection comes from is proven:
+    /// the peer dials from the port it listens on.
+    fn handle_identify(&mut self, peer: PeerId, connection: ConnectionId, addresses: &[Multiaddr]) {
+        let now = Instant::now();
+        for address in addresses.iter().take(KNOWN_ADDRESSES_PER_PEER_MAX) {
+            if self.policy.check(address).is_ok() {
+                self.dialer.add_address(now, &peer, address, Source::Identify);
+            }
+        }
+        let inbound = self.connections.get_mut(&peer, connection).filter(|c| c.direction == Direction::Inbound);
+        if let Some(remote) = inbound.map(|connection| connection.remote.clone())
+            && self.dialer.knows(&peer, &remote)
+        {
+            self.dialer.handle_success(now, &peer, &remote);
+        }
+    }
+
+    fn handle_stream(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::Inbound { peer, connection, protocol, stream } => {
+                if protocol == exchange::PROTOCOL {
+                    self.exchanges.handle_inbound(peer, connection, stream);
+                }
+            }
+            StreamEvent::Opened { id, protocol, stream } => {
+                tracing::trace!(%protocol, "stream opened");
+                self.exchanges.handle_opened(id, Ok(stream));
+            }
+            StreamEvent::OpenFailed { id, error } => self.exchanges.handle_opened(id, Err(error)),
+        }
+    }
+
+    fn handle_exchange(&mut self, progress: Progress) {
+        match progress {
+            Progress::Asked { peer, token, question } => {
+                self.events.push_back(NodeEvent::OfferReceived { peer, token, message: question });
+            }
+            Progress::Answered { peer, id, result } => {
+                self.events.push_back(NodeEvent::OfferAnswered { peer, id, result });
+            }
+            Progress::Failed { peer, error } => tracing::debug!(%peer, %error, "an exchange the peer began failed"),
+            Progress::Done => {}
+        }
+    }
+}
+
+const fn dial_concurrency() -> std::num::NonZeroU8 {
+    match std::num::NonZeroU8::new(DIALED_ADDRESSES_MAX as u8) {
+        Some(factor) => factor,
+        None => std::num::NonZeroU8::MIN,
+    }
+}

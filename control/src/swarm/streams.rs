@@ -1,0 +1,347 @@
+//! Raw streams of our own protocols, opened on the connection the caller chooses.
+//!
+//! What the library's stream crate does not give: streams are opened on one named connection, many at once, with
+//! several protocol names in one negotiation; an inbound stream says which connection it came on; and streams of one
+//! peer are bounded per protocol, by permits that inbound streams carry until they are dropped.
+//!
+//! Every [`Streams::open`] ends in exactly one event: the negotiation has a timeout of its own, and a connection that
+//! closes (or is gone already) fails what was asked of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
+use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
+use libp2p::swarm::handler::{
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound, StreamUpgradeError,
+};
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
+    NotifyHandler, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
+use ringlane_shared::limits::STREAM_EVENTS_MAX;
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long opening a stream may take, its negotiation included.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One protocol we accept.
+#[derive(Clone, Debug)]
+pub(super) struct Accepted {
+    /// Its name on the wire.
+    pub(super) name: StreamProtocol,
+    /// Streams of one peer that may be open at once; more are dropped.
+    pub(super) inbound_per_peer_max: usize,
+}
+
+/// A stream a peer opened. Its place among the peer's streams is free again when this is dropped.
+pub(super) struct InboundStream {
+    pub(super) stream: Stream,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for InboundStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InboundStream(..)")
+    }
+}
+
+/// Names one [`Streams::open`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct OpenId(u64);
+
+/// Why a stream could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The peer speaks none of the protocols.
+    #[error("the peer does not speak the protocol")]
+    Unsupported,
+    /// The peer did not answer in time.
+    #[error("the peer did not answer within {} s", OPEN_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The connection closed meanwhile, or was closed already.
+    #[error("the connection was closed")]
+    Closed,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Io(#[source] std::io::Error),
+}
+
+/// What happened to a stream.
+#[derive(Debug)]
+pub(super) enum StreamEvent {
+    /// A peer opened a stream of one of our protocols.
+    Inbound { peer: PeerId, connection: ConnectionId, protocol: StreamProtocol, stream: InboundStream },
+    /// An [`Streams::open`] succeeded.
+    Opened { id: OpenId, protocol: StreamProtocol, stream: Stream },
+    /// An [`Streams::open`] failed.
+    OpenFailed { id: OpenId, error: OpenError },
+}
+
+/// The behaviour.
+pub(super) struct Streams {
+    accepted: Arc<[Accepted]>,
+    connections: HashMap<ConnectionId, PeerId>,
+    /// Per peer, in the order of `accepted`.
+    permits: HashMap<PeerId, Vec<Arc<Semaphore>>>,
+    opening: HashMap<OpenId, ConnectionId>,
+    next_open: u64,
+    queue: VecDeque<ToSwarm<StreamEvent, Open>>,
+    waker: Option<Waker>,
+}
+
+impl Streams {
+    pub(super) fn new(accepted: Vec<Accepted>) -> Self {
+        Self {
+            accepted: accepted.into(),
+            connections: HashMap::new(),
+            permits: HashMap::new(),
+            opening: HashMap::new(),
+            next_open: 0,
+            queue: VecDeque::new(),
+            waker: None,
+        }
+    }
+
+    /// Opens a stream on one connection, offering `protocols` in this order.
+    pub(super) fn open(&mut self, connection: ConnectionId, protocols: Vec<StreamProtocol>) -> OpenId {
+        let id = OpenId(self.next_open);
+        self.next_open += 1;
+        match self.connections.get(&connection) {
+            Some(&peer_id) => {
+                self.opening.insert(id, connection);
+                let handler = NotifyHandler::One(connection);
+                self.push(ToSwarm::NotifyHandler { peer_id, handler, event: Open { id, protocols } });
+            }
+            None => {
+                self.push(ToSwarm::GenerateEvent(StreamEvent::OpenFailed { id, error: OpenError::Closed }));
+            }
+        }
+        id
+    }
+
+    fn push(&mut self, event: ToSwarm<StreamEvent, Open>) {
+        self.queue.push_back(event);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn handler(&self) -> Handler {
+        let names = self.accepted.iter().map(|accepted| accepted.name.clone()).collect();
+        Handler { names, queue: VecDeque::new(), waker: None }
+    }
+
+    fn accept(&mut self, peer: PeerId, connection: ConnectionId, protocol: StreamProtocol, stream: Stream) {
+        let position = self.accepted.iter().position(|accepted| accepted.name == protocol);
+        let permit = position
+            .and_then(|position| self.permits.get(&peer)?.get(position))
+            .and_then(|semaphore| Arc::clone(semaphore).try_acquire_owned().ok());
+        match permit {
+            Some(permit) if self.queue.len() < STREAM_EVENTS_MAX => {
+                let stream = InboundStream { stream, _permit: permit };
+                self.push(ToSwarm::GenerateEvent(StreamEvent::Inbound { peer, connection, protocol, stream }));
+            }
+            _ => tracing::debug!(%peer, %connection, %protocol, "dropped a stream: the peer has too many"),
+        }
+    }
+}
+
+impl NetworkBehaviour for Streams {
+    type ConnectionHandler = Handler;
+    type ToSwarm = StreamEvent;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler())
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler())
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, .. }) => {
+                self.connections.insert(connection_id, peer_id);
+                self.permits.entry(peer_id).or_insert_with(|| {
+                    self.accepted.iter().map(|a| Arc::new(Semaphore::new(a.inbound_per_peer_max))).collect()
+                });
+            }
+            FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, connection_id, remaining_established, .. }) => {
+                self.connections.remove(&connection_id);
+                if remaining_established == 0 {
+                    self.permits.remove(&peer_id);
+                }
+                let failed: Vec<_> =
+                    self.opening.extract_if(|_, on| *on == connection_id).map(|(id, _)| id).collect();
+                for id in failed {
+                    self.push(ToSwarm::GenerateEvent(StreamEvent::OpenFailed { id, error: OpenError::Closed }));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {
+            HandlerEvent::Inbound { protocol, stream } => self.accept(peer, connection, protocol, stream),
+            HandlerEvent::Opened { id, protocol, stream } => {
+                if self.opening.remove(&id).is_some() {
+                    self.push(ToSwarm::GenerateEvent(StreamEvent::Opened { id, protocol, stream }));
+                }
+            }
+            HandlerEvent::OpenFailed { id, error } => {
+                if self.opening.remove(&id).is_some() {
+                    self.push(ToSwarm::GenerateEvent(StreamEvent::OpenFailed { id, error }));
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<StreamEvent, THandlerInEvent<Self>>> {
+        if let Some(event) = self.queue.pop_front() {
+            return Poll::Ready(event);
+        }
+        self.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// Behaviour to handler: open a stream.
+#[derive(Debug)]
+pub(super) struct Open {
+    id: OpenId,
+    protocols: Vec<StreamProtocol>,
+}
+
+/// Handler to behaviour.
+#[derive(Debug)]
+pub(super) enum HandlerEvent {
+    Inbound { protocol: StreamProtocol, stream: Stream },
+    Opened { id: OpenId, protocol: StreamProtocol, stream: Stream },
+    OpenFailed { id: OpenId, error: OpenError },
+}
+
+/// One connection's end of the behaviour.
+pub(super) struct Handler {
+    names: Vec<StreamProtocol>,
+    queue: VecDeque<ConnectionHandlerEvent<Offered, OpenId, HandlerEvent>>,
+    waker: Option<Waker>,
+}
+
+impl Handler {
+    fn push(&mut self, event: ConnectionHandlerEvent<Offered, OpenId, HandlerEvent>) {
+        self.queue.push_back(event);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = Open;
+    type ToBehaviour = HandlerEvent;
+    type InboundProtocol = Offered;
+    type OutboundProtocol = Offered;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = OpenId;
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Offered, ()> {
+        SubstreamProtocol::new(Offered(self.names.clone()), ()).with_timeout(OPEN_TIMEOUT)
+    }
+
+    /// Only configured peers have a handler: theirs stay open however idle.
+    fn connection_keep_alive(&self) -> bool {
+        true
+    }
+
+    fn on_behaviour_event(&mut self, Open { id, protocols }: Open) {
+        let protocol = SubstreamProtocol::new(Offered(protocols), id).with_timeout(OPEN_TIMEOUT);
+        self.push(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+    }
+
+    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offered, Offered, (), OpenId>) {
+        let event = match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: (stream, protocol), ..
+            }) => HandlerEvent::Inbound { protocol, stream },
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: (stream, protocol),
+                info: id,
+            }) => HandlerEvent::Opened { id, protocol, stream },
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { info: id, error }) => {
+                let error = match error {
+                    StreamUpgradeError::NegotiationFailed => OpenError::Unsupported,
+                    StreamUpgradeError::Timeout => OpenError::TimedOut,
+                    StreamUpgradeError::Io(error) => OpenError::Io(error),
+                    StreamUpgradeError::Apply(never) => match never {},
+                };
+                HandlerEvent::OpenFailed { id, error }
+            }
+            _ => return,
+        };
+        self.push(ConnectionHandlerEvent::NotifyBehaviour(event));
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Offered, OpenId, HandlerEvent>> {
+        if let Some(event) = self.queue.pop_front() {
+            return Poll::Ready(event);
+        }
+        self.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// An upgrade that is done as soon as one of the names is agreed on.
+#[derive(Clone, Debug)]
+pub(super) struct Offered(Vec<StreamProtocol>);
+
+impl UpgradeInfo for Offered {
+    type Info = StreamProtocol;
+    type InfoIter = std::vec::IntoIter<StreamProtocol>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        self.0.clone().into_iter()
+    }
+}
+
+impl InboundUpgrade<Stream> for Offered {
+    type Output = (Stream, StreamProtocol);
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Output, Infallible>>;
+
+    fn upgrade_inbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        ready(Ok((stream, protocol)))
+    }
+}
+
+impl OutboundUpgrade<Stream> for Offered {
+    type Output = (Stream, StreamProtocol);
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Output, Infallible>>;
+
+    fn upgrade_outbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        ready(Ok((stream, protocol)))
+    }
+}

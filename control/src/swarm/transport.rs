@@ -1,0 +1,152 @@
+//! The transport stack, put together by hand because the library's builder has no place for an address filter.
+//!
+//! ```text
+//! timeout( filter( QUIC | TCP > TLS or Noise > yamux ) )
+//! ```
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::{self, BoxFuture, FutureExt, TryFutureExt};
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::timeout::TransportTimeout;
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
+use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo, Version};
+use libp2p::identity::Keypair;
+use libp2p::{Multiaddr, PeerId, Transport, noise, quic, tcp, tls, yamux};
+
+use super::address::AddressPolicy;
+use super::node::NodeError;
+
+/// How long a handshake may take, from the first packet to an authenticated, multiplexed connection.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A QUIC connection that heard nothing for this long is dead. Two keep-alives may be lost.
+const QUIC_IDLE_TIMEOUT_MS: u32 = 5_000;
+/// How often an idle QUIC connection says that it is alive.
+const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// What every transport of ours ends in: who is there, and streams to them.
+pub(super) type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// Builds the stack for one node.
+pub(super) fn build(keypair: &Keypair, policy: AddressPolicy) -> Result<PeerTransport, NodeError> {
+    let security = Security::new(keypair)?;
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(security)
+        .multiplex(yamux::Config::default())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+
+    let mut config = quic::Config::new(keypair);
+    config.max_idle_timeout = QUIC_IDLE_TIMEOUT_MS;
+    config.keep_alive_interval = QUIC_KEEP_ALIVE;
+    let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+
+    let direct = quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed();
+    Ok(TransportTimeout::new(DialFilter { inner: direct, policy }, HANDSHAKE_TIMEOUT).boxed())
+}
+
+/// Refuses to dial what the policy refuses, whoever asks for the dial: the dialer, or later a routing query.
+struct DialFilter {
+    inner: PeerTransport,
+    policy: AddressPolicy,
+}
+
+impl Transport for DialFilter {
+    type Output = (PeerId, StreamMuxerBox);
+    type Error = io::Error;
+    type ListenerUpgrade = <PeerTransport as Transport>::ListenerUpgrade;
+    type Dial = <PeerTransport as Transport>::Dial;
+
+    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
+        self.inner.listen_on(id, address)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+        self.policy.check(&address).map_err(|refusal| TransportError::Other(io::Error::other(refusal)))?;
+        self.inner.dial(address, options)
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        Pin::new(&mut self.inner).poll(cx)
+    }
+}
+
+/// TLS or Noise, whichever the other side speaks; TLS first. The library's own selector is private.
+#[derive(Clone)]
+struct Security {
+    tls: tls::Config,
+    noise: noise::Config,
+}
+
+impl Security {
+    fn new(keypair: &Keypair) -> Result<Self, NodeError> {
+        Ok(Self {
+            tls: tls::Config::new(keypair).map_err(|error| NodeError::Identity(error.to_string()))?,
+            noise: noise::Config::new(keypair).map_err(|error| NodeError::Identity(error.to_string()))?,
+        })
+    }
+}
+
+impl UpgradeInfo for Security {
+    type Info = &'static str;
+    type InfoIter = Vec<&'static str>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        self.tls.protocol_info().into_iter().chain(self.noise.protocol_info()).collect()
+    }
+}
+
+type TlsOutput<C> = tls::TlsStream<C>;
+type Secured<C> = (PeerId, future::Either<TlsOutput<C>, noise::Output<C>>);
+
+impl<C> InboundConnectionUpgrade<C> for Security
+where
+    C: futures::AsyncRead + futures::AsyncWrite + Send + Unpin + 'static,
+{
+    type Output = Secured<C>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Secured<C>>>;
+
+    fn upgrade_inbound(self, socket: C, name: &'static str) -> Self::Future {
+        if self.tls.protocol_info().into_iter().any(|tls| tls == name) {
+            self.tls.upgrade_inbound(socket, name).map_ok(as_tls).map_err(io::Error::other).boxed()
+        } else {
+            self.noise.upgrade_inbound(socket, name).map_ok(as_noise).map_err(io::Error::other).boxed()
+        }
+    }
+}
+
+impl<C> OutboundConnectionUpgrade<C> for Security
+where
+    C: futures::AsyncRead + futures::AsyncWrite + Send + Unpin + 'static,
+{
+    type Output = Secured<C>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Secured<C>>>;
+
+    fn upgrade_outbound(self, socket: C, name: &'static str) -> Self::Future {
+        if self.tls.protocol_info().into_iter().any(|tls| tls == name) {
+            self.tls.upgrade_outbound(socket, name).map_ok(as_tls).map_err(io::Error::other).boxed()
+        } else {
+            self.noise.upgrade_outbound(socket, name).map_ok(as_noise).map_err(io::Error::other).boxed()
+        }
+    }
+}
+
+fn as_tls<C>((peer, stream): (PeerId, TlsOutput<C>)) -> Secured<C> {
+    (peer, future::Either::Left(stream))
+}
+
+fn as_noise<C>((peer, stream): (PeerId, noise::Output<C>)) -> Secured<C> {
+    (peer, future::Either::Right(stream))
+}

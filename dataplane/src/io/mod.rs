@@ -1,0 +1,3 @@
+//! Thin shells around what the kernel offers; no decision is made here.
+
+pub mod tun;

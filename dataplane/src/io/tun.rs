@@ -1,0 +1,75 @@
+//! Making the TUN interface.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::sys::tun::open_queue;
+
+/// Why there is no TUN interface: the system or the configuration is at fault, never a peer.
+#[derive(Debug, Error)]
+pub enum TunError {
+    /// The kernel has no TUN device.
+    #[error("/dev/net/tun is missing: load the module with `modprobe tun`, or give the container the device")]
+    NoDevice,
+    /// The process may not make interfaces.
+    #[error("not allowed to create interface {interface}: run as root or with CAP_NET_ADMIN")]
+    NotAllowed {
+        /// The interface's name.
+        interface: String,
+    },
+    /// There is an interface of that name.
+    #[error(
+        "interface {interface} exists already: stop what uses it, delete it with `ip link delete {interface}`, or set another `interface`"
+    )]
+    Exists {
+        /// The interface's name.
+        interface: String,
+    },
+    /// Anything else the kernel said.
+    #[error("cannot create interface {interface}: {error}")]
+    Kernel {
+        /// The interface's name.
+        interface: String,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// A new TUN interface with one queue per worker. It exists until the last queue is closed, so whatever ends the
+/// process removes it, with its addresses and routes.
+#[derive(Debug)]
+pub struct Tun {
+    pub(crate) queues: Vec<OwnedFd>,
+}
+
+impl Tun {
+    /// Whether [`Tun::create`] has a chance, found out without touching anything.
+    pub fn check(interface: &str) -> Result<(), TunError> {
+        if Path::new("/sys/class/net").join(interface).exists() {
+            return Err(TunError::Exists { interface: interface.to_owned() });
+        }
+        if !Path::new("/dev/net/tun").exists() {
+            return Err(TunError::NoDevice);
+        }
+        Ok(())
+    }
+
+    /// Creates the interface `interface` with `queues` queues. It is down and has no address.
+    pub fn create(interface: &str, queues: u8) -> Result<Self, TunError> {
+        Self::check(interface)?;
+        let queues = (0..usize::from(queues.max(1))).map(|index| open_queue(interface, index));
+        let queues = queues.collect::<io::Result<_>>().map_err(|error| {
+            let interface = interface.to_owned();
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDevice,
+                Some(libc::EPERM | libc::EACCES) => TunError::NotAllowed { interface },
+                Some(libc::EBUSY | libc::EEXIST) => TunError::Exists { interface },
+                _ => TunError::Kernel { interface, error },
+            }
+        })?;
+        Ok(Self { queues })
+    }
+}

@@ -1,0 +1,117 @@
+//! The lanes one worker owns.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex};
+use ringlane_shared::lane::connection::LaneConnection;
+use ringlane_shared::lane::seal::{Opener, Sealer};
+use ringlane_shared::plane::LaneGauges;
+
+use crate::outbound::RecordFill;
+use crate::sys::ring::{SendBuffer, SocketSlot};
+
+/// One lane, as its worker owns it.
+pub(crate) struct Lane {
+    pub(crate) serial: LaneSerial,
+    pub(crate) peer: PeerIndex,
+    pub(crate) index: LaneIndex,
+    pub(crate) socket: SocketSlot,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) connection: LaneConnection,
+    pub(crate) sealer: Sealer,
+    pub(crate) opener: Opener,
+    pub(crate) gauges: Arc<LaneGauges>,
+    /// The record this turn is filling, if any.
+    pub(crate) record: Option<(SendBuffer, RecordFill)>,
+    /// When the QUIC connection wants to be driven next.
+    pub(crate) deadline: Option<Instant>,
+    /// The QUIC connection has been given datagrams since it was driven.
+    pub(crate) has_quic_news: bool,
+    /// The socket's last known total of dropped datagrams.
+    pub(crate) overflow: u32,
+}
+
+/// All lanes of a worker: by socket slot for what arrives, by peer for what leaves.
+#[derive(Default)]
+pub(crate) struct Lanes {
+    by_slot: Vec<Option<Lane>>,
+    by_peer: Vec<Vec<SocketSlot>>,
+    count: usize,
+}
+
+impl Lanes {
+    /// The lane that owns a socket slot of this very generation.
+    pub(crate) fn get_mut(&mut self, slot: SocketSlot) -> Option<&mut Lane> {
+        self.by_slot.get_mut(slot.position())?.as_mut().filter(|lane| lane.socket == slot)
+    }
+
+    /// The lane that carries a flow to a peer: always the same one while the worker's lanes to it stay the same.
+    pub(crate) fn for_flow(&self, peer: PeerIndex, flow_hash: u32) -> Option<SocketSlot> {
+        let slots = self.by_peer.get(peer.position())?;
+        match slots.as_slice() {
+            [] => None,
+            [slot] => Some(*slot),
+            // The low bits chose the worker where there was a choice; the high ones choose here.
+            slots => Some(slots[(flow_hash >> 16) as usize % slots.len()]),
+        }
+    }
+
+    /// How many lanes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Takes in a lane; its slot is free.
+    pub(crate) fn insert(&mut self, lane: Lane) {
+        let (slot, peer) = (lane.socket, lane.peer);
+        if self.by_slot.len() <= slot.position() {
+            self.by_slot.resize_with(slot.position() + 1, || None);
+        }
+        if self.by_peer.len() <= peer.position() {
+            self.by_peer.resize_with(peer.position() + 1, Vec::new);
+        }
+        self.by_slot[slot.position()] = Some(lane);
+        let by_slot = &self.by_slot;
+        let of_peer = &mut self.by_peer[peer.position()];
+        of_peer.push(slot);
+        // By lane index, so that a flow's lane does not depend on the order in which the lanes came up.
+        of_peer.sort_by_key(|slot| by_slot[slot.position()].as_ref().map(|lane| lane.index));
+        self.count += 1;
+    }
+
+    /// Takes a lane out.
+    pub(crate) fn remove(&mut self, slot: SocketSlot) -> Option<Lane> {
+        self.get_mut(slot)?;
+        let lane = self.by_slot[slot.position()].take()?;
+        if let Some(of_peer) = self.by_peer.get_mut(lane.peer.position()) {
+            of_peer.retain(|other| *other != slot);
+        }
+        self.count -= 1;
+        Some(lane)
+    }
+
+    /// The slot of the lane with this serial.
+    pub(crate) fn find(&self, serial: LaneSerial) -> Option<SocketSlot> {
+        self.by_slot.iter().flatten().find(|lane| lane.serial == serial).map(|lane| lane.socket)
+    }
+
+    /// When the first of the QUIC connections wants to be driven.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.by_slot.iter().flatten().filter_map(|lane| lane.deadline).min()
+    }
+
+    /// The slots of all lanes that have to be driven now.
+    pub(crate) fn due(&self, now: Instant, due: &mut Vec<SocketSlot>) {
+        let lanes = self.by_slot.iter().flatten();
+        let is_due = |lane: &&Lane| lane.has_quic_news || lane.deadline.is_some_and(|deadline| deadline <= now);
+        due.extend(lanes.filter(is_due).map(|lane| lane.socket));
+    }
+
+    /// The slots of all lanes.
+    pub(crate) fn slots(&self) -> Vec<SocketSlot> {
+        self.by_slot.iter().flatten().map(|lane| lane.socket).collect()
+    }
+}

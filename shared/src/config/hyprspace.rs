@@ -1,0 +1,208 @@
+//! Hyprspace's format, read unchanged.
+//!
+//! As Hyprspace does, unknown keys are ignored, null counts as absent and host bits of a network are cleared. What
+//! Hyprspace accepts and then fails on (our own id among the peers, a peer or a network twice) is refused, and what
+//! this version cannot do yet is a warning.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use multiaddr::{Multiaddr, Protocol};
+
+use super::error::Report;
+use super::tree::{self, Item, Node, Placed, Table};
+use super::validate::{self, Draft, Format, PeerDraft};
+use super::value::{self, Flaw, HostBits};
+use super::{ConfigError, IdentitySettings, Settings};
+use crate::id::PeerId;
+use crate::identity;
+use crate::limits::{
+    ADDRESS_TEXT_BYTES_MAX, ADDRESSES_PER_PEER_MAX, LISTEN_ADDRESSES_MAX, PEERS_MAX, ROUTES_PER_PEER_MAX,
+};
+
+/// Entries of `bootstrapPeers`: every configured peer may have as many as it may have addresses, within reason.
+const BOOTSTRAP_PEERS_MAX: usize = 4 * PEERS_MAX;
+
+const KNOWN_KEYS: [&str; 7] =
+    ["privateKey", "listenAddresses", "bootstrapPeers", "peers", "services", "filterPrivateAddresses", "domain"];
+
+/// Reads a Hyprspace JSON configuration. `file` is where the text came from: messages name it, and its stem is the
+/// network's and the interface's name.
+pub fn parse_hyprspace(text: &str, file: &Path) -> Result<Settings, ConfigError> {
+    let mut report = Report::new(file, text);
+    if super::is_too_long(text, &mut report) {
+        return Err(report.into_error());
+    }
+    let Some(root) = tree::parse_json(text, &mut report) else {
+        return Err(report.into_error());
+    };
+    let draft = read(&root, &mut report);
+    draft.settle(report)
+}
+
+fn read(root: &Node, report: &mut Report<'_>) -> Draft {
+    let mut draft = Draft::new(Format::Hyprspace, report);
+    let Some(root) = Item::root(root).table(report) else {
+        return draft;
+    };
+    draft.identity = private_key(&root, report);
+    if let Some(item) = root.get("listenAddresses") {
+        draft.listen = listen_addresses(&item, report);
+    }
+    // There is no key that could resolve a collision, so none is made.
+    draft.port.value = validate::free_lane_port(draft.listen.iter().map(|address| &address.value));
+    if let Some(item) = root.get("peers") {
+        let items = item.list(PEERS_MAX, report).unwrap_or_default();
+        draft.peers = items.iter().filter_map(|item| peer(item, report)).collect();
+    }
+    if let Some(item) = root.get("bootstrapPeers") {
+        bootstrap_peers(&item, &mut draft.peers, report);
+    }
+    warn_of_what_is_missing(&root, report);
+    draft
+}
+
+fn private_key(root: &Table<'_>, report: &mut Report<'_>) -> Option<IdentitySettings> {
+    let remedy = "copy the privateKey of the Hyprspace configuration as it is (z23jh...)";
+    let Some(item) = root.get("privateKey").map(Item::secret) else {
+        report.refuse(&root.missing("privateKey"), "is missing", remedy);
+        return None;
+    };
+    match identity::decode_private_key(item.string(report)?) {
+        Ok(keypair) => Some(IdentitySettings::Inline(keypair)),
+        Err(error) => {
+            report.refuse(&item.place(), error.to_string(), remedy);
+            None
+        }
+    }
+}
+
+/// The addresses this version can listen on, each once.
+fn listen_addresses(item: &Item<'_>, report: &mut Report<'_>) -> Vec<Placed<Multiaddr>> {
+    let items = item.list(LISTEN_ADDRESSES_MAX, report).unwrap_or_default();
+    let mut addresses: Vec<Placed<Multiaddr>> = Vec::new();
+    for item in &items {
+        if let Some(address) = accept(item, value::listen_address, report)
+            && addresses.iter().all(|known| known.value != address.value)
+        {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+fn peer(item: &Item<'_>, report: &mut Report<'_>) -> Option<PeerDraft> {
+    let table = item.table(report)?;
+    warn_of_unknown_keys(&table, &["id", "name", "routes"], report);
+    let name = table.get("name").and_then(|item| accept(&item, value::peer_name, report));
+    let id = match table.get("id") {
+        Some(item) => accept(&item, value::peer_id, report),
+        None => {
+            report.refuse(&table.missing("id"), "is missing", "add the peer's id (12D3KooW...)");
+            None
+        }
+    };
+    let items = table.get("routes").and_then(|item| item.list(ROUTES_PER_PEER_MAX, report)).unwrap_or_default();
+    let routes = items.iter().filter_map(|item| route(item, report)).collect();
+    Some(PeerDraft { name, id, addresses: Vec::new(), routes })
+}
+
+fn route(item: &Item<'_>, report: &mut Report<'_>) -> Option<Placed<ipnet::IpNet>> {
+    let table = item.table(report)?;
+    warn_of_unknown_keys(&table, &["net"], report);
+    match table.get("net") {
+        Some(item) => accept(&item, |text| value::prefix(text, HostBits::Clear), report),
+        None => {
+            report.refuse(&table.missing("net"), "is missing", "add the network, for example \"10.20.0.0/16\"");
+            None
+        }
+    }
+}
+
+/// Gives every configured peer the bootstrap addresses that end in its id.
+fn bootstrap_peers(item: &Item<'_>, peers: &mut [PeerDraft], report: &mut Report<'_>) {
+    let positions: BTreeMap<PeerId, usize> =
+        peers.iter().enumerate().filter_map(|(position, peer)| Some((peer.id.as_ref()?.value, position))).collect();
+    let mut strangers = 0;
+    for item in item.list(BOOTSTRAP_PEERS_MAX, report).unwrap_or_default() {
+        let Some(Placed { value: (id, text), .. }) = accept(&item, bootstrap_peer, report) else {
+            continue;
+        };
+        let Some(peer) = positions.get(&id).map(|position| &mut peers[*position]) else {
+            strangers += 1;
+            continue;
+        };
+        if let Some(address) = accept(&item, |_| value::peer_address(text, Some(&id)), report)
+            && peer.addresses.iter().all(|known| known.value != address.value)
+        {
+            if peer.addresses.len() == ADDRESSES_PER_PEER_MAX {
+                let remedy = format!("keep it to {ADDRESSES_PER_PEER_MAX} for each peer");
+                report.refuse(&item.place(), "is one address too many for this peer", remedy);
+                continue;
+            }
+            peer.addresses.push(address);
+        }
+    }
+    if strangers > 0 {
+        let consequence = format!(
+            "{strangers} of its entries belong to no configured peer and have no effect: there is no DHT in this version"
+        );
+        report.warn(&item.place(), consequence);
+    }
+}
+
+/// Whom a bootstrap address belongs to, and the address.
+fn bootstrap_peer(text: &str) -> Result<(PeerId, &str), Flaw> {
+    let flaw = |problem: &str| Flaw {
+        problem: problem.to_owned(),
+        remedy: "write one such as \"/ip4/192.0.2.1/tcp/8001/p2p/12D3KooW...\"".to_owned(),
+        unsupported: false,
+    };
+    if text.len() > ADDRESS_TEXT_BYTES_MAX {
+        return Err(flaw("is too long"));
+    }
+    let address: Multiaddr = text.parse().map_err(|_| flaw("is not a multiaddress"))?;
+    match address.iter().last() {
+        Some(Protocol::P2p(id)) => Ok((id, text)),
+        _ => Err(flaw("does not end in /p2p/ and a peer id")),
+    }
+}
+
+/// The parsed text of `item`; a flaw is reported, and what this version cannot do is left out with a warning.
+fn accept<'n, T>(
+    item: &Item<'n>,
+    parse: impl Fn(&'n str) -> Result<T, Flaw>,
+    report: &mut Report<'_>,
+) -> Option<Placed<T>> {
+    match parse(item.string(report)?) {
+        Ok(value) => return Some(Placed::new(value, item.place())),
+        Err(flaw) if flaw.unsupported => {
+            report.warn(&item.place(), format!("is not used by this version: it {}", flaw.problem));
+        }
+        Err(flaw) => report.refuse(&item.place(), flaw.problem, flaw.remedy),
+    }
+    None
+}
+
+fn warn_of_what_is_missing(root: &Table<'_>, report: &mut Report<'_>) {
+    warn_of_unknown_keys(root, &KNOWN_KEYS, report);
+    if let Some(item) = root.get("services").filter(|item| !item.is_empty()) {
+        report.warn(&item.place(), "services are not yet supported by this version");
+    }
+    if let Some(item) = root.get("filterPrivateAddresses")
+        && item.boolean(report) == Some(true)
+    {
+        report.warn(&item.place(), "has no effect in this version: private addresses are used");
+    }
+    if let Some(item) = root.get("domain")
+        && item.string(report).is_some_and(|domain| !domain.is_empty())
+    {
+        report.warn(&item.place(), "has no effect in this version: there is no name server");
+    }
+}
+
+fn warn_of_unknown_keys(table: &Table<'_>, known: &[&str], report: &mut Report<'_>) {
+    for (_, item) in table.items().filter(|(key, _)| !known.contains(key)) {
+        report.warn(&item.secret().place(), "is not a known key and is ignored, as Hyprspace does");
+    }
+}

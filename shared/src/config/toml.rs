@@ -1,0 +1,169 @@
+//! Ringlane's own format.
+
+use std::path::Path;
+
+use super::error::Report;
+use super::tree::{self, Item, Node, Place, Placed, Table};
+use super::validate::{Draft, Format, PeerDraft};
+use super::value::{self, Flaw, HostBits};
+use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings};
+use crate::limits::{
+    ADDRESSES_PER_PEER_MAX, INNER_MTU_MAX, INNER_MTU_MIN, LISTEN_ADDRESSES_MAX, PEERS_MAX, ROUTES_PER_PEER_MAX,
+    WORKERS_MAX,
+};
+
+/// Every key there is, by table.
+const SCHEMA: [(&str, &[&str]); 5] = [
+    ("", &["interface", "identity", "control", "dataplane", "peers"]),
+    ("identity", &["key_file"]),
+    ("control", &["listen", "mdns"]),
+    ("dataplane", &["workers", "port", "mtu"]),
+    ("peers", &["name", "id", "addresses", "routes"]),
+];
+
+/// Reads a TOML configuration. `file` is where the text came from: messages name it, relative paths start there, and
+/// its stem is the network's name.
+pub fn parse_toml(text: &str, file: &Path) -> Result<Settings, ConfigError> {
+    let mut report = Report::new(file, text);
+    if super::is_too_long(text, &mut report) {
+        return Err(report.into_error());
+    }
+    let Some(root) = tree::parse_toml(text, &mut report) else {
+        return Err(report.into_error());
+    };
+    let draft = read(&root, &mut report);
+    draft.settle(report)
+}
+
+fn read(root: &Node, report: &mut Report<'_>) -> Draft {
+    let mut draft = Draft::new(Format::Toml, report);
+    let Some(root) = Item::root(root).table(report) else {
+        return draft;
+    };
+    known_keys_only(&root, "", report);
+    if let Some(item) = root.get("interface")
+        && let Some(text) = item.string(report)
+    {
+        draft.interface = Placed::new(text.to_owned(), item.place());
+    }
+    draft.identity = Some(IdentitySettings::KeyFile(draft.default_key_file()));
+    if let Some(table) = section(&root, "identity", report)
+        && let Some(item) = table.get("key_file")
+        && let Some(text) = item.string(report)
+    {
+        if text.is_empty() || text.contains('\0') {
+            report.refuse(&item.place(), "is not a file name", "write the path of the key file, or remove the key");
+        }
+        draft.identity = Some(IdentitySettings::KeyFile(beside(report.file(), text)));
+    }
+    if let Some(table) = section(&root, "control", report) {
+        if let Some(item) = table.get("listen") {
+            draft.listen = listen_addresses(&item, report);
+        }
+        if let Some(mdns) = table.get("mdns").and_then(|item| item.boolean(report)) {
+            draft.mdns = mdns;
+        }
+    }
+    if let Some(table) = section(&root, "dataplane", report) {
+        dataplane(&table, &mut draft, report);
+    }
+    if let Some(item) = root.get("peers") {
+        let items = item.list(PEERS_MAX, report).unwrap_or_default();
+        draft.peers = items.iter().filter_map(|item| peer(item, report)).collect();
+    }
+    draft
+}
+
+fn section<'n>(root: &Table<'n>, name: &str, report: &mut Report<'_>) -> Option<Table<'n>> {
+    let table = root.get(name)?.table(report)?;
+    known_keys_only(&table, name, report);
+    Some(table)
+}
+
+fn dataplane(table: &Table<'_>, draft: &mut Draft, report: &mut Report<'_>) {
+    if let Some(item) = table.get("workers")
+        && let Some(workers) = item.integer(1..=WORKERS_MAX as u16, "a number of workers", report)
+    {
+        draft.workers = Some(Placed::new(workers as u8, item.place()));
+    }
+    match table.get("port") {
+        Some(item) => {
+            if let Some(port) = item.integer(1..=u16::MAX, "a UDP port", report) {
+                draft.port = Placed::new(port, item.place());
+            }
+        }
+        None => draft.port = Placed::new(DEFAULT_PORT, Place::default_of("dataplane.port", DEFAULT_PORT)),
+    }
+    if let Some(mtu) =
+        table.get("mtu").and_then(|item| item.integer(INNER_MTU_MIN..=INNER_MTU_MAX, "an MTU in bytes", report))
+    {
+        draft.mtu = mtu;
+    }
+}
+
+fn listen_addresses(item: &Item<'_>, report: &mut Report<'_>) -> Vec<Placed<multiaddr::Multiaddr>> {
+    let items = item.list(LISTEN_ADDRESSES_MAX, report).unwrap_or_default();
+    items.iter().filter_map(|item| accept(item, value::listen_address, report)).collect()
+}
+
+fn peer(item: &Item<'_>, report: &mut Report<'_>) -> Option<PeerDraft> {
+    let table = item.table(report)?;
+    known_keys_only(&table, "peers", report);
+    let name = table.get("name").and_then(|item| accept(&item, value::peer_name, report));
+    let id = match table.get("id") {
+        Some(item) => accept(&item, value::peer_id, report),
+        None => {
+            let remedy = "add the id that `ringlane init` or `ringlane check` prints on that node";
+            report.refuse(&table.missing("id"), "is missing", remedy);
+            None
+        }
+    };
+    let known_id = id.as_ref().map(|id| id.value);
+    let addresses = list_of(&table, "addresses", ADDRESSES_PER_PEER_MAX, report, |text| {
+        value::peer_address(text, known_id.as_ref())
+    });
+    let routes = list_of(&table, "routes", ROUTES_PER_PEER_MAX, report, |text| value::prefix(text, HostBits::Refuse));
+    Some(PeerDraft { name, id, addresses, routes })
+}
+
+fn list_of<T>(
+    table: &Table<'_>,
+    name: &str,
+    max: usize,
+    report: &mut Report<'_>,
+    parse: impl Fn(&str) -> Result<T, Flaw>,
+) -> Vec<Placed<T>> {
+    let items = table.get(name).and_then(|item| item.list(max, report)).unwrap_or_default();
+    items.iter().filter_map(|item| accept(item, &parse, report)).collect()
+}
+
+/// The parsed text of `item`, or a report of its flaw.
+fn accept<T>(item: &Item<'_>, parse: impl Fn(&str) -> Result<T, Flaw>, report: &mut Report<'_>) -> Option<Placed<T>> {
+    match parse(item.string(report)?) {
+        Ok(value) => Some(Placed::new(value, item.place())),
+        Err(flaw) => {
+            report.refuse(&item.place(), flaw.problem, flaw.remedy);
+            None
+        }
+    }
+}
+
+fn known_keys_only(table: &Table<'_>, name: &str, report: &mut Report<'_>) {
+    let known = SCHEMA.iter().find(|(table, _)| *table == name).map_or(&[][..], |(_, keys)| keys);
+    for (key, item) in table.items().filter(|(key, _)| !known.contains(key)) {
+        let home = SCHEMA.iter().find(|(_, keys)| keys.contains(&key)).map(|(home, _)| *home);
+        let remedy = match (value::closest(key, known.iter().copied()), home) {
+            (_, Some("")) => "move it to the top of the file, before the first [table]".to_owned(),
+            (_, Some("peers")) => "move it into a [[peers]] entry".to_owned(),
+            (_, Some(home)) => format!("move it into [{home}]"),
+            (Some(word), None) => format!("did you mean {word}?"),
+            (None, None) => format!("remove it; the keys here are {}", known.join(", ")),
+        };
+        report.refuse(&item.place(), "is not a known key", remedy);
+    }
+}
+
+/// Relative paths are relative to the configuration file.
+fn beside(file: &Path, path: &str) -> std::path::PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(path)
+}

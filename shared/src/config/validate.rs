@@ -1,0 +1,328 @@
+//! What no single value shows: whether the parts of a configuration fit together.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use multiaddr::{Multiaddr, Protocol};
+
+use super::error::{ConfigError, Problem, Report};
+use super::tree::{Place, Placed};
+use super::{
+    ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, IdentitySettings, PeerSettings, STATE_DIRECTORY,
+    Settings, value,
+};
+use crate::id::PeerId;
+use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
+use crate::limits::{INNER_MTU_DEFAULT, LISTEN_ADDRESSES_MAX, ROUTES_MAX, WORKERS_MAX};
+
+/// Which format a draft was read from, where a rule depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Format {
+    Toml,
+    /// Has no key for the interface, and two peers may have the same name.
+    Hyprspace,
+}
+
+/// What a file of either format says, each value well formed, with defaults where it says nothing.
+pub(super) struct Draft {
+    format: Format,
+    pub(super) network: String,
+    pub(super) interface: Placed<String>,
+    /// `None` once a problem with it has been reported.
+    pub(super) identity: Option<IdentitySettings>,
+    pub(super) listen: Vec<Placed<Multiaddr>>,
+    pub(super) mdns: bool,
+    pub(super) workers: Option<Placed<u8>>,
+    pub(super) port: Placed<u16>,
+    pub(super) mtu: u16,
+    pub(super) peers: Vec<PeerDraft>,
+}
+
+/// What a file says of one peer; what has been reported as a problem is left out.
+pub(super) struct PeerDraft {
+    pub(super) name: Option<Placed<String>>,
+    pub(super) id: Option<Placed<PeerId>>,
+    pub(super) addresses: Vec<Placed<Multiaddr>>,
+    pub(super) routes: Vec<Placed<IpNet>>,
+}
+
+impl Draft {
+    /// What an empty file says.
+    pub(super) fn new(format: Format, report: &mut Report<'_>) -> Self {
+        let network = network_name(report);
+        let listen = DEFAULT_LISTEN.iter().filter_map(|text| {
+            Some(Placed::new(text.parse().ok()?, Place::default_of("control.listen", format!("{text:?}"))))
+        });
+        Self {
+            format,
+            interface: Placed::new(network.clone(), Place::default_of("interface", format!("{network:?}"))),
+            network,
+            identity: None,
+            listen: listen.collect(),
+            mdns: true,
+            workers: None,
+            port: Placed::new(DEFAULT_PORT, Place::default_of("dataplane.port", DEFAULT_PORT)),
+            mtu: INNER_MTU_DEFAULT,
+            peers: Vec::new(),
+        }
+    }
+
+    pub(super) fn default_key_file(&self) -> PathBuf {
+        Path::new(STATE_DIRECTORY).join(&self.network).join("identity.key")
+    }
+
+    /// Checks how the parts fit together and, if the whole file is without a problem, makes settings of them.
+    pub(super) fn settle(self, mut report: Report<'_>) -> Result<Settings, ConfigError> {
+        if let Err(flaw) = value::interface_name(&self.interface.value) {
+            let remedy = match self.format {
+                Format::Toml => flaw.remedy,
+                Format::Hyprspace => "rename the file: the interface has its name, without .json".to_owned(),
+            };
+            report.refuse(&self.interface.place, flaw.problem, remedy);
+        }
+        self.check_listen(&mut report);
+        self.check_lane_ports(&mut report);
+        self.check_peers(&mut report);
+        self.check_routes(&mut report);
+        let Some(identity) = self.identity.filter(|_| report.is_clean()) else {
+            return Err(report.into_error());
+        };
+        let peer = |peer: PeerDraft| {
+            Some(PeerSettings {
+                name: peer.name.map(|name| name.value).unwrap_or_default(),
+                id: peer.id?.value,
+                addresses: peer.addresses.into_iter().map(|address| address.value).collect(),
+                routes: peer.routes.into_iter().map(|route| route.value).collect(),
+            })
+        };
+        Ok(Settings {
+            file: report.file().to_owned(),
+            network: self.network,
+            interface: self.interface.value,
+            identity,
+            control: ControlSettings {
+                listen: self.listen.into_iter().map(|address| address.value).collect(),
+                mdns: self.mdns,
+            },
+            dataplane: DataplaneSettings {
+                workers: self.workers.map(|workers| workers.value),
+                port: self.port.value,
+                mtu: self.mtu,
+            },
+            peers: self.peers.into_iter().filter_map(peer).collect(),
+            warnings: report.into_warnings()?,
+        })
+    }
+
+    fn check_listen(&self, report: &mut Report<'_>) {
+        let mut seen = BTreeMap::new();
+        for address in &self.listen {
+            // The kernel may be asked for any number of ports of its choice.
+            let chosen =
+                matches!(address.value.iter().nth(1), Some(Protocol::Tcp(port) | Protocol::Udp(port)) if port != 0);
+            if let Some(first) = seen.insert(address.value.to_vec(), &address.place.key).filter(|_| chosen) {
+                report.refuse(&address.place, format!("is listed twice (see {first})"), "remove one of them");
+            }
+        }
+    }
+
+    fn check_lane_ports(&self, report: &mut Report<'_>) {
+        let (workers, place) = match &self.workers {
+            Some(workers) => (workers.value, &workers.place),
+            None => (1, &self.port.place),
+        };
+        let listen = self.listen.iter().map(|address| (&address.value, address.place.key.clone()));
+        if let Err((problem, remedy)) = lane_ports(self.port.value, workers, listen) {
+            let place = if self.port.place.offset.is_some() { &self.port.place } else { place };
+            report.refuse(place, problem, remedy);
+        }
+    }
+
+    fn check_peers(&self, report: &mut Report<'_>) {
+        let mut ids = BTreeMap::new();
+        let mut names = BTreeMap::new();
+        let mut builtin = BTreeMap::new();
+        for peer in &self.peers {
+            if let Some(name) = peer.name.as_ref().filter(|name| !name.value.is_empty())
+                && let Some(first) = names.insert(name.value.to_lowercase(), &name.place.key)
+            {
+                if self.format == Format::Hyprspace {
+                    report.warn(&name.place, format!("is the name of two peers (see {first})"));
+                } else {
+                    let problem = format!("is the name of two peers (see {first})");
+                    report.refuse(&name.place, problem, "give each peer a name of its own; case does not count");
+                }
+            }
+            let Some(id) = &peer.id else { continue };
+            if let Some(first) = ids.insert(id.value, &id.place.key) {
+                report.refuse(&id.place, format!("is listed twice (see {first})"), "keep one entry for each peer");
+                continue;
+            }
+            if !is_ed25519(&id.value) {
+                report.warn(&id.place, "has a key that is not Ed25519: this version cannot connect to that peer");
+            }
+            for address in builtin_addresses(&id.value) {
+                if let Some(first) = builtin.insert(address, &id.place.key) {
+                    report.refuse(
+                        &id.place,
+                        format!("has the same built-in address {address} as another peer (see {first})"),
+                        "create a new key on one of the two with `ringlane init --force` and correct its id",
+                    );
+                }
+            }
+        }
+    }
+
+    fn check_routes(&self, report: &mut Report<'_>) {
+        let total: usize = self.peers.iter().map(|peer| peer.routes.len()).sum();
+        if total > ROUTES_MAX {
+            let place = Place { key: "peers".to_owned(), ..Place::default() };
+            report.refuse(
+                &place,
+                format!("have {total} routes"),
+                format!("keep it to {ROUTES_MAX}, by wider prefixes"),
+            );
+        }
+        let ids = self.peers.iter().filter_map(|peer| peer.id.as_ref());
+        let builtin: BTreeMap<IpNet, &str> = ids
+            .flat_map(|id| builtin_addresses(&id.value).map(|address| (IpNet::from(address), id.place.key.as_str())))
+            .collect();
+        let mut seen: BTreeMap<IpNet, (usize, &str)> = BTreeMap::new();
+        for (position, peer) in self.peers.iter().enumerate() {
+            for route in &peer.routes {
+                if let Some(owner) = builtin.get(&route.value) {
+                    let problem = format!("is the built-in address of a peer (see {owner})");
+                    report.refuse(
+                        &route.place,
+                        problem,
+                        "remove it; built-in addresses are routed without being listed",
+                    );
+                }
+                match seen.insert(route.value, (position, &route.place.key)) {
+                    Some((first, key)) if first == position => {
+                        report.refuse(&route.place, format!("is listed twice (see {key})"), "remove one of them");
+                    }
+                    Some((_, key)) => {
+                        let problem = format!("is routed to two peers (see {key})");
+                        report.refuse(
+                            &route.place,
+                            problem,
+                            "give it to one of them, or narrow one of the two prefixes",
+                        );
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// Checks what only our own id can show: that we are not among our peers, and that no peer shares or is routed
+    /// our built-in addresses. A wider prefix that contains them is harmless, as ours are local.
+    pub fn own_peer_checks(&self, own: &PeerId) -> Result<(), ConfigError> {
+        let own_addresses = builtin_addresses(own);
+        let mut problems = Vec::new();
+        for (position, peer) in self.peers.iter().enumerate() {
+            let id_key = format!("peers[{position}].id");
+            if peer.id == *own {
+                let remedy = "remove this entry; list the other nodes only";
+                problems.push(Problem::new(id_key, Some(format!("\"{own}\"")), "is this node's own id", remedy));
+            } else if let Some(address) = builtin_addresses(&peer.id).into_iter().find(|a| own_addresses.contains(a)) {
+                problems.push(Problem::new(
+                    id_key,
+                    Some(format!("\"{}\"", peer.id)),
+                    format!("has the same built-in address {address} as this node"),
+                    "create a new key on one of the two with `ringlane init --force`",
+                ));
+            }
+            for (index, route) in peer.routes.iter().enumerate() {
+                if own_addresses.iter().any(|address| IpNet::from(*address) == *route) {
+                    problems.push(Problem::new(
+                        format!("peers[{position}].routes[{index}]"),
+                        Some(format!("\"{route}\"")),
+                        "is this node's own built-in address",
+                        "remove it",
+                    ));
+                }
+            }
+        }
+        self.refuse_if_any(problems)
+    }
+
+    /// Checks that `workers` workers have a UDP port each; for when the count is not in the file.
+    pub fn worker_port_checks(&self, workers: u8) -> Result<(), ConfigError> {
+        let listen = self.control.listen.iter().enumerate();
+        let listen = listen.map(|(index, address)| (address, format!("control.listen[{index}]")));
+        let Err((problem, remedy)) = lane_ports(self.dataplane.port, workers, listen) else {
+            return Ok(());
+        };
+        let port = Some(self.dataplane.port.to_string());
+        self.refuse_if_any(vec![Problem::new("dataplane.port", port, problem, remedy)])
+    }
+
+    fn refuse_if_any(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(ConfigError { file: self.file.clone(), problems, omitted: 0 })
+    }
+}
+
+/// The file's stem; it names directories and, unless the file says otherwise, the interface.
+fn network_name(report: &mut Report<'_>) -> String {
+    match report.file().file_stem().map(|stem| stem.to_str()) {
+        Some(Some(stem)) if !stem.chars().any(char::is_control) => stem.to_owned(),
+        _ => {
+            let remedy = "rename it to <network>.toml in printable characters; the network is named after it";
+            report.refuse(&Place::default(), "the file has no usable name", remedy);
+            String::new()
+        }
+    }
+}
+
+fn builtin_addresses(peer: &PeerId) -> [IpAddr; 2] {
+    [builtin_ipv4(peer).into(), builtin_ipv6(peer).into()]
+}
+
+/// Whether UDP ports `port` to `port + workers - 1` exist and none is one of libp2p's; else the problem and remedy.
+fn lane_ports<'a>(
+    port: u16,
+    workers: u8,
+    listen: impl Iterator<Item = (&'a Multiaddr, String)> + Clone,
+) -> Result<(), (String, String)> {
+    let last = u32::from(port) + u32::from(workers.max(1)) - 1;
+    if last > u32::from(u16::MAX) {
+        let highest = u16::MAX - (u16::from(workers.max(1)) - 1);
+        let problem = format!("leaves no port for each of {workers} workers: the last would be {last}");
+        return Err((problem, format!("set dataplane.port to at most {highest}, or lower dataplane.workers")));
+    }
+    for (address, key) in listen.clone() {
+        if udp_port(address).is_some_and(|taken| (u32::from(port)..=last).contains(&u32::from(taken))) {
+            let problem = format!("collides with {key} ({address}): workers use UDP ports {port} to {last}");
+            let free = free_lane_port(listen.map(|(address, _)| address));
+            return Err((problem, format!("keep the two apart, for example with dataplane.port = {free}")));
+        }
+    }
+    Ok(())
+}
+
+/// The first port, from the default on, from which even the greatest number of workers reaches none of libp2p's.
+pub(super) fn free_lane_port<'a>(listen: impl Iterator<Item = &'a Multiaddr>) -> u16 {
+    let taken: Vec<u16> = listen.filter_map(udp_port).collect();
+    let ranges = (DEFAULT_PORT..).step_by(WORKERS_MAX).take(taken.len() + 1);
+    let is_free = |start: &u16| !taken.iter().any(|port| (*start..*start + WORKERS_MAX as u16).contains(port));
+    ranges.into_iter().find(is_free).unwrap_or(DEFAULT_PORT)
+}
+
+fn udp_port(address: &Multiaddr) -> Option<u16> {
+    match address.iter().nth(1) {
+        Some(Protocol::Udp(port)) => Some(port),
+        _ => None,
+    }
+}
+
+// Each listen address can spoil one range of ports, and the next one must still exist.
+const _: () = assert!(DEFAULT_PORT as usize + (LISTEN_ADDRESSES_MAX + 2) * WORKERS_MAX <= u16::MAX as usize);

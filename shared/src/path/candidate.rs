@@ -1,0 +1,129 @@
+//! Which pairs of an own and a foreign address are worth a probe.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::limits::PROBE_PAIRS_MAX;
+
+/// One way a lane could go: from an address of ours to one of the peer's. Our port follows from the lane.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Pair {
+    /// Our address.
+    pub local: IpAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+}
+
+/// Which addresses may be an end of a lane. Owner: control.
+#[derive(Clone, Debug, Default)]
+pub struct AddressPolicy {
+    /// Admit loopback addresses: for tests and for trials on a single machine. A peer that offers a loopback address
+    /// means its own machine, never ours.
+    pub allow_loopback: bool,
+    /// Networks that are reached through Ringlane itself. A lane to an address in one of them would carry itself.
+    pub inner_networks: Vec<IpNet>,
+}
+
+impl AddressPolicy {
+    /// Whether a lane may begin or end at this address.
+    pub fn admits(&self, ip: IpAddr) -> bool {
+        let ordinary = match ip {
+            IpAddr::V4(ip) => ip != Ipv4Addr::BROADCAST && ip.octets()[0] != 0,
+            // A link-local address means nothing without an interface, and offers carry none.
+            IpAddr::V6(ip) => !ip.is_unicast_link_local() && ip.to_ipv4_mapped().is_none(),
+        };
+        ordinary
+            && !ip.is_unspecified()
+            && !ip.is_multicast()
+            && (self.allow_loopback || !ip.is_loopback())
+            && !self.inner_networks.iter().any(|network| network.contains(&ip))
+    }
+
+    /// The pairs to probe, in the order of `candidates` (best first), each once, at most [`PROBE_PAIRS_MAX`].
+    ///
+    /// `locals` are all of our addresses: none of them is taken for a peer's.
+    pub fn pairs(&self, locals: &[IpAddr], candidates: impl IntoIterator<Item = SocketAddr>) -> Vec<Pair> {
+        let mut pairs = Vec::new();
+        for remote in candidates {
+            if remote.port() == 0 || locals.contains(&remote.ip()) || !self.admits(remote.ip()) {
+                continue;
+            }
+            for &local in locals {
+                let pair = Pair { local, remote };
+                if self.admits(local) && can_reach(local, remote.ip()) && !pairs.contains(&pair) {
+                    pairs.push(pair);
+                }
+                if pairs.len() == PROBE_PAIRS_MAX {
+                    return pairs;
+                }
+            }
+        }
+        pairs
+    }
+}
+
+fn can_reach(local: IpAddr, remote: IpAddr) -> bool {
+    local.is_ipv4() == remote.is_ipv4() && local.is_loopback() == remote.is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_a_peers_are_never_admitted() {
+        let policy = AddressPolicy { inner_networks: vec!["10.20.0.0/16".parse().unwrap()], ..Default::default() };
+        for refused in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "::",
+            "224.0.0.1",
+            "ff02::1",
+            "255.255.255.255",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+            "10.20.3.4",
+        ] {
+            assert!(!policy.admits(ip(refused)), "{refused}");
+        }
+        for admitted in ["10.21.0.1", "192.168.1.1", "169.254.1.1", "203.0.113.9", "2001:db8::1", "fd00::1"] {
+            assert!(policy.admits(ip(admitted)), "{admitted}");
+        }
+        assert!(AddressPolicy { allow_loopback: true, ..policy }.admits(ip("127.0.0.2")));
+    }
+
+    #[test]
+    fn pairs_keep_to_one_family_and_never_lead_to_ourselves() {
+        let policy = AddressPolicy { allow_loopback: true, ..Default::default() };
+        let locals = [ip("10.0.0.1"), ip("2001:db8::1"), ip("127.0.0.1")];
+        let candidates = [
+            "10.0.0.2:8100",
+            "10.0.0.1:8100",
+            "10.0.0.2:0",
+            "[2001:db8::2]:8100",
+            "10.0.0.2:8100",
+            "127.0.0.2:8100",
+            "127.0.0.1:9000",
+        ];
+        let pairs = policy.pairs(&locals, candidates.map(|candidate| candidate.parse().unwrap()));
+        let expected =
+            [("10.0.0.1", "10.0.0.2:8100"), ("2001:db8::1", "[2001:db8::2]:8100"), ("127.0.0.1", "127.0.0.2:8100")];
+        assert_eq!(pairs, expected.map(|(local, remote)| Pair { local: ip(local), remote: remote.parse().unwrap() }));
+    }
+
+    #[test]
+    fn the_number_of_pairs_is_bounded() {
+        let locals: Vec<IpAddr> = (1..=32).map(|host| Ipv4Addr::new(10, 0, 0, host).into()).collect();
+        let candidates = (1..=32).map(|host| SocketAddr::new(Ipv4Addr::new(10, 0, 1, host).into(), 8100));
+        assert_eq!(AddressPolicy::default().pairs(&locals, candidates).len(), PROBE_PAIRS_MAX);
+    }
+}

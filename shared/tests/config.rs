@@ -1,0 +1,575 @@
+//! Configuration files: what is accepted, what it becomes, and what is said about each kind of mistake.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ringlane_shared::config::{IdentitySettings, parse, parse_hyprspace, parse_listen_address, parse_toml};
+use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, keypair_from_seed, parse_peer_id};
+use ringlane_shared::limits::{CONFIG_BYTES_MAX, CONFIG_PROBLEMS_MAX, PEERS_MAX};
+
+const ID_A: &str = "12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN";
+const ID_B: &str = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46";
+const ID_C: &str = "12D3KooW9twh1frMEkJ1ypnsH8bWcPgesfJCYM3MoXnKmEDdtP73";
+const ID_RSA: &str = "QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb";
+const KEY_A: &str = "z23jhTbcjBgHmxFeeC11RXxeXb32Ce9eMvMy75ke2TrCsXpNrNvVsH98qSumzxPBbF7TqyBsd7macsAYfnVQzUApd51ZgC";
+
+/// The file of the specification, as written there but for the id.
+const EXAMPLE: &str = r#"
+interface = "ring0"                    # default: the file's stem
+[identity]
+key_file = "a.key"                     # default: /var/lib/ringlane/<network>/identity.key
+[control]
+listen = ["/ip4/10.201.0.1/udp/8001/quic-v1", "/ip4/10.201.0.1/tcp/8001"]   # default: 0.0.0.0 and [::], port 8001
+mdns = false                           # default true
+[dataplane]
+workers = 2                            # default: one per available core
+port = 8100                            # worker i listens on UDP port + i
+mtu = 1420
+[[peers]]
+name = "site-b"
+id = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46"
+addresses = ["/ip4/10.201.0.2/udp/8001/quic-v1"]   # optional
+routes = ["10.20.0.0/16", "fd00:20::/64"]          # networks behind that peer
+"#;
+
+/// Hyprspace's own example.
+const HYPRSPACE_EXAMPLE: &str = r#"{
+  "privateKey": "z23jhTbcjBgHmxFeeC11RXxeXb32Ce9eMvMy75ke2TrCsXpNrNvVsH98qSumzxPBbF7TqyBsd7macsAYfnVQzUApd51ZgC",
+  "listenAddresses": ["/ip4/0.0.0.0/tcp/8001", "/ip4/0.0.0.0/udp/8001/quic-v1"],
+  "bootstrapPeers": ["/ip4/10.55.0.2/tcp/8001/p2p/12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46"],
+  "domain": "hyprspace",
+  "filterPrivateAddresses": false,
+  "peers": [
+    { "name": "peerb", "id": "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46",
+      "routes": [ { "net": "10.10.0.0/16" }, { "net": "2001:db8:1::/64" } ] }
+  ],
+  "services": {
+    "example": { "target": "/tcp/8080",
+                 "acl": { "enableWhitelist": true, "whitelist": ["@peerb"], "blacklist": [] } }
+  }
+}"#;
+
+fn toml_file() -> &'static Path {
+    Path::new("/etc/ringlane/net0.toml")
+}
+
+fn json_file() -> &'static Path {
+    Path::new("/etc/hyprspace/hs0.json")
+}
+
+fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(T::to_string).collect()
+}
+
+/// A peer entry in TOML, with more keys to follow.
+fn peer(id: &str) -> String {
+    format!("[[peers]]\nid = \"{id}\"\n")
+}
+
+/// A Hyprspace file with a key and more keys.
+fn hyprspace(more: &str) -> String {
+    format!("{{\"privateKey\": \"{KEY_A}\", {more}}}")
+}
+
+fn peer_id_of_seed(seed: u16) -> libp2p_identity::PeerId {
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&seed.to_be_bytes());
+    keypair_from_seed(bytes.into()).unwrap().public().to_peer_id()
+}
+
+#[test]
+fn the_example_of_the_specification_works_as_written() {
+    let settings = parse(EXAMPLE, toml_file()).unwrap();
+    assert_eq!(settings.network, "net0");
+    assert_eq!(settings.interface, "ring0");
+    assert!(matches!(&settings.identity, IdentitySettings::KeyFile(path) if path == Path::new("/etc/ringlane/a.key")));
+    assert_eq!(texts(&settings.control.listen), ["/ip4/10.201.0.1/udp/8001/quic-v1", "/ip4/10.201.0.1/tcp/8001"]);
+    assert!(!settings.control.mdns);
+    assert_eq!(settings.dataplane.workers, Some(2));
+    assert_eq!((settings.dataplane.port, settings.dataplane.mtu), (8100, 1420));
+    let [peer] = settings.peers.as_slice() else { panic!("{:?}", settings.peers) };
+    assert_eq!((peer.name.as_str(), peer.id), ("site-b", parse_peer_id(ID_B).unwrap()));
+    assert_eq!(texts(&peer.addresses), ["/ip4/10.201.0.2/udp/8001/quic-v1"]);
+    assert_eq!(texts(&peer.routes), ["10.20.0.0/16", "fd00:20::/64"]);
+    assert_eq!(settings.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    let settings = parse("", Path::new("home.toml")).unwrap();
+    assert_eq!((settings.network.as_str(), settings.interface.as_str()), ("home", "home"));
+    let default_key = Path::new("/var/lib/ringlane/home/identity.key");
+    assert!(matches!(&settings.identity, IdentitySettings::KeyFile(path) if path == default_key));
+    assert_eq!(
+        texts(&settings.control.listen),
+        ["/ip4/0.0.0.0/udp/8001/quic-v1", "/ip4/0.0.0.0/tcp/8001", "/ip6/::/udp/8001/quic-v1", "/ip6/::/tcp/8001"]
+    );
+    assert!(settings.control.mdns);
+    assert_eq!(settings.dataplane.workers, None);
+    assert_eq!((settings.dataplane.port, settings.dataplane.mtu), (8100, 1420));
+    assert!(settings.peers.is_empty());
+}
+
+#[test]
+fn key_files_are_relative_to_the_configuration() {
+    for (file, key_file, expected) in [
+        ("a.toml", "a.key", "a.key"),
+        ("sites/a.toml", "../keys/a.key", "sites/../keys/a.key"),
+        ("/etc/ringlane/a.toml", "/run/keys/a", "/run/keys/a"),
+    ] {
+        let settings = parse(&format!("[identity]\nkey_file = {key_file:?}"), Path::new(file)).unwrap();
+        assert!(matches!(&settings.identity, IdentitySettings::KeyFile(path) if *path == PathBuf::from(expected)));
+    }
+}
+
+#[test]
+fn the_format_is_chosen_by_name_and_then_by_the_first_character() {
+    assert!(matches!(parse(HYPRSPACE_EXAMPLE, json_file()).unwrap().identity, IdentitySettings::Inline(_)));
+    let named_otherwise = parse(&format!("\n  {HYPRSPACE_EXAMPLE}"), Path::new("hs0.conf")).unwrap();
+    assert!(matches!(named_otherwise.identity, IdentitySettings::Inline(_)));
+    let error = parse("mdns = true", json_file()).unwrap_err();
+    assert!(error.to_string().contains("is not JSON"), "{error}");
+    assert_eq!(parse(EXAMPLE, Path::new("ring.conf")).unwrap().network, "ring");
+}
+
+#[test]
+fn what_is_just_within_the_bounds_is_accepted() {
+    for text in [
+        "interface = \"a23456789.12_-5\"",
+        "[dataplane]\nworkers = 1\nport = 65535",
+        "[dataplane]\nworkers = 64\nport = 65472\nmtu = 9000",
+        "[dataplane]\nworkers = 64\nmtu = 1280",
+        "[control]\nlisten = []",
+        "[control]\nlisten = [\"/ip4/127.0.0.1/udp/0/quic-v1\", \"/ip4/127.0.0.1/udp/0/quic-v1\"]",
+        "[control]\nlisten = [\"/ip4/127.0.0.1/tcp/8100\"]",
+        "[control]\nlisten = [\"/ip4/127.0.0.1/udp/8102/quic-v1\"]\n[dataplane]\nworkers = 2",
+    ] {
+        parse_toml(text, toml_file()).unwrap_or_else(|error| panic!("{text}\n{error}"));
+    }
+    let addresses = format!("\"/dns/b.io/tcp/1\", \"/dns4/b.io/udp/1/quic-v1\", \"/ip6/::1/tcp/1/p2p/{ID_B}\"");
+    let routes = "\"0.0.0.0/0\", \"::/0\", \"100.64.0.0/16\", \"10.0.0.0/8\", \"10.20.0.0/16\", \"10.0.0.5/32\"";
+    let text = peer(ID_B) + &format!("name = \"\"\naddresses = [{addresses}]\nroutes = [{routes}]");
+    let settings = parse_toml(&text, toml_file()).unwrap();
+    let peer = &settings.peers[0];
+    assert_eq!(texts(&peer.addresses), ["/dns/b.io/tcp/1", "/dns4/b.io/udp/1/quic-v1", "/ip6/::1/tcp/1"]);
+    assert_eq!(peer.routes.len(), 6);
+    settings.own_peer_checks(&parse_peer_id(ID_A).unwrap()).unwrap();
+}
+
+#[test]
+fn a_peer_with_another_kind_of_key_is_accepted_with_a_warning() {
+    let settings = parse_toml(&peer(ID_RSA), toml_file()).unwrap();
+    let [warning] = settings.warnings.as_slice() else { panic!("{:?}", settings.warnings) };
+    assert!(warning.contains("peers[0].id") && warning.contains(ID_RSA) && warning.contains("Ed25519"), "{warning}");
+}
+
+/// One mistake: the text, the key, the value as shown (empty where there is none) and a part of the remedy.
+struct Mistake {
+    text: String,
+    key: &'static str,
+    value: String,
+    remedy: &'static str,
+}
+
+fn mistake(text: impl Into<String>, key: &'static str, value: impl Into<String>, remedy: &'static str) -> Mistake {
+    Mistake { text: text.into(), key, value: value.into(), remedy }
+}
+
+/// The mistake is in `text`, which follows the id of the only peer.
+fn in_peer(text: &str, key: &'static str, value: impl Into<String>, remedy: &'static str) -> Mistake {
+    mistake(peer(ID_B) + text, key, value, remedy)
+}
+
+fn assert_refused(mistakes: &[Mistake], file: &str, with_line: bool) {
+    let file = Path::new(file);
+    for Mistake { text, key, value, remedy } in mistakes {
+        let error = match parse(text, file) {
+            Ok(settings) => panic!("accepted:\n{text}\n{settings:?}"),
+            Err(error) => error,
+        };
+        let message = error.to_string();
+        let [problem] = error.problems.as_slice() else { panic!("not one problem:\n{text}\n{message}") };
+        assert_eq!(problem.key, *key, "{text}\n{message}");
+        assert_eq!(problem.value.as_deref().unwrap_or_default(), value, "{text}\n{message}");
+        assert!(problem.remedy.contains(remedy), "{text}\n{message}\nlacks {remedy:?}");
+        assert!(!problem.problem.is_empty());
+        for part in [&file.display().to_string(), *key, value, &problem.problem, &problem.remedy] {
+            assert!(message.contains(part), "{message}\nlacks {part:?}");
+        }
+        assert_eq!(problem.line.is_some(), with_line, "{text}\n{message}");
+    }
+}
+
+#[test]
+fn each_mistake_in_the_head_of_a_toml_file_names_file_line_key_value_and_remedy() {
+    let mistakes = [
+        mistake("interface = \"ring0", "", "", "correct the syntax"),
+        mistake("interface = \"a\"\ninterface = \"b\"", "", "", "correct the syntax"),
+        mistake("interfaec = \"ring0\"", "interfaec", "\"ring0\"", "did you mean interface?"),
+        mistake("mdns = true", "mdns", "true", "move it into [control]"),
+        mistake("[control]\ninterface = \"a\"", "control.interface", "\"a\"", "top of the file"),
+        mistake("[dataplane]\nroutes = []", "dataplane.routes", "", "move it into a [[peers]] entry"),
+        mistake("[dataplane]\nMTU = 1400", "dataplane.MTU", "1400", "did you mean mtu?"),
+        mistake("[identity]\nkey-file = \"a\"", "identity.key-file", "\"a\"", "did you mean key_file?"),
+        mistake("colour = \"blue\"", "colour", "\"blue\"", "remove it; the keys here are interface, identity"),
+        mistake("interface = 0", "interface", "0", "double quotes"),
+        mistake("interface = \"\"", "interface", "\"\"", "1 to 15"),
+        mistake("interface = \"sixteen-letters.\"", "interface", "\"sixteen-letters.\"", "1 to 15"),
+        mistake("interface = \"a/b\"", "interface", "\"a/b\"", "letters"),
+        mistake("interface = \"a b\"", "interface", "\"a b\"", "letters"),
+        mistake("interface = \"tun%d\"", "interface", "\"tun%d\"", "letters"),
+        mistake("interface = \"eth0:1\"", "interface", "\"eth0:1\"", "letters"),
+        mistake("interface = \"..\"", "interface", "\"..\"", "letters"),
+        mistake("identity = \"a.key\"", "identity", "\"a.key\"", "write a table"),
+        mistake("[identity]\nkey_file = \"\"", "identity.key_file", "\"\"", "path of the key file"),
+    ];
+    assert_refused(&mistakes, "/etc/ringlane/net0.toml", true);
+}
+
+#[test]
+fn each_mistake_about_control_and_dataplane_names_file_line_key_value_and_remedy() {
+    let listen =
+        |items: &str, key, value: &str, remedy| mistake(format!("[control]\nlisten = [{items}]"), key, value, remedy);
+    let dataplane = |text: &str, key, value: &str, remedy| mistake(format!("[dataplane]\n{text}"), key, value, remedy);
+    let first = "control.listen[0]";
+    let mistakes = [
+        mistake("[control]\nmdns = \"no\"", "control.mdns", "\"no\"", "true or false"),
+        mistake("[control]\nlisten = \"/ip4/0.0.0.0/tcp/1\"", "control.listen", "\"/ip4/0.0.0.0/tcp/1\"", "[...]"),
+        listen("1", first, "1", "double quotes"),
+        listen("\"0.0.0.0:8001\"", first, "\"0.0.0.0:8001\"", "/udp/8001/quic-v1"),
+        listen("\"/ip4/10.0.0.1/udp/80\"", first, "\"/ip4/10.0.0.1/udp/80\"", "/quic-v1"),
+        listen("\"/ip4/10.0.0.1/tcp/80/ws\"", first, "\"/ip4/10.0.0.1/tcp/80/ws\"", "write one such as"),
+        listen("\"/dns/a/tcp/80\"", first, "\"/dns/a/tcp/80\"", "write one such as"),
+        listen("\"/ip6/::/tcp/80\", \"/ip6/::/tcp/80\"", "control.listen[1]", "\"/ip6/::/tcp/80\"", "remove one"),
+        listen(&"\"\",".repeat(33), "control.listen", "", "at most 32"),
+        dataplane("workers = 0", "dataplane.workers", "0", "from 1 to 64"),
+        dataplane("workers = 65", "dataplane.workers", "65", "from 1 to 64"),
+        dataplane("workers = -1", "dataplane.workers", "-1", "from 1 to 64"),
+        dataplane("workers = \"2\"", "dataplane.workers", "\"2\"", "without quotes"),
+        dataplane("workers = 2.0", "dataplane.workers", "2.0", "from 1 to 64"),
+        dataplane("port = 0", "dataplane.port", "0", "from 1 to 65535"),
+        dataplane("port = 65536", "dataplane.port", "65536", "from 1 to 65535"),
+        dataplane("port = 99999999999999999999", "dataplane.port", "99999999999999999999", "from 1 to 65535"),
+        dataplane("port = 65534\nworkers = 3", "dataplane.port", "65534", "at most 65533"),
+        dataplane("port = 8000\nworkers = 2", "dataplane.port", "8000", "dataplane.port = 8100"),
+        mistake(
+            "[control]\nlisten = [\"/ip6/::/udp/8101/quic-v1\"]\n[dataplane]\nworkers = 2",
+            "dataplane.workers",
+            "2",
+            "dataplane.port = 8164",
+        ),
+        dataplane("mtu = 1279", "dataplane.mtu", "1279", "from 1280 to 9000"),
+        dataplane("mtu = 9001", "dataplane.mtu", "9001", "from 1280 to 9000"),
+    ];
+    assert_refused(&mistakes, "/etc/ringlane/net0.toml", true);
+}
+
+#[test]
+fn each_mistake_about_peers_names_file_line_key_value_and_remedy() {
+    let route = |text: &str, remedy| {
+        in_peer(&format!("routes = [\"{text}\"]"), "peers[0].routes[0]", format!("\"{text}\""), remedy)
+    };
+    let address = |text: &str, remedy| {
+        let shown = if text.len() < 79 { format!("\"{text}\"") } else { format!("\"{}...", &text[..79]) };
+        in_peer(&format!("addresses = [\"{text}\"]"), "peers[0].addresses[0]", shown, remedy)
+    };
+    let second_peer = peer(ID_C);
+    let mistakes = [
+        mistake("[peers]\nid = \"x\"", "peers", "", "[...]"),
+        mistake("peers = [1]", "peers[0]", "1", "write a table"),
+        mistake(peer("12D3KooW"), "peers[0].id", "\"12D3KooW\"", "ringlane init"),
+        mistake(peer(&"1".repeat(100_000)), "peers[0].id", format!("\"{}...", "1".repeat(79)), "ringlane init"),
+        in_peer(&peer(ID_B), "peers[1].id", format!("\"{ID_B}\""), "one entry"),
+        in_peer(
+            &format!("name = \"Site-B\"\n{second_peer}name = \"site-b\""),
+            "peers[1].name",
+            "\"site-b\"",
+            "name of its own",
+        ),
+        in_peer("nmae = \"b\"", "peers[0].nmae", "\"b\"", "did you mean name?"),
+        in_peer("name = \"a\\u001b[31m\"", "peers[0].name", "\"a\\u{1b}[31m\"", "printable"),
+        in_peer(&format!("name = \"{}\"", "n".repeat(256)), "peers[0].name", format!("\"{}...", "n".repeat(79)), "255"),
+        route("10.0.0.5", "write \"10.0.0.5/32\""),
+        route("fd00::5", "write \"fd00::5/128\""),
+        route("10.20.1.0/16", "write \"10.20.0.0/16\""),
+        route("fd00::1/64", "write \"fd00::/64\""),
+        route("10.0.0.0/33", "from 0 to 32"),
+        route("fd00::/129", "from 0 to 128"),
+        route("10.1.0.0/255.255.0.0", "write \"10.1.0.0/16\""),
+        route("lan", "10.20.0.0/16"),
+        route("127.0.0.0/8", "remove it"),
+        route("::1/128", "remove it"),
+        route("fe80::/10", "remove it"),
+        route("169.254.0.0/16", "remove it"),
+        route("224.0.0.0/4", "remove it"),
+        in_peer("routes = [\"10.0.0.0/8\", \"10.0.0.0/8\"]", "peers[0].routes[1]", "\"10.0.0.0/8\"", "remove one"),
+        in_peer(
+            &format!("routes = [\"10.0.0.0/8\"]\n{second_peer}routes = [\"10.0.0.0/8\"]"),
+            "peers[1].routes[0]",
+            "\"10.0.0.0/8\"",
+            "give it to one of them",
+        ),
+        route("100.64.4.143/32", "remove it"),
+        in_peer(
+            &format!("routes = [\"100.64.4.18/32\"]\n{second_peer}"),
+            "peers[0].routes[0]",
+            "\"100.64.4.18/32\"",
+            "remove it",
+        ),
+        address("10.0.0.2:8001", "/udp/8001/quic-v1"),
+        address("/ip4/192.0.2.1/tcp/0", "the port"),
+        address("/ip4/0.0.0.0/tcp/1", "own address"),
+        address("/ip6/ff02::1/tcp/1", "own address"),
+        address("/ip4/192.0.2.1", "write one such as"),
+        address("/dnsaddr/b", "write one such as"),
+        address(&format!("/ip4/192.0.2.1/tcp/1/p2p/{ID_C}"), "id after /p2p/"),
+        address(&format!("/ip4/192.0.2.1/tcp/1/p2p/{}", "1".repeat(100_000)), "write one such as"),
+        in_peer(&format!("addresses = [{}]", "\"\",".repeat(33)), "peers[0].addresses", "", "at most 32"),
+        in_peer(&format!("routes = [{}]", "\"\",".repeat(1025)), "peers[0].routes", "", "at most 1024"),
+        mistake(peer(ID_B).repeat(PEERS_MAX + 1), "peers", "", "at most 1024"),
+    ];
+    assert_refused(&mistakes, "/etc/ringlane/net0.toml", true);
+}
+
+#[test]
+fn a_mistake_without_a_line_of_its_own_is_named_all_the_same() {
+    let refused = |text: &str, file, key, value: &str, remedy| {
+        assert_refused(&[mistake(text, key, value, remedy)], file, false);
+    };
+    refused("[[peers]]\nname = \"b\"", "a.toml", "peers[0].id", "", "add the id");
+    refused("", "a-network-with-a-long-name.toml", "interface", "\"a-network-with-a-long-name\"", "set interface");
+    refused(&" ".repeat(CONFIG_BYTES_MAX + 1), "a.toml", "", "", "keep it to 1048576");
+    let json = hyprspace("\"peers\": []");
+    refused(&json, "a-network-with-a-long-name.json", "interface", "\"a-network-with-a-long-name\"", "rename the file");
+    assert!(parse("", Path::new("..")).unwrap_err().to_string().contains("rename it"));
+}
+
+#[test]
+fn line_and_column_point_at_the_value() {
+    let error = parse_toml("# ä\n[dataplane]\nmtu = 1500 \nworkers = 99\n", Path::new("a.toml")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a.toml:4:11: dataplane.workers = 99: is out of range; write a number of workers from 1 to 64"
+    );
+}
+
+#[test]
+fn all_problems_are_named_at_once_and_their_number_is_bounded() {
+    let text = "interface = \"a b\"\nmdns = 1\n".to_owned() + &peer("x") + "routes = [\"10.0.0.5\", \"10.0.0.5/8\"]";
+    let error = parse_toml(&text, Path::new("a.toml")).unwrap_err();
+    let keys: Vec<_> = error.problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["mdns", "peers[0].id", "peers[0].routes[0]", "peers[0].routes[1]", "interface"]);
+    assert!(error.to_string().starts_with("a.toml: 5 problems\n  a.toml:2:8: mdns = 1: "), "{error}");
+
+    let error = parse_toml(&format!("{}routes = [{}]", peer(ID_B), "1,".repeat(1000)), toml_file()).unwrap_err();
+    assert_eq!((error.problems.len(), error.omitted), (CONFIG_PROBLEMS_MAX, 1000 - CONFIG_PROBLEMS_MAX));
+    assert!(error.to_string().ends_with("and 936 more"), "{error}");
+}
+
+#[test]
+fn hyprspace_example_is_read_unchanged() {
+    let settings = parse_hyprspace(HYPRSPACE_EXAMPLE, json_file()).unwrap();
+    assert_eq!((settings.network.as_str(), settings.interface.as_str()), ("hs0", "hs0"));
+    let IdentitySettings::Inline(keypair) = &settings.identity else { panic!("{:?}", settings.identity) };
+    assert_eq!(keypair.public().to_peer_id().to_string(), ID_A);
+    assert_eq!(texts(&settings.control.listen), ["/ip4/0.0.0.0/tcp/8001", "/ip4/0.0.0.0/udp/8001/quic-v1"]);
+    assert!(settings.control.mdns);
+    assert_eq!((settings.dataplane.workers, settings.dataplane.port, settings.dataplane.mtu), (None, 8100, 1420));
+    let [peer] = settings.peers.as_slice() else { panic!("{:?}", settings.peers) };
+    assert_eq!((peer.name.as_str(), peer.id.to_string().as_str()), ("peerb", ID_B));
+    assert_eq!(texts(&peer.addresses), ["/ip4/10.55.0.2/tcp/8001"]);
+    assert_eq!(texts(&peer.routes), ["10.10.0.0/16", "2001:db8:1::/64"]);
+    assert!(settings.warnings.iter().any(|warning| warning.contains("services")), "{:?}", settings.warnings);
+    assert!(!format!("{settings:?}").contains(&KEY_A[..20]), "the key is in the debug output");
+}
+
+#[test]
+fn hyprspace_absent_and_null_keys_take_their_defaults_and_empty_lists_are_honoured() {
+    let nulls = "\"listenAddresses\": null, \"bootstrapPeers\": null, \"peers\": null, \"services\": null, \
+                 \"domain\": null, \"filterPrivateAddresses\": null";
+    for text in [hyprspace(nulls), format!("{{\"privateKey\": \"{KEY_A}\"}}")] {
+        let settings = parse_hyprspace(&text, json_file()).unwrap();
+        assert_eq!(settings.control.listen.len(), 4);
+        assert!(settings.peers.is_empty());
+        assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    }
+    let settings = parse_hyprspace(&hyprspace("\"listenAddresses\": [], \"bootstrapPeers\": []"), json_file()).unwrap();
+    assert!(settings.control.listen.is_empty());
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    let settings = parse_hyprspace(&hyprspace("\"unheardOf\": {\"a\": [1]}"), json_file()).unwrap();
+    assert!(settings.warnings[0].contains("unheardOf"), "{:?}", settings.warnings);
+}
+
+#[test]
+fn hyprspace_habits_are_kept_where_they_do_no_harm() {
+    let more = format!(
+        "\"peers\": [{{\"id\": \"{ID_B}\", \"name\": \"x\", \"routes\": [{{\"net\": \"10.1.2.3/16\"}}], \"extra\": 1}}, \
+         {{\"id\": \"{ID_C}\", \"name\": \"x\"}}], \
+         \"bootstrapPeers\": [\"/ip4/192.0.2.1/udp/1/quic-v1/p2p/{ID_C}\", \"/ip4/192.0.2.1/udp/1/quic-v1/p2p/{ID_C}\", \
+         \"/dnsaddr/c.example/p2p/{ID_C}\", \"/ip4/192.0.2.9/tcp/1/p2p/{ID_RSA}\"], \
+         \"listenAddresses\": [\"/ip4/0.0.0.0/udp/8100/quic-v1\", \"/ip4/0.0.0.0/udp/8100/quic-v1\", \
+         \"/ip4/0.0.0.0/tcp/8001/ws\"]"
+    );
+    let settings = parse_hyprspace(&hyprspace(&more), json_file()).unwrap();
+    assert_eq!(texts(&settings.peers[0].routes), ["10.1.0.0/16"]);
+    assert_eq!(texts(&settings.peers[1].addresses), ["/ip4/192.0.2.1/udp/1/quic-v1"]);
+    assert_eq!(texts(&settings.control.listen), ["/ip4/0.0.0.0/udp/8100/quic-v1"]);
+    assert_eq!(settings.dataplane.port, 8164, "there is no key to move the lanes' ports out of the way");
+    let warnings = settings.warnings.join("\n");
+    for part in ["/dnsaddr/c.example", "1 of its entries", "/tcp/8001/ws", "peers[0].extra", "peers[1].name"] {
+        assert!(warnings.contains(part), "{warnings}\nlacks {part}");
+    }
+}
+
+#[test]
+fn each_mistake_in_hyprspace_json_names_file_key_value_and_remedy() {
+    let peers = |entries: &str| hyprspace(&format!("\"peers\": [{entries}]"));
+    let routed = |id: &str, nets: &str| format!("{{\"id\": \"{id}\", \"routes\": [{nets}]}}");
+    let ten = "{\"net\": \"10.0.0.0/8\"}";
+    let mistakes = [
+        mistake("{}", "privateKey", "", "copy the privateKey"),
+        mistake("{\"privateKey\": null}", "privateKey", "", "copy the privateKey"),
+        mistake("{\"privateKey\": \"\"}", "privateKey", "", "copy the privateKey"),
+        mistake("{\"privateKey\": \"zsecret\"}", "privateKey", "", "copy the privateKey"),
+        mistake("{\"privateKey\": 7}", "privateKey", "", "double quotes"),
+        mistake("[]", "", "", "write a table"),
+        mistake(hyprspace("\"peers\": {}"), "peers", "", "[...]"),
+        mistake(hyprspace("\"listenAddresses\": [\"8001\"]"), "listenAddresses[0]", "\"8001\"", "write one such as"),
+        mistake(
+            hyprspace("\"bootstrapPeers\": [\"/ip4/192.0.2.1/tcp/1\"]"),
+            "bootstrapPeers[0]",
+            "\"/ip4/192.0.2.1/tcp/1\"",
+            "/p2p/",
+        ),
+        mistake(hyprspace("\"domain\": 1"), "domain", "1", "double quotes"),
+        mistake(hyprspace("\"filterPrivateAddresses\": 1"), "filterPrivateAddresses", "1", "true or false"),
+        mistake(peers("{}"), "peers[0].id", "", "add the peer's id"),
+        mistake(peers("{\"id\": \"x\"}"), "peers[0].id", "\"x\"", "ringlane init"),
+        mistake(
+            peers(&[routed(ID_B, ""), routed(ID_B, "")].join(",")),
+            "peers[1].id",
+            format!("\"{ID_B}\""),
+            "one entry",
+        ),
+        mistake(peers(&routed(ID_B, "{}")), "peers[0].routes[0].net", "", "add the network"),
+        mistake(
+            peers(&routed(ID_B, "{\"net\": \"10.0.0.5\"}")),
+            "peers[0].routes[0].net",
+            "\"10.0.0.5\"",
+            "write \"10.0.0.5/32\"",
+        ),
+        mistake(
+            peers(&routed(ID_B, "{\"net\": \"10.0.0.1/8\"}, {\"net\": \"10.0.0.2/8\"}")),
+            "peers[0].routes[1].net",
+            "\"10.0.0.2/8\"",
+            "remove one",
+        ),
+        mistake(
+            peers(&[routed(ID_B, ten), routed(ID_C, ten)].join(",")),
+            "peers[1].routes[0].net",
+            "\"10.0.0.0/8\"",
+            "give it to one of them",
+        ),
+    ];
+    assert_refused(&mistakes, "/etc/hyprspace/hs0.json", false);
+    let syntax = mistake("{\n \"peers\": [,]}", "", "", "correct the syntax");
+    assert_refused(&[syntax], "/etc/hyprspace/hs0.json", true);
+}
+
+#[test]
+fn a_private_key_is_never_repeated_in_a_message() {
+    for text in [
+        format!("{{\"privateKey\": [\"{KEY_A}\"]}}"),
+        format!("{{\"privateKey\": \"{}\"}}", &KEY_A[..90]),
+        format!("{{\"privatekey\": \"{KEY_A}\"}}"),
+    ] {
+        let message = parse_hyprspace(&text, json_file()).unwrap_err().to_string();
+        assert!(!message.contains(&KEY_A[..12]), "{message}");
+    }
+    for text in [format!("private_key = \"{KEY_A}\""), peer(KEY_A)] {
+        let message = parse_toml(&text, toml_file()).unwrap_err().to_string();
+        assert!(!message.contains(&KEY_A[..12]), "{message}");
+    }
+}
+
+#[test]
+fn our_own_id_among_the_peers_is_refused() {
+    let settings = parse_toml(&(peer(ID_B) + &peer(ID_A)), toml_file()).unwrap();
+    let error = settings.own_peer_checks(&parse_peer_id(ID_A).unwrap()).unwrap_err().to_string();
+    for part in ["/etc/ringlane/net0.toml", "peers[1].id", ID_A, "own id", "remove this entry"] {
+        assert!(error.contains(part), "{error}");
+    }
+    settings.own_peer_checks(&parse_peer_id(ID_C).unwrap()).unwrap();
+}
+
+#[test]
+fn our_own_builtin_address_as_a_peers_route_is_refused() {
+    let own = parse_peer_id(ID_A).unwrap();
+    for address in [IpAddr::from(builtin_ipv4(&own)), IpAddr::from(builtin_ipv6(&own))] {
+        let prefix = ipnet::IpNet::from(address).to_string();
+        let text = peer(ID_B) + &format!("routes = [\"10.0.0.0/8\", \"{prefix}\"]");
+        let error = parse_toml(&text, toml_file()).unwrap().own_peer_checks(&own).unwrap_err().to_string();
+        for part in ["net0.toml", "peers[0].routes[1]", &prefix, "remove it"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
+
+/// Two nodes whose built-in IPv4 addresses are the same, found by counting seeds up.
+fn colliding_peers() -> [libp2p_identity::PeerId; 2] {
+    let mut seen = std::collections::BTreeMap::new();
+    for seed in 0.. {
+        let peer = peer_id_of_seed(seed);
+        if let Some(first) = seen.insert(builtin_ipv4(&peer), peer) {
+            return [first, peer];
+        }
+    }
+    unreachable!("65536 keys share fewer addresses")
+}
+
+#[test]
+fn colliding_builtin_addresses_are_refused() {
+    let [first, second] = colliding_peers();
+    let text = peer(&first.to_string()) + &peer(&second.to_string());
+    let error = parse_toml(&text, toml_file()).unwrap_err().to_string();
+    for part in ["net0.toml:4:6", "peers[1].id", &second.to_string(), &builtin_ipv4(&first).to_string(), "--force"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let settings = parse_toml(&peer(&first.to_string()), toml_file()).unwrap();
+    let error = settings.own_peer_checks(&second).unwrap_err().to_string();
+    for part in ["net0.toml", "peers[0].id", &first.to_string(), &builtin_ipv4(&first).to_string(), "--force"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_worker_count_known_only_later_is_checked_as_one_in_the_file_is() {
+    let settings = parse_toml("[dataplane]\nport = 65530", toml_file()).unwrap();
+    settings.worker_port_checks(6).unwrap();
+    let error = settings.worker_port_checks(7).unwrap_err().to_string();
+    assert!(error.contains("dataplane.port = 65530") && error.contains("at most 65529"), "{error}");
+    let settings = parse_toml("[dataplane]\nport = 8000", toml_file()).unwrap();
+    settings.worker_port_checks(1).unwrap();
+    let error = settings.worker_port_checks(2).unwrap_err().to_string();
+    assert!(error.contains("control.listen[0]") && error.contains("dataplane.port = 8100"), "{error}");
+}
+
+#[test]
+fn one_listen_address_can_be_read_by_itself() {
+    assert_eq!(parse_listen_address("/ip6/::/tcp/1").unwrap().to_string(), "/ip6/::/tcp/1");
+    assert!(parse_listen_address("::1").unwrap_err().contains("write one such as"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(
+        any in "\\PC*",
+        near_toml in "(interface|peers|\\[\\[peers\\]\\]|id|[=\"{}\\[\\],/.\n 0-9a-z]){0,80}",
+        near_json in "\\{\"(peers|listenAddresses|bootstrapPeers)\": \\[(\\{|\\}|\"[/a-z0-9.]{0,40}\"|,|:|null|1){0,20}\\]\\}",
+    ) {
+        for text in [&any, &near_toml, &near_json] {
+            let _ = parse_toml(text, toml_file());
+            let _ = parse_hyprspace(text, json_file());
+        }
+    }
+}

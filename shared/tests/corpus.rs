@@ -1,0 +1,52 @@
+//! Replays the committed fuzz corpus through the fuzz targets' own code.
+//!
+//! A seed whose name begins with `ok-` must be accepted and one with `bad-` refused, so that the corpus keeps reaching
+//! what it was made to reach; the others must only cause no panic.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../fuzz/src/config.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod config;
+#[path = "../fuzz/src/wire.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod wire;
+
+fn replay(target: &str, body: fn(&[u8]) -> bool) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let (mut accepted, mut refused) = (0, 0);
+    for entry in fs::read_dir(&directory).expect("the corpus is committed") {
+        let path = entry.expect("the directory can be read").path();
+        let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
+        let input = fs::read(&path).expect("the file can be read");
+        let outcome = body(&input);
+        *if outcome { &mut accepted } else { &mut refused } += 1;
+        match name.split_once('-') {
+            Some(("ok", _)) => assert!(outcome, "{target}/{name} is refused"),
+            Some(("bad", _)) => assert!(!outcome, "{target}/{name} is accepted"),
+            _ => {}
+        }
+    }
+    assert!(accepted > 0 && refused > 0, "{target}: {accepted} accepted, {refused} refused");
+}
+
+#[test]
+fn the_record_corpus_is_handled() {
+    replay("record", wire::record);
+}
+
+#[test]
+fn the_offer_corpus_is_handled() {
+    replay("offer", wire::offer);
+}
+
+#[test]
+fn the_toml_corpus_is_handled() {
+    replay("config_toml", config::config_toml);
+}
+
+#[test]
+fn the_json_corpus_is_handled() {
+    replay("config_json", config::config_json);
+}

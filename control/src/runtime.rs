@@ -38,7 +38,7 @@ use crate::netlink::{
 };
 use crate::report::Reporter;
 use crate::store::{PeerCache, peer_cache_file};
-use crate::swarm::address::OVERLAY_NETWORKS;
+use crate::swarm::address::overlay_networks;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeConfig, NodeError, NodeEvent};
 
 /// How long workers may take to close their lanes and end.
@@ -237,7 +237,7 @@ impl Control {
             inner_mtu: settings.dataplane.mtu,
             policy: AddressPolicy {
                 allow_loopback: false,
-                inner_networks: inner_networks(all_routes.chain(OVERLAY_NETWORKS), &connected),
+                inner_networks: inner_networks(all_routes.chain(overlay_networks()), &connected),
             },
         })?;
         if let Err(errors) = engine.set_local_addresses(&plan.lanes)
@@ -313,14 +313,9 @@ impl Control {
         })
     }
 
-    async fn configure_kernel(
-        netlink: &Netlink,
-        settings: &Settings,
-        id: &PeerId,
-    ) -> Result<Vec<IpNet>, ControlError> {
+    async fn configure_kernel(netlink: &Netlink, settings: &Settings, id: &PeerId) -> Result<Vec<IpNet>, ControlError> {
         let name = &settings.interface;
-        let interface =
-            netlink.interface_index(name).await?.ok_or_else(|| ControlError::NoInterface(name.clone()))?;
+        let interface = netlink.interface_index(name).await?.ok_or_else(|| ControlError::NoInterface(name.clone()))?;
         let config = InterfaceConfig {
             addresses: builtin_prefixes(id).to_vec(),
             mtu: settings.dataplane.mtu,
@@ -475,9 +470,7 @@ impl Control {
             NodeEvent::OfferAnswered { id, result, .. } => {
                 let Some((peer, ask)) = self.asks.remove(&id) else { return };
                 let answer = match result {
-                    Ok(message) => {
-                        Answer::parse(&message).map_err(|error| AskFailure::Exchange(error.to_string()))
-                    }
+                    Ok(message) => Answer::parse(&message).map_err(|error| AskFailure::Exchange(error.to_string())),
                     Err(error) => Err(AskFailure::Exchange(error.to_string())),
                 };
                 self.coordinator.handle_answer(peer, ask, answer, now);

@@ -112,10 +112,8 @@ fn is_connected(event: &NodeEvent) -> bool {
 async fn connected_pair(transport: TransportName) -> ([Site; 2], [Node; 2]) {
     let sites = Site::pair();
     let [a, b] = &sites;
-    let mut nodes = [
-        a.node(transport, vec![(b.id, vec![b.address(transport)])]),
-        b.node(transport, vec![(a.id, Vec::new())]),
-    ];
+    let mut nodes =
+        [a.node(transport, vec![(b.id, vec![b.address(transport)])]), b.node(transport, vec![(a.id, Vec::new())])];
     let mut connected = 0;
     run_until(&mut nodes, |_, _, event| {
         connected += u32::from(is_connected(&event));

@@ -118,6 +118,7 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
                 }
             };
             let _ = started.send((worker, Ok(())));
+            drop(started);
             let reports = events.clone();
             let worker = Worker {
                 id,

@@ -2,27 +2,31 @@
 
 mod cli;
 mod commands;
-#[cfg_attr(not(test), expect(dead_code, reason = "`up` is its only user"))]
 mod notify;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command};
+
+use crate::cli::{Cli, Command};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    run(&Cli::parse().command).unwrap_or_else(|error| {
+    let result = match Cli::parse().command {
+        Command::Init(arguments) => commands::init::run(&arguments),
+        Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Up(arguments) => commands::up::run(&arguments),
+        Command::Down(arguments) => commands::down::run(&arguments),
+        Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Peers(arguments) => commands::peers::run(&arguments),
+        Command::Route(arguments) => commands::route::run(&arguments),
+        Command::Version(arguments) => commands::version::run(arguments),
+        Command::Completions { shell } => commands::completions::run(shell),
+    };
+    result.unwrap_or_else(|error| {
         eprintln!("ringlane: {error:#}");
         ExitCode::FAILURE
     })
-}
-
-fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    match command {
-        Command::Down(args) => commands::down::run(args),
-        Command::Status(args) => commands::status::run(args),
-        Command::Peers(args) => commands::peers::run(args),
-        Command::Route(args) => commands::route::run(args),
-        other => anyhow::bail!("{other:?} is not there yet"),
-    }
 }

@@ -210,10 +210,16 @@ impl Link {
         self.setting_up.0 &= !bit(index);
         self.last_handshake_at = self.last_handshake_at.max(Some(lane.handshake_at));
         self.retire(index, context);
+        let now = lane.since;
         self.up.insert(index, lane);
+        if !self.setting_up.is_empty() {
+            return;
+        }
         if self.missing().is_empty() {
             self.attempts = 0;
             self.retry_at = None;
+        } else {
+            self.retry_later(now, context);
         }
     }
 

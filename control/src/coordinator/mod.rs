@@ -21,9 +21,7 @@ use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerId, PeerIndex, Work
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::limits::{CANDIDATES_MAX, LANES_PER_LINK_MAX};
 use ringlane_shared::plane::{PeerCounters, Snapshot};
-use ringlane_shared::wire::offer::{
-    Answer, Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret,
-};
+use ringlane_shared::wire::offer::{Answer, Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret};
 
 use self::link::Link;
 pub use self::link::{AskFailure, LaneUp};
@@ -93,6 +91,9 @@ pub enum Intent<T> {
     Publish(Arc<Snapshot>),
 }
 
+/// Fills bytes with random ones, for secrets and jitter.
+pub type Random = Box<dyn FnMut(&mut [u8])>;
+
 /// What is the same for all links while one of them acts.
 pub(crate) struct Context<'a, T> {
     us: &'a Us,
@@ -137,9 +138,8 @@ fn lane_id_base(peer: PeerIndex) -> LaneId {
     LaneId::from_be_bytes([a, b, c])
 }
 
-const _: () = assert!(
-    ringlane_shared::limits::PEERS_MAX * LANES_PER_LINK_MAX <= ringlane_shared::limits::LANE_ID_MAX as usize
-);
+const _: () =
+    assert!(ringlane_shared::limits::PEERS_MAX * LANES_PER_LINK_MAX <= ringlane_shared::limits::LANE_ID_MAX as usize);
 
 /// The decisions of the control thread. `T` is what answers go to; the coordinator only passes it on.
 pub struct Coordinator<T> {
@@ -148,7 +148,7 @@ pub struct Coordinator<T> {
     links: Vec<Link>,
     publisher: Publisher,
     candidates: Vec<Candidate>,
-    random: Box<dyn FnMut(&mut [u8])>,
+    random: Random,
     asks: u64,
     intents: VecDeque<Intent<T>>,
 }
@@ -162,7 +162,7 @@ impl<T> std::fmt::Debug for Coordinator<T> {
 impl<T> Coordinator<T> {
     /// Starts with no peer connected; the first intent publishes the routes. `random` fills bytes for secrets and
     /// jitter.
-    pub fn new(us: Us, peers: &[PeerSettings], random: Box<dyn FnMut(&mut [u8])>) -> Self {
+    pub fn new(us: Us, peers: &[PeerSettings], random: Random) -> Self {
         let links = peers.iter().zip(0..).map(|(peer, index)| {
             let role = if us.id.to_bytes() < peer.id.to_bytes() { Role::Client } else { Role::Server };
             Link::new(PeerIndex(index), role)

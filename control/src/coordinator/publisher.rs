@@ -55,11 +55,7 @@ impl Publisher {
             workers_with_lane,
             counters: Arc::clone(&peer.counters),
         });
-        Arc::new(Snapshot {
-            generation: self.generation,
-            routes: Arc::clone(&self.routes),
-            peers: peers.collect(),
-        })
+        Arc::new(Snapshot { generation: self.generation, routes: Arc::clone(&self.routes), peers: peers.collect() })
     }
 
     /// Whether the newest generation says the same of all peers' lanes.

@@ -1,8 +1,9 @@
 //! Which addresses may be dialled or listened on, and where a multiaddress leads.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use ringlane_shared::id::PeerId;
@@ -106,6 +107,15 @@ pub fn is_overlay(ip: IpAddr) -> bool {
         IpAddr::V4(ip) => ip.octets()[..2] == OVERLAY_V4,
         IpAddr::V6(ip) => ip.segments()[..4] == OVERLAY_V6,
     }
+}
+
+/// The networks of all nodes' built-in addresses.
+pub fn overlay_networks() -> [IpNet; 2] {
+    let [a, b] = OVERLAY_V4;
+    let [c, d, e, f] = OVERLAY_V6;
+    let v4 = IpNet::new_assert(Ipv4Addr::new(a, b, 0, 0).into(), 16);
+    let v6 = IpNet::new_assert(Ipv6Addr::new(c, d, e, f, 0, 0, 0, 0).into(), 64);
+    [v4, v6]
 }
 
 type DenyFn = dyn Fn(IpAddr) -> bool + Send + Sync;

@@ -216,7 +216,13 @@ impl Peer {
         if self.addresses.len() >= KNOWN_ADDRESSES_PER_PEER_MAX && !self.forget_one(source) {
             return false;
         }
-        self.addresses.push(Known { address, source, last_dialed: None, last_success: None, answered_by_stranger: false });
+        self.addresses.push(Known {
+            address,
+            source,
+            last_dialed: None,
+            last_success: None,
+            answered_by_stranger: false,
+        });
         true
     }
 

@@ -97,9 +97,8 @@ impl Exchanges {
         let Some(Ask { peer, id, question }) = self.opening.remove(&open) else { return };
         match stream {
             Ok(stream) => {
-                let task = async move {
-                    Progress::Answered { peer, id, result: exchange::ask(stream, &question).await }
-                };
+                let task =
+                    async move { Progress::Answered { peer, id, result: exchange::ask(stream, &question).await } };
                 self.tasks.push(task.boxed());
             }
             Err(error) => self.ended.push_back(Progress::Answered { peer, id, result: Err(error.into()) }),
@@ -110,9 +109,7 @@ impl Exchanges {
     pub(super) fn handle_inbound(&mut self, peer: PeerId, connection: ConnectionId, mut stream: InboundStream) {
         let task = async move {
             match exchange::read_question(&mut stream.stream).await {
-                Ok(question) => {
-                    Progress::Asked { peer, token: ExchangeToken { peer, connection, stream }, question }
-                }
+                Ok(question) => Progress::Asked { peer, token: ExchangeToken { peer, connection, stream }, question },
                 Err(error) => Progress::Failed { peer, error },
             }
         };

@@ -74,12 +74,7 @@ mod tests {
         let mut sources = RouteTable::default();
         sources.insert("100.64.1.2/32".parse().unwrap(), ());
         sources.insert("10.20.0.0/16".parse().unwrap(), ());
-        PeerEntry {
-            id: PeerId::random(),
-            sources: Arc::new(sources),
-            workers_with_lane,
-            counters: Arc::new([]),
-        }
+        PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane, counters: Arc::new([]) }
     }
 
     #[test]

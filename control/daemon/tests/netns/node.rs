@@ -234,6 +234,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("---- status of {}: {:?}", self.interface, self.try_status());
+        }
         // Both fail harmlessly for a process that has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();

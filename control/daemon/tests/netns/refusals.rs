@@ -188,7 +188,7 @@ fn an_interface_name_that_exists_is_refused() {
     let Some(lab) = Lab::up(2) else { return };
     let setup = right(&lab);
     setup.write();
-    setup.router.run(&format!("ip link add name {} type dummy", setup.interface));
+    setup.router.run(&format!("ip link add name {} type veth peer name other", setup.interface));
     up_refuses(&setup, setup.up_command(), &["interface", &setup.interface]);
 }
 

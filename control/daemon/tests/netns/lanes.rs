@@ -2,7 +2,7 @@
 
 use crate::lab::{Lab, Site};
 use crate::node::{LANE_PORT, Node, mesh};
-use crate::traffic::{tcp_both_ways, udp_flows};
+use crate::traffic::{tcp_both_ways, udp_flows, udp_one_way};
 
 /// Flows enough that each of two workers gets some: all sixteen on one has a chance of 1 in 32 768.
 const FLOWS: u32 = 16;
@@ -20,12 +20,15 @@ fn with_a_lane_port_blocked_every_flow_crosses_in_order_by_the_other_lane() {
     nodes[1].wait_direct(&[Site::A], 1);
 
     let (a, b) = (lab.host(Site::A), lab.host(Site::B));
-    for address in Site::B.host() {
-        udp_flows(&a, &b, address, FLOWS, 20);
-        tcp_both_ways(&a, &b, address, 4, 300_000);
+    for (near, far, addresses) in [(&a, &b, Site::B.host()), (&b, &a, Site::A.host())] {
+        for address in addresses {
+            udp_one_way(near, far, address, FLOWS, 30);
+            udp_flows(near, far, address, FLOWS, 10);
+            tcp_both_ways(near, far, address, 4, 300_000);
+        }
     }
     for node in &nodes {
         let status = node.status();
-        assert!(status.sum("handed_over") > 0, "a worker without a lane passed its packets on: {status:?}");
+        assert!(status.sum("handed_over") > 100, "a worker without a lane passes its packets on: {status:?}");
     }
 }

@@ -121,7 +121,7 @@ impl Setup {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        Path::new("/run/ringlane").join(format!("{}.sock", self.interface))
+        socket_of(&self.interface)
     }
 
     /// `ringlane up` inside the site's router.
@@ -130,6 +130,10 @@ impl Setup {
         command.arg("up").arg("--config").arg(&self.file).stdin(Stdio::null());
         command
     }
+}
+
+fn socket_of(interface: &str) -> PathBuf {
+    Path::new("/run/ringlane").join(format!("{interface}.sock"))
 }
 
 /// A peer's name in configurations: long enough to be found in a capture by no accident.
@@ -241,6 +245,7 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.network);
+        let _ = fs::remove_file(socket_of(&self.interface));
         if thread::panicking() {
             let log = fs::read_to_string(&self.log).unwrap_or_default();
             let skipped = log.lines().count().saturating_sub(LOG_LINES_SHOWN);

@@ -1,0 +1,25 @@
+//! Whole nodes on a real kernel: `ringlane` processes in the network namespaces of `scripts/lab`.
+//!
+//! | Module | What it is |
+//! |---|---|
+//! | [`lab`] | a lab of namespaces that vanishes with its owner, and threads that enter a namespace |
+//! | [`node`] | a node's configuration, process, log and status |
+//! | [`traffic`] | flows between hosts whose every byte and order is checked |
+//! | [`wire`] | what an attacker on the underlay can do: watch, inject, send garbage |
+//! | the others | the tests |
+//!
+//! They need root and `ip`; without, each says so and passes, unless `RINGLANE_REQUIRE_NETNS=1` (as `scripts/check`
+//! sets) makes that a failure. Every lab has names of its own, so tests run side by side. Nothing waits for a fixed
+//! time: each wait is for a condition, bounded by [`lab::PATIENCE`].
+
+mod lab;
+mod node;
+mod traffic;
+mod wire;
+
+mod capture;
+mod carries;
+mod lanes;
+mod lifecycle;
+mod refusals;
+mod strangers;

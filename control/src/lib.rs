@@ -1,1 +1,3 @@
-//! x
+//! Ringlane's control thread: finds, authenticates and connects peers, sets up lanes, owns the kernel's configuration.
+
+pub mod store;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use multiaddr::Multiaddr;
+use ringlane_shared::config;
 
 /// A controller-less mesh and site-to-site VPN for Linux routers.
 #[derive(Debug, Parser)]
@@ -54,10 +56,10 @@ pub(crate) struct InitArgs {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
     /// An address the control thread listens on, for example /ip4/192.0.2.1/udp/8001/quic-v1 (repeatable)
-    #[arg(long, value_name = "MULTIADDR")]
-    pub(crate) listen: Vec<String>,
+    #[arg(long, value_name = "MULTIADDR", value_parser = config::parse_listen_address)]
+    pub(crate) listen: Vec<Multiaddr>,
     /// Name of this node in the printed entry [default: the host name]
-    #[arg(long)]
+    #[arg(long, value_parser = config::parse_peer_name)]
     pub(crate) name: Option<String>,
     /// Replace an existing configuration and key
     #[arg(long)]

@@ -1,9 +1,31 @@
 //! The `ringlane` binary.
 
 mod cli;
+mod commands;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
-fn main() {
-    let _ = cli::Cli::parse();
+use crate::cli::{Cli, Command};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Init(arguments) => commands::init::run(&arguments),
+        Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Up(arguments) => commands::up::run(&arguments),
+        Command::Down(arguments) => commands::down::run(&arguments),
+        Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Peers(arguments) => commands::peers::run(&arguments),
+        Command::Route(arguments) => commands::route::run(&arguments),
+        Command::Version(arguments) => commands::version::run(arguments),
+        Command::Completions { shell } => commands::completions::run(shell),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("ringlane: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -1,0 +1,135 @@
+//! `ringlane check`: validates a configuration and its key without starting anything.
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::process::ExitCode;
+
+use ringlane_shared::config::{ConfigError, IdentitySettings, Problem};
+use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use serde::Serialize;
+
+use super::load::{self, Loaded};
+use super::{print, print_json};
+use crate::cli::ConfigArgs;
+
+/// What a valid configuration says, with defaults filled in.
+#[derive(Serialize)]
+struct Summary<'a> {
+    ok: bool,
+    file: &'a Path,
+    network: &'a str,
+    interface: &'a str,
+    id: String,
+    builtin_ipv4: Ipv4Addr,
+    builtin_ipv6: Ipv6Addr,
+    key_file: Option<&'a Path>,
+    listen: Vec<String>,
+    mdns: bool,
+    workers: u8,
+    port: u16,
+    mtu: u16,
+    peers: Vec<Peer<'a>>,
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Peer<'a> {
+    name: &'a str,
+    id: String,
+    builtin_ipv4: Ipv4Addr,
+    builtin_ipv6: Ipv6Addr,
+    addresses: Vec<String>,
+    routes: Vec<String>,
+}
+
+/// What is wrong with one that is refused.
+#[derive(Serialize)]
+struct Refusal<'a> {
+    ok: bool,
+    file: &'a Path,
+    problems: &'a [Problem],
+    omitted: usize,
+}
+
+/// Validates the file; the answer is yes (0) or no (1).
+pub(crate) fn run(arguments: &ConfigArgs) -> anyhow::Result<ExitCode> {
+    let json = arguments.output.json;
+    match load::try_load(&arguments.config) {
+        Ok(loaded) => {
+            let summary = summarise(&loaded);
+            if json {
+                print_json(&summary)?
+            } else {
+                print(&describe(&summary))?
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(ConfigError { file, problems, omitted }) if json => {
+            print_json(&Refusal { ok: false, file: &file, problems: &problems, omitted })?;
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
+    let texts = |items: &[multiaddr::Multiaddr]| items.iter().map(ToString::to_string).collect();
+    let peers = settings.peers.iter().map(|peer| Peer {
+        name: &peer.name,
+        id: peer.id.to_string(),
+        builtin_ipv4: builtin_ipv4(&peer.id),
+        builtin_ipv6: builtin_ipv6(&peer.id),
+        addresses: texts(&peer.addresses),
+        routes: peer.routes.iter().map(ToString::to_string).collect(),
+    });
+    Summary {
+        ok: true,
+        file: &settings.file,
+        network: &settings.network,
+        interface: &settings.interface,
+        id: peer_id.to_string(),
+        builtin_ipv4: builtin_ipv4(peer_id),
+        builtin_ipv6: builtin_ipv6(peer_id),
+        key_file: match &settings.identity {
+            IdentitySettings::KeyFile(path) => Some(path),
+            IdentitySettings::Inline(_) => None,
+        },
+        listen: texts(&settings.control.listen),
+        mdns: settings.control.mdns,
+        workers: load::workers(settings),
+        port: settings.dataplane.port,
+        mtu: settings.dataplane.mtu,
+        peers: peers.collect(),
+        warnings: &settings.warnings,
+    }
+}
+
+fn describe(summary: &Summary<'_>) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{label:<12}{value}");
+    };
+    line("valid", summary.file.display().to_string());
+    line("id", summary.id.clone());
+    line("addresses", format!("{} {}", summary.builtin_ipv4, summary.builtin_ipv6));
+    line("key", summary.key_file.map_or("in the configuration".to_owned(), |path| path.display().to_string()));
+    line("interface", format!("{}, MTU {}", summary.interface, summary.mtu));
+    let last_port = u32::from(summary.port) + u32::from(summary.workers) - 1;
+    line("workers", format!("{}, UDP ports {} to {last_port}", summary.workers, summary.port));
+    for address in &summary.listen {
+        line("listen", address.clone());
+    }
+    line("mdns", if summary.mdns { "on" } else { "off" }.to_owned());
+    for peer in &summary.peers {
+        line("peer", if peer.name.is_empty() { peer.id.clone() } else { format!("{} ({})", peer.id, peer.name) });
+        line("  addresses", format!("{} {}", peer.builtin_ipv4, peer.builtin_ipv6));
+        peer.addresses.iter().for_each(|address| line("  dial", address.clone()));
+        peer.routes.iter().for_each(|route| line("  route", route.clone()));
+    }
+    for warning in summary.warnings {
+        line("warning", warning.clone());
+    }
+    text
+}

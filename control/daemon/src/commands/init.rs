@@ -1,0 +1,162 @@
+//! `ringlane init`: writes a new configuration and its key, and prints the entry other nodes need.
+
+use std::fmt::Write;
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use multiaddr::{Multiaddr, Protocol};
+use ringlane_control::store::{self, Existing, NewFile};
+use ringlane_shared::config;
+use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::cli::InitArgs;
+
+/// What was made.
+#[derive(Serialize)]
+struct NewNode<'a> {
+    name: String,
+    id: String,
+    addresses: Vec<String>,
+    builtin_ipv4: Ipv4Addr,
+    builtin_ipv6: Ipv6Addr,
+    config: &'a Path,
+    key_file: &'a Path,
+}
+
+/// Writes both files or neither.
+pub(crate) fn run(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
+    let config_file = arguments.config.as_path();
+    let extension = config_file.extension().unwrap_or_default();
+    ensure!(
+        !extension.eq_ignore_ascii_case("json") && !extension.eq_ignore_ascii_case("key"),
+        "{}: a new configuration is TOML, and its key is beside it with the ending .key; choose a name that ends in .toml",
+        config_file.display()
+    );
+    let key_file = config_file.with_extension("key");
+    let text = render(config_file, &key_file, &arguments.listen)?;
+    config::parse_toml(&text, config_file)?;
+
+    let keypair = store::generate_key()?;
+    let key = store::key_file_text(&keypair)?;
+    let files = [
+        NewFile { path: &key_file, contents: key.as_bytes(), mode: store::SECRET_MODE },
+        NewFile { path: config_file, contents: text.as_bytes(), mode: store::PUBLIC_MODE },
+    ];
+    store::write_files(&files, if arguments.force { Existing::Replace } else { Existing::Keep })
+        .map_err(|error| anyhow::anyhow!("{error}; {}", error.remedy()))?;
+
+    let id = keypair.public().to_peer_id();
+    let node = NewNode {
+        name: arguments.name.clone().unwrap_or_else(host_name),
+        id: id.to_string(),
+        addresses: arguments.listen.iter().filter(|address| is_concrete(address)).map(ToString::to_string).collect(),
+        builtin_ipv4: builtin_ipv4(&id),
+        builtin_ipv6: builtin_ipv6(&id),
+        config: config_file,
+        key_file: &key_file,
+    };
+    if arguments.output.json {
+        print_json(&node)?
+    } else {
+        print(&describe(&node))?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The configuration: what was chosen, and the rest as comments that show the defaults.
+fn render(config_file: &Path, key_file: &Path, listen: &[Multiaddr]) -> anyhow::Result<String> {
+    let stem = config_file.file_stem().and_then(|stem| stem.to_str()).with_context(|| {
+        format!("{}: the file name is not text; choose a name such as net0.toml", config_file.display())
+    })?;
+    let key_name = key_file.file_name().map(PathBuf::from).unwrap_or_default();
+    let listen_default = config::DEFAULT_LISTEN.map(quoted).join(", ");
+    let listen = if listen.is_empty() {
+        format!("# listen = [{listen_default}]")
+    } else {
+        format!(
+            "listen = [{}]",
+            listen.iter().map(|address| quoted(&address.to_string())).collect::<Vec<_>>().join(", ")
+        )
+    };
+    Ok(format!(
+        r#"# A Ringlane node. `ringlane check -c` validates this file; docs/configuration.md explains every key.
+
+# The TUN interface.
+interface = {interface}
+
+[identity]
+# The secret key, mode 0600. Relative paths are relative to this file.
+key_file = {key_file}
+
+[control]
+# Where libp2p listens, to find and authenticate peers.
+{listen}
+# Whether to find peers on the local network.
+# mdns = true
+
+[dataplane]
+# Threads that move packets, each on a core of its own; by default one per core.
+# workers = 2
+# Worker i uses UDP port + i.
+# port = {port}
+# Of the TUN interface, in bytes.
+# mtu = 1420
+
+# One entry for each peer, as `ringlane init` printed it on that node.
+# [[peers]]
+# name = "site-b"
+# id = "12D3KooW..."
+# addresses = ["/ip4/192.0.2.2/udp/8001/quic-v1"]   # optional: where to dial it
+# routes = ["10.20.0.0/16", "fd00:20::/64"]         # optional: the networks behind it
+"#,
+        interface = quoted(stem),
+        key_file = quoted(&key_name.to_string_lossy()),
+        port = config::DEFAULT_PORT,
+    ))
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+/// Whether others can dial it as it stands.
+fn is_concrete(address: &Multiaddr) -> bool {
+    let mut parts = address.iter();
+    let host = match parts.next() {
+        Some(Protocol::Ip4(ip)) => !ip.is_unspecified(),
+        Some(Protocol::Ip6(ip)) => !ip.is_unspecified(),
+        _ => false,
+    };
+    host && !matches!(parts.next(), Some(Protocol::Tcp(0) | Protocol::Udp(0)))
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    config::parse_peer_name(name.trim()).unwrap_or_default()
+}
+
+fn describe(node: &NewNode<'_>) -> String {
+    let mut text = format!("Wrote {} and {}\n", node.config.display(), node.key_file.display());
+    let addresses: Vec<_> = node.addresses.iter().map(|address| quoted(address)).collect();
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
+        "This node's addresses in the network are {} and {}\n\
+         Add this entry to the configuration of your other nodes:\n\n\
+         [[peers]]\nname = {}\nid = {}\n",
+        node.builtin_ipv4,
+        node.builtin_ipv6,
+        quoted(&node.name),
+        quoted(&node.id),
+    );
+    if !addresses.is_empty() {
+        let _ = writeln!(text, "addresses = [{}]", addresses.join(", "));
+    }
+    text
+}

@@ -1,0 +1,73 @@
+//! Reads a configuration and the key it names, and checks all that can be checked without touching the system.
+
+use std::num::NonZero;
+use std::path::Path;
+use std::thread;
+
+use multiaddr::PeerId;
+use ringlane_control::store::{self, Keypair, StoreError};
+use ringlane_shared::config::{self, ConfigError, IdentitySettings, Problem, Settings};
+use ringlane_shared::limits::{CONFIG_BYTES_MAX, WORKERS_MAX};
+
+/// A configuration that may be started.
+pub(crate) struct Loaded {
+    /// What it says.
+    pub(crate) settings: Settings,
+    /// Our key.
+    pub(crate) keypair: Keypair,
+    /// Who we are.
+    pub(crate) peer_id: PeerId,
+}
+
+/// Reads and checks a configuration. The error is a [`ConfigError`], and names all that is wrong.
+pub(crate) fn load(file: &Path) -> anyhow::Result<Loaded> {
+    Ok(try_load(file)?)
+}
+
+/// As [`load`], for whoever needs the problems one by one.
+pub(crate) fn try_load(file: &Path) -> Result<Loaded, ConfigError> {
+    let text = store::read_text(file, CONFIG_BYTES_MAX)
+        .map_err(|error| ConfigError::new(file, Problem::new("", None, unreadable(&error), error.remedy())))?;
+    let mut settings = config::parse(&text, file)?;
+    let keypair = keypair(&mut settings)?;
+    let peer_id = keypair.public().to_peer_id();
+    settings.own_peer_checks(&peer_id)?;
+    settings.worker_port_checks(workers(&settings))?;
+    Ok(Loaded { settings, keypair, peer_id })
+}
+
+/// The file is named by the message this goes into.
+fn unreadable(error: &StoreError) -> String {
+    match error {
+        StoreError::Io { source, .. } => format!("cannot be read: {source}"),
+        other => other.to_string(),
+    }
+}
+
+/// How many workers to start: as configured, or one per core this process may use.
+pub(crate) fn workers(settings: &Settings) -> u8 {
+    let cores = || thread::available_parallelism().map_or(1, NonZero::get).min(WORKERS_MAX) as u8;
+    settings.dataplane.workers.unwrap_or_else(cores)
+}
+
+fn keypair(settings: &mut Settings) -> Result<Keypair, ConfigError> {
+    match &settings.identity {
+        IdentitySettings::Inline(keypair) => {
+            let keypair = keypair.clone();
+            if store::readable_by_others(&settings.file) == Some(true) {
+                let file = settings.file.display();
+                settings
+                    .warnings
+                    .push(format!("{file}: holds the private key and others can read it; run: chmod 600 {file}"));
+            }
+            Ok(keypair)
+        }
+        IdentitySettings::KeyFile(path) => store::read_key(path).map_err(|error| {
+            let value = Some(format!("{:?}", path.display().to_string()));
+            ConfigError::new(
+                &settings.file,
+                Problem::new("identity.key_file", value, error.to_string(), error.remedy()),
+            )
+        }),
+    }
+}

@@ -367,6 +367,14 @@ fn all_problems_are_named_at_once_and_their_number_is_bounded() {
 }
 
 #[test]
+fn all_peers_together_have_a_bounded_number_of_routes() {
+    let entry = |seed| peer(&peer_id_of_seed(seed).to_string()) + &format!("routes = [{}]\n", "\"::/0\",".repeat(1024));
+    let text: String = (0..65).map(entry).collect();
+    let message = parse_toml(&text, toml_file()).unwrap_err().to_string();
+    assert!(message.contains("peers: have 66560 routes; keep it to 65536"), "{message}");
+}
+
+#[test]
 fn hyprspace_example_is_read_unchanged() {
     let settings = parse_hyprspace(HYPRSPACE_EXAMPLE, json_file()).unwrap();
     assert_eq!((settings.network.as_str(), settings.interface.as_str()), ("hs0", "hs0"));

@@ -1,5 +1,6 @@
 //! Real nodes over loopback: each has an address of its own in 127.0.0.0/8, so that ports can be fixed and a node that
 //! restarts comes back where it was.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -112,10 +113,8 @@ fn is_connected(event: &NodeEvent) -> bool {
 async fn connected_pair(transport: TransportName) -> ([Site; 2], [Node; 2]) {
     let sites = Site::pair();
     let [a, b] = &sites;
-    let mut nodes = [
-        a.node(transport, vec![(b.id, vec![b.address(transport)])]),
-        b.node(transport, vec![(a.id, Vec::new())]),
-    ];
+    let mut nodes =
+        [a.node(transport, vec![(b.id, vec![b.address(transport)])]), b.node(transport, vec![(a.id, Vec::new())])];
     let mut connected = 0;
     run_until(&mut nodes, |_, _, event| {
         connected += u32::from(is_connected(&event));
@@ -450,6 +449,29 @@ async fn twenty_nodes_mesh_and_settle_at_one_connection_per_pair() {
     run_until(&mut nodes, |nodes, _, event| {
         assert!(!matches!(event, NodeEvent::PeerDisconnected { .. }), "{event:?}");
         nodes.iter().all(|node| node.all_connections().count() == NODES - 1)
+    })
+    .await;
+}
+
+/// Multicast does not cross loopback, so this wants a network namespace with an interface that has an IPv4 address
+/// (a dummy one will do) and `RINGLANE_TEST_MDNS_IP` set to it.
+#[tokio::test]
+#[ignore = "needs an interface that carries multicast"]
+async fn configured_peers_are_found_by_mdns() {
+    let ip = std::env::var("RINGLANE_TEST_MDNS_IP").unwrap();
+    let [a, b] = Site::pair();
+    let mut nodes = [&a, &b].map(|site| {
+        let other = if site.id == a.id { b.id } else { a.id };
+        let config = NodeConfig { mdns: true, ..site.config(vec![(other, Vec::new())]) };
+        let mut node = Node::new(config).unwrap();
+        let listen = format!("/ip4/{ip}/udp/0/quic-v1").parse().unwrap();
+        assert!(node.set_listen_addresses(&[listen]).is_empty());
+        node
+    });
+    let mut connected = 0;
+    run_until(&mut nodes, |_, _, event| {
+        connected += u32::from(is_connected(&event));
+        connected == 2
     })
     .await;
 }

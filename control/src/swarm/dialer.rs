@@ -23,8 +23,9 @@ use super::address;
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two dials.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
-/// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again. A peer that
+/// refuses us does so within a round trip of the handshake.
+const STABLE_AFTER: Duration = Duration::from_secs(2);
 
 /// One dial in this many goes to an address where a stranger answered before.
 const STRANGER_EVERY: u32 = 4;
@@ -216,7 +217,13 @@ impl Peer {
         if self.addresses.len() >= KNOWN_ADDRESSES_PER_PEER_MAX && !self.forget_one(source) {
             return false;
         }
-        self.addresses.push(Known { address, source, last_dialed: None, last_success: None, answered_by_stranger: false });
+        self.addresses.push(Known {
+            address,
+            source,
+            last_dialed: None,
+            last_success: None,
+            answered_by_stranger: false,
+        });
         true
     }
 

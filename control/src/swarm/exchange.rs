@@ -87,10 +87,7 @@ pub(super) async fn send_answer<S: AsyncWrite + Unpin>(stream: &mut S, answer: &
     .await
 }
 
-async fn bounded<T>(
-    limit: Duration,
-    work: impl Future<Output = Result<T, ExchangeError>>,
-) -> Result<T, ExchangeError> {
+async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, ExchangeError>>) -> Result<T, ExchangeError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(ExchangeError::TimedOut))
 }
 

@@ -29,7 +29,7 @@ mod transport;
 
 pub use connections::{ConnectionInfo, Direction, TransportName};
 pub use exchange::{ExchangeError, OpenError};
-pub use libp2p::swarm::ConnectionId;
 pub use exchanges::{ExchangeId, ExchangeToken};
+pub use libp2p::swarm::ConnectionId;
 pub use listeners::{ListenError, ListenFault};
 pub use node::{KnownAddress, Node, NodeConfig, NodeError, NodeEvent};

@@ -229,7 +229,8 @@ impl Node {
         for (peer, address, last_success) in self.dialer.proven_addresses() {
             let stands = self.connections.of(&peer).any(|connection| connection.remote == *address);
             let age = if stands { Duration::ZERO } else { now.duration_since(last_success) };
-            let address = KnownAddress { address: address.clone(), last_success: wall.checked_sub(age).unwrap_or(wall) };
+            let address =
+                KnownAddress { address: address.clone(), last_success: wall.checked_sub(age).unwrap_or(wall) };
             match known.last_mut() {
                 Some((last, addresses)) if *last == peer => addresses.push(address),
                 _ => known.push((peer, vec![address])),

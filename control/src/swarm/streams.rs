@@ -193,8 +193,7 @@ impl NetworkBehaviour for Streams {
                 if remaining_established == 0 {
                     self.permits.remove(&peer_id);
                 }
-                let failed: Vec<_> =
-                    self.opening.extract_if(|_, on| *on == connection_id).map(|(id, _)| id).collect();
+                let failed: Vec<_> = self.opening.extract_if(|_, on| *on == connection_id).map(|(id, _)| id).collect();
                 for id in failed {
                     self.push(ToSwarm::GenerateEvent(StreamEvent::OpenFailed { id, error: OpenError::Closed }));
                 }

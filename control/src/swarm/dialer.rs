@@ -50,8 +50,8 @@ pub(super) enum Source {
 pub(super) struct Dial {
     pub(super) peer: PeerId,
     pub(super) addresses: Vec<Multiaddr>,
-    /// Dial from a fresh port and let the kernel choose the source address. Every second dial does: the transport
-    /// otherwise leaves from *some* listener's socket, on a router with several networks perhaps a wrong one.
+    /// Dial from a fresh port and let the kernel choose the source address. Every second dial does: QUIC otherwise
+    /// leaves from *some* listener's socket, on a router with several networks perhaps from a wrong address.
     pub(super) fresh_port: bool,
 }
 

@@ -421,7 +421,8 @@ impl LaneEngine {
     fn remove(&mut self, key: Key) -> Option<LaneSetup> {
         let setup = self.setups.remove(&key)?;
         self.tokens.remove(&setup.token);
-        if let Some(path) = setup.path() {
+        // A newer handshake may have taken the same 4-tuple over.
+        if let Some(path) = setup.path().filter(|path| self.paths.get(path) == Some(&key)) {
             self.paths.remove(&path);
         }
         Some(setup)

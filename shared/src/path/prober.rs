@@ -206,11 +206,11 @@ mod tests {
         let back: Vec<Pair> = pairs.iter().copied().map(reversed).collect();
         let mut ends = [Prober::new(pairs, now, numbers()), Prober::new(&back, now, numbers())];
         loop {
-            for end in 0..2 {
-                while let Some(request) = ends[end].poll_transmit(now) {
+            for (sender, end) in ends.iter_mut().enumerate() {
+                while let Some(request) = end.poll_transmit(now) {
                     network.sent += 1;
-                    if passes(end, request.pair) && !network.chance(loss_percent) {
-                        network.send(1 - end, reversed(request.pair), request.transaction, false, now);
+                    if passes(sender, request.pair) && !network.chance(loss_percent) {
+                        network.send(1 - sender, reversed(request.pair), request.transaction, false, now);
                     }
                 }
             }

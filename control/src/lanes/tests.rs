@@ -191,6 +191,34 @@ async fn three_workers_and_one_share_three_lanes() {
 }
 
 #[tokio::test]
+async fn the_addresses_that_work_are_found_among_those_that_do_not() {
+    let (mut a, mut b) = (Node::new(24, 1, 1), Node::listening(24, 2, 1));
+    a.engine.set_local_addresses(&[a.ip, Ipv4Addr::new(127, 77, 24, 3).into()]).unwrap();
+    let [mut for_a, for_b] = requests(&a, &b, 1);
+    let dead = ["127.77.24.99", "192.0.2.1", "127.77.24.1", "2001:db8::1", "224.0.0.1"];
+    let dead = dead.map(|ip| Candidate { kind: CandidateKind::Host, ip: ip.parse().unwrap(), port: PORT });
+    for_a.theirs.candidates.splice(..0, dead);
+    let now = Instant::now().into_std();
+    a.engine.start(for_a, now);
+    b.engine.start(for_b, now);
+    let [at_a, at_b] = outcomes(&mut a, &mut b, [1, 1]).await.map(by_index);
+    assert_eq!(at_a[0].1.remote, b.address(0));
+    assert_eq!(at_b[0].1.remote, at_a[0].1.local);
+}
+
+#[tokio::test]
+async fn a_client_that_knows_no_address_dials_where_the_server_asked_from() {
+    let (mut a, mut b) = (Node::listening(25, 1, 1), Node::listening(25, 2, 1));
+    let [mut for_a, for_b] = requests(&a, &b, 1);
+    for_a.theirs.candidates.clear();
+    let now = Instant::now().into_std();
+    a.engine.start(for_a, now);
+    b.engine.start(for_b, now);
+    let [at_a, _] = outcomes(&mut a, &mut b, [1, 1]).await.map(by_index);
+    assert_eq!(at_a[0].1.remote, b.address(0));
+}
+
+#[tokio::test]
 async fn a_server_with_another_key_fails_on_both_sides() {
     let (mut a, mut b) = (Node::listening(4, 1, 1), Node::listening(4, 2, 1));
     let [mut for_a, for_b] = requests(&a, &b, 1);

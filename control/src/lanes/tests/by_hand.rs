@@ -109,13 +109,17 @@ async fn junk_under_the_right_token_does_not_spend_it() {
     let mut server = Node::listening(17, 2, 1);
     let mut client = HandClient::dial(17, &mut server);
     let hello = client.due();
-    let mut junk = hello[0].clone();
-    *junk.last_mut().unwrap() ^= 1;
-    assert_eq!(&junk[6..26], &client.token);
-    client.send(&junk);
-    client.send(&junk[..30]);
-    settle(&mut server).await;
-    assert_eq!(server.engine.drops().get(ListenerDrop::BadInitial), 2);
+    assert_eq!(&hello[0][6..26], &client.token);
+    let from = client.socket.local_addr().unwrap();
+    let mut junk: Vec<_> = (0..hello[0].len()).map(|length| (from, hello[0][..length].to_vec())).collect();
+    for position in 0..hello[0].len() {
+        let mut flipped = hello[0].clone();
+        flipped[position] ^= 1 << (position % 8);
+        junk.push((from, flipped));
+    }
+    hand_in(&mut server, &junk);
+    assert_eq!(server.engine.pending(), 1);
+    assert!(server.engine.drops().get(ListenerDrop::BadInitial) > 2000, "{:?}", server.engine.drops());
     hello.iter().for_each(|datagram| client.send(datagram));
     established(client.finish(&mut server).await);
 }

@@ -83,7 +83,7 @@ impl<T> Reporter<'_, T> {
     }
 
     fn carrier(&self, peer: PeerIndex) -> Option<Carrier> {
-        self.coordinator.link(peer)?.lanes().next().map(|_| Carrier::Lane)
+        self.coordinator.link(peer)?.carries().then_some(Carrier::Lane)
     }
 
     fn peer(&self, index: PeerIndex, peer: &PeerSettings) -> PeerStatus {

@@ -1,5 +1,6 @@
 //! Real nodes over loopback: each has an address of its own in 127.0.0.0/8, so that ports can be fixed and a node that
 //! restarts comes back where it was.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -363,6 +364,54 @@ async fn a_peer_that_knows_no_address_of_ours_is_redialled_until_it_is_back() {
 }
 
 #[tokio::test]
+async fn a_killed_peer_is_noticed_within_seven_seconds_over_quic_and_at_once_over_tcp() {
+    for (transport, limit) in [(TransportName::Tcp, 1), (TransportName::Quic, 7)] {
+        let [a, b] = Site::pair();
+        let mut nodes = [a.node(transport, vec![(b.id, vec![b.address(transport)])])];
+        let victim = Victim::start(&b, transport, vec![(a.id, Vec::new())]);
+        run_until(&mut nodes, |_, _, event| is_connected(&event)).await;
+        victim.kill();
+        let start = Instant::now();
+        run_until(&mut nodes, |_, _, event| matches!(event, NodeEvent::PeerDisconnected { .. })).await;
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(limit), "{transport:?}: {took:?}");
+    }
+}
+
+/// Over QUIC only: on loopback the kernel gives a TCP dial another source address than the listener's.
+#[tokio::test]
+async fn an_address_learnt_from_an_inbound_connection_finds_the_peer_again_from_the_cache() {
+    let transport = TransportName::Quic;
+    let ([dialer, cacher], mut nodes) = connected_pair(transport).await;
+    let start = Instant::now();
+    let learnt = loop {
+        if let Some((peer, addresses)) = nodes[1].known_addresses().pop() {
+            assert_eq!(peer, dialer.id);
+            break addresses.into_iter().map(|known| known.address).collect::<Vec<_>>();
+        }
+        assert!(start.elapsed() < PATIENCE, "identify should have told by now");
+        run_for(&mut nodes, Duration::from_millis(10), |_, _, _| {}).await;
+    };
+    assert_eq!(learnt, [dialer.address(transport)]);
+    for node in nodes {
+        node.shutdown(Duration::from_secs(2)).await;
+    }
+
+    // The dialler comes back without knowing where the other is.
+    let config = cacher.config(vec![(dialer.id, Vec::new())]);
+    let mut nodes = [
+        Node::new(NodeConfig { cached: vec![(dialer.id, learnt)], ..config }).unwrap(),
+        Node::new(dialer.config(vec![(cacher.id, Vec::new())])).unwrap(),
+    ];
+    // The first run's socket may take a moment to let go of the address.
+    while !nodes[1].set_listen_addresses(&[dialer.address(transport)]).is_empty() {
+        assert!(start.elapsed() < PATIENCE, "the address should be free by now");
+        run_for(&mut nodes, Duration::from_millis(10), |_, _, _| {}).await;
+    }
+    run_until(&mut nodes, |_, index, event| index == 0 && is_connected(&event)).await;
+}
+
+#[tokio::test]
 async fn a_dead_first_address_and_a_strangers_do_not_keep_the_peer_from_being_found() {
     let [a, b] = Site::pair();
     let (dead, stranger) = (Site::new(), Site::new());
@@ -448,6 +497,29 @@ async fn twenty_nodes_mesh_and_settle_at_one_connection_per_pair() {
     run_until(&mut nodes, |nodes, _, event| {
         assert!(!matches!(event, NodeEvent::PeerDisconnected { .. }), "{event:?}");
         nodes.iter().all(|node| node.all_connections().count() == NODES - 1)
+    })
+    .await;
+}
+
+/// Multicast does not cross loopback, so this wants a network namespace with an interface that has an IPv4 address
+/// (one end of a veth pair will do) and `RINGLANE_TEST_MDNS_IP` set to it.
+#[tokio::test]
+#[ignore = "needs an interface that carries multicast"]
+async fn configured_peers_are_found_by_mdns() {
+    let ip = std::env::var("RINGLANE_TEST_MDNS_IP").unwrap();
+    let [a, b] = Site::pair();
+    let mut nodes = [&a, &b].map(|site| {
+        let other = if site.id == a.id { b.id } else { a.id };
+        let config = NodeConfig { mdns: true, ..site.config(vec![(other, Vec::new())]) };
+        let mut node = Node::new(config).unwrap();
+        let listen = format!("/ip4/{ip}/udp/0/quic-v1").parse().unwrap();
+        assert!(node.set_listen_addresses(&[listen]).is_empty());
+        node
+    });
+    let mut connected = 0;
+    run_until(&mut nodes, |_, _, event| {
+        connected += u32::from(is_connected(&event));
+        connected == 2
     })
     .await;
 }

@@ -1,7 +1,7 @@
 //! Configuration files: what is accepted, what it becomes, and what is said about each kind of mistake.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ringlane_shared::config::{IdentitySettings, parse, parse_hyprspace, parse_listen_address, parse_toml};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, keypair_from_seed, parse_peer_id};
@@ -74,7 +74,7 @@ fn hyprspace(more: &str) -> String {
 fn peer_id_of_seed(seed: u16) -> libp2p_identity::PeerId {
     let mut bytes = [0; 32];
     bytes[..2].copy_from_slice(&seed.to_be_bytes());
-    keypair_from_seed(bytes.into()).unwrap().public().to_peer_id()
+    keypair_from_seed(bytes.into()).expect("any 32 bytes are a seed").public().to_peer_id()
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn key_files_are_relative_to_the_configuration() {
         ("/etc/ringlane/a.toml", "/run/keys/a", "/run/keys/a"),
     ] {
         let settings = parse(&format!("[identity]\nkey_file = {key_file:?}"), Path::new(file)).unwrap();
-        assert!(matches!(&settings.identity, IdentitySettings::KeyFile(path) if *path == PathBuf::from(expected)));
+        assert!(matches!(&settings.identity, IdentitySettings::KeyFile(path) if path == Path::new(expected)));
     }
 }
 
@@ -364,6 +364,14 @@ fn all_problems_are_named_at_once_and_their_number_is_bounded() {
     let error = parse_toml(&format!("{}routes = [{}]", peer(ID_B), "1,".repeat(1000)), toml_file()).unwrap_err();
     assert_eq!((error.problems.len(), error.omitted), (CONFIG_PROBLEMS_MAX, 1000 - CONFIG_PROBLEMS_MAX));
     assert!(error.to_string().ends_with("and 936 more"), "{error}");
+}
+
+#[test]
+fn all_peers_together_have_a_bounded_number_of_routes() {
+    let entry = |seed| peer(&peer_id_of_seed(seed).to_string()) + &format!("routes = [{}]\n", "\"::/0\",".repeat(1024));
+    let text: String = (0..65).map(entry).collect();
+    let message = parse_toml(&text, toml_file()).unwrap_err().to_string();
+    assert!(message.contains("peers: have 66560 routes; keep it to 65536"), "{message}");
 }
 
 #[test]

@@ -10,11 +10,6 @@ pub(crate) fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
-/// A new line for `systemctl status`.
-pub(crate) fn status(status: &str) {
-    send(&[NotifyState::Status(&one_line(status))]);
-}
-
 /// The node has begun to take everything down.
 pub(crate) fn stopping() {
     send(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
@@ -57,7 +52,6 @@ mod tests {
         if std::env::var_os(INSIDE).is_some() {
             assert_eq!(watchdog_interval(), Some(Duration::from_secs(15)));
             ready("2 peers\nREADY=0");
-            status("1 peer");
             watchdog();
             stopping();
             return;
@@ -80,7 +74,6 @@ mod tests {
         let mut heard =
             || manager.recv(&mut buffer).map(|bytes| String::from_utf8_lossy(&buffer[..bytes]).into_owned());
         assert_eq!(heard().unwrap(), "READY=1\nSTATUS=2 peers READY=0\n");
-        assert_eq!(heard().unwrap(), "STATUS=1 peer\n");
         assert_eq!(heard().unwrap(), "WATCHDOG=1\n");
         assert_eq!(heard().unwrap(), "STOPPING=1\nSTATUS=stopping\n");
         assert!(heard().is_err());

@@ -27,6 +27,11 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// How long the first lanes of a link wait for the others before workers without a lane send by way of them. A flow
+/// that changes lanes may overtake itself once, so it is better not to begin on another worker's lane and move a
+/// moment later.
+const SETTLE: Duration = Duration::from_millis(250);
+
 /// A lane that a worker owns, as control knows it.
 #[derive(Clone, Debug)]
 pub struct LaneUp {
@@ -69,6 +74,9 @@ pub struct Link {
     expected: LaneSet,
     setting_up: LaneSet,
     up: BTreeMap<LaneIndex, LaneUp>,
+    /// The workers that others may send by way of: those with a lane, once the link has settled.
+    announced: u64,
+    settle_at: Option<Instant>,
     asking: Option<(AskId, Offer)>,
     ask_again: bool,
     retry_at: Option<Instant>,
@@ -86,6 +94,8 @@ impl Link {
             expected: LaneSet::default(),
             setting_up: LaneSet::default(),
             up: BTreeMap::new(),
+            announced: 0,
+            settle_at: None,
             asking: None,
             ask_again: false,
             retry_at: None,
@@ -114,16 +124,35 @@ impl Link {
         self.last_handshake_at
     }
 
-    /// Bit w is set while worker w owns one of the lanes.
+    /// Whether packets of all workers reach the peer.
+    pub fn carries(&self) -> bool {
+        self.announced != 0
+    }
+
+    /// Bit w is set while worker w owns one of the lanes, as far as the other workers are to know.
     pub(super) fn workers_with_lane(&self) -> u64 {
-        self.up.values().fold(0, |mask, lane| mask | 1 << lane.worker.0)
+        self.announced
+    }
+
+    /// Brings what the other workers know up to date: at once when nothing more is expected, or a lane is gone.
+    fn announce(&mut self) {
+        let up = self.up.values().fold(0, |mask, lane| mask | 1 << lane.worker.0);
+        let waiting = !self.setting_up.is_empty() && self.settle_at.is_some();
+        self.announced = if waiting { self.announced & up } else { up };
+        if !waiting || up == 0 {
+            self.settle_at = None;
+        }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.retry_at
+        self.retry_at.into_iter().chain(self.settle_at).min()
     }
 
     pub(super) fn handle_timeout<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        if self.settle_at.is_some_and(|at| at <= now) {
+            self.settle_at = None;
+            self.announce();
+        }
         if self.retry_at.is_some_and(|at| at <= now) {
             self.ask(context);
         }
@@ -211,7 +240,11 @@ impl Link {
         self.last_handshake_at = self.last_handshake_at.max(Some(lane.handshake_at));
         self.retire(index, context);
         let now = lane.since;
+        if self.up.is_empty() {
+            self.settle_at = Some(now + SETTLE);
+        }
         self.up.insert(index, lane);
+        self.announce();
         if !self.setting_up.is_empty() {
             return;
         }
@@ -225,6 +258,7 @@ impl Link {
 
     pub(super) fn handle_lane_failed<T>(&mut self, index: LaneIndex, now: Instant, context: &mut Context<'_, T>) {
         self.setting_up.0 &= !bit(index);
+        self.announce();
         if self.setting_up.is_empty() {
             self.retry_later(now, context);
         }
@@ -241,6 +275,7 @@ impl Link {
             return false;
         }
         self.up.remove(&index);
+        self.announce();
         self.retry_later(now, context);
         true
     }
@@ -294,6 +329,7 @@ impl Link {
 
     fn retire<T>(&mut self, index: LaneIndex, context: &mut Context<'_, T>) {
         if let Some(lane) = self.up.remove(&index) {
+            self.announce();
             context.intents.push_back(Intent::Retire { worker: lane.worker, serial: lane.serial });
         }
     }

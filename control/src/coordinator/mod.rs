@@ -194,6 +194,7 @@ impl<T> Coordinator<T> {
     /// The time of [`Self::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.for_each_link(|link, context| link.handle_timeout(now, context));
+        self.publish_if_changed();
     }
 
     /// Our own addresses have changed: what offers say from now on. Links that miss lanes try again at once.
@@ -241,6 +242,7 @@ impl<T> Coordinator<T> {
     /// A lane could not be set up.
     pub fn handle_lane_failed(&mut self, peer: PeerIndex, index: LaneIndex, now: Instant) {
         self.with_link(peer, |link, context| link.handle_lane_failed(index, now, context));
+        self.publish_if_changed();
     }
 
     /// A worker has closed a lane. Returns whether we thought it was up.

@@ -68,7 +68,7 @@ impl LaneEngine {
         }
         match setup.accept(&self.quic, path, datagram, now) {
             Ok(()) => {
-                self.paths.insert(path, key);
+                self.begin_path(path, key);
                 Ok(())
             }
             Err(LaneFailure::Socket(error)) => {
@@ -86,17 +86,17 @@ impl LaneEngine {
         let link = self.links.get(&tag).ok_or(ListenerDrop::UnknownProbe)?;
         let probe = link.probe_key.verify(&unverified).map_err(|_| ListenerDrop::BadProbe)?;
         let pair = Pair { local: path.local.ip(), remote: path.remote };
-        let setup = self.setups.get_mut(&(link.peer, probe.lane)).filter(|setup| Rc::ptr_eq(&setup.link, link));
-        let setup = setup.ok_or(ListenerDrop::UnknownProbe)?;
+        // Not even an authentic request may lead a lane through Ringlane's own networks, or to another worker's port.
+        let usable = path.local.port() == self.local_port(probe.lane)
+            && !self.policy.pairs(&[pair.local], [pair.remote]).is_empty();
+        let setup = self.setups.get_mut(&(link.peer, probe.lane));
+        let setup = setup.filter(|setup| usable && Rc::ptr_eq(&setup.link, link)).ok_or(ListenerDrop::UnknownProbe)?;
         match probe.kind {
             ProbeKind::Request => {
                 setup.prober().handle_request(pair, draw_transaction(), now);
+                let reply = link.probe_key.seal(&probe.reply(link.our_tag, path.remote));
                 if let Some(listener) = self.listeners.get(path.local) {
-                    socket::send_to(
-                        listener,
-                        path.remote,
-                        &link.probe_key.seal(&probe.reply(link.our_tag, path.remote)),
-                    );
+                    socket::send_to(listener, path.remote, &reply);
                 }
             }
             ProbeKind::Reply { .. } => setup.handle_reply(pair, probe.transaction, now),

@@ -16,7 +16,7 @@ pub enum ListenerDrop {
     OtherPath,
     /// Its lane must wait: as many handshakes as allowed are under way. The peer will repeat it.
     Busy,
-    /// A probe of a link we know nothing of.
+    /// A probe of a link or lane we know nothing of, or on a path that cannot be the lane's.
     UnknownProbe,
     /// A probe that is malformed or does not authenticate.
     BadProbe,

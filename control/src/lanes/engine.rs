@@ -121,7 +121,7 @@ enum Source {
 pub struct LaneEngine {
     tls: LaneTls,
     pub(super) quic: QuicConfig,
-    policy: AddressPolicy,
+    pub(super) policy: AddressPolicy,
     port: u16,
     workers: u8,
     pub(super) datagram_bytes_max: usize,
@@ -131,7 +131,7 @@ pub struct LaneEngine {
     pub(super) tokens: BTreeMap<[u8; TOKEN_BYTES], Key>,
     /// Links with lanes in the making, by the tag of the peer's probes.
     pub(super) links: BTreeMap<[u8; 8], Rc<Link>>,
-    /// Handshakes under way, by 4-tuple: later datagrams carry connection ids of ours instead of the token.
+    /// Handshakes under way, by 4-tuple: their later datagrams carry ids of quinn-proto's, not the token.
     pub(super) paths: BTreeMap<Path, Key>,
     /// 4-tuples that workers were given, with the lane they were given last.
     pub(super) handed_over: BTreeMap<Path, LaneSerial>,
@@ -139,6 +139,8 @@ pub struct LaneEngine {
     pub(super) drops: ListenerDrops,
     serials: u64,
     buffer: Vec<u8>,
+    /// A lane's socket has been made since all sockets were last read.
+    socket_added: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -169,6 +171,7 @@ impl LaneEngine {
             serials: 0,
             // One byte more than the largest datagram tells that one from a truncated larger one.
             buffer: vec![0; datagram_bytes_max + 1],
+            socket_added: false,
             timer: None,
         })
     }
@@ -249,12 +252,12 @@ impl LaneEngine {
         loop {
             let now = now();
             let more = self.receive(context, now);
-            let begun = self.tick(now);
+            self.tick(now);
             if let Some(outcome) = self.outcomes.pop_front() {
                 return Poll::Ready(outcome);
             }
-            if begun {
-                // Their sockets have not been asked yet.
+            if std::mem::take(&mut self.socket_added) {
+                // It has not been read yet, so nothing would wake us for it.
                 continue;
             }
             if more {
@@ -311,9 +314,8 @@ impl LaneEngine {
         true
     }
 
-    /// Does what is due for every lane in the making. Returns whether a handshake has begun.
-    fn tick(&mut self, now: Instant) -> bool {
-        let mut begun = false;
+    /// Does what is due for every lane in the making.
+    fn tick(&mut self, now: Instant) {
         let due: Vec<Key> =
             self.setups.iter().filter(|(_, setup)| setup.poll_timeout() <= now).map(|(key, _)| *key).collect();
         for key in due {
@@ -321,7 +323,7 @@ impl LaneEngine {
             let Some(setup) = self.setups.get_mut(&key) else { continue };
             match setup.tick(now) {
                 Step::Wait => {}
-                Step::Dial(pair) => begun |= self.dial(key, pair, now),
+                Step::Dial(pair) => self.dial(key, pair, now),
                 Step::Confirmed => self.hand_over(key),
                 Step::Failed(reason) => {
                     self.discard(key, now);
@@ -330,7 +332,6 @@ impl LaneEngine {
                 }
             }
         }
-        begun
     }
 
     fn send_probes(&mut self, key: Key, now: Instant) {
@@ -347,24 +348,25 @@ impl LaneEngine {
         }
     }
 
-    fn dial(&mut self, key: Key, pair: Pair, now: Instant) -> bool {
+    fn dial(&mut self, key: Key, pair: Pair, now: Instant) {
         let path = path_of(pair, self.local_port(key.1));
-        let Some(setup) = self.setups.get_mut(&key) else { return false };
+        let Some(setup) = self.setups.get_mut(&key) else { return };
         if self.paths.len() >= LANE_HANDSHAKES_MAX || self.paths.contains_key(&path) {
-            setup.postpone_dial(now);
-            return false;
+            return setup.postpone_dial(now);
         }
         match setup.dial(&self.quic, path, now) {
-            Ok(()) => {
-                self.paths.insert(path, key);
-                true
-            }
+            Ok(()) => self.begin_path(path, key),
             Err(reason) => {
                 self.discard(key, now);
                 self.fail(key, reason);
-                false
             }
         }
+    }
+
+    /// A handshake has begun, with a socket of its own.
+    pub(super) fn begin_path(&mut self, path: Path, key: Key) {
+        self.paths.insert(path, key);
+        self.socket_added = true;
     }
 
     fn hand_over(&mut self, key: Key) {
@@ -403,7 +405,7 @@ impl LaneEngine {
         Ok(Link { peer, peer_key, ours, theirs, crypto, probe_key, our_tag, their_tag })
     }
 
-    fn local_port(&self, lane: LaneIndex) -> u16 {
+    pub(super) fn local_port(&self, lane: LaneIndex) -> u16 {
         // Cannot saturate: `new` checked the last worker's port.
         self.port.saturating_add(u16::from(lane.owner(self.workers).0))
     }
@@ -421,7 +423,8 @@ impl LaneEngine {
     fn remove(&mut self, key: Key) -> Option<LaneSetup> {
         let setup = self.setups.remove(&key)?;
         self.tokens.remove(&setup.token);
-        if let Some(path) = setup.path() {
+        // A newer handshake may have taken the same 4-tuple over.
+        if let Some(path) = setup.path().filter(|path| self.paths.get(path) == Some(&key)) {
             self.paths.remove(&path);
         }
         Some(setup)

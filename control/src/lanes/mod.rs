@@ -29,3 +29,6 @@ pub use drops::{ListenerDrop, ListenerDrops};
 pub use engine::{LaneEngine, LaneEngineConfig, LaneEngineError, LaneOutcome, LinkStart};
 pub use listener::ListenError;
 pub use setup::LaneFailure;
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ pub enum AddressRefusal {
     /// It names the wrong peer.
     #[error("it ends in another peer's id")]
     OtherPeer,
-    /// 0.0.0.0 or [::].
+    /// 0.0.0.0 or ::.
     #[error("it is the unspecified address")]
     Unspecified,
     /// Port 0.

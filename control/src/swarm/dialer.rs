@@ -23,8 +23,9 @@ use super::address;
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two dials.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
-/// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again. A peer that
+/// refuses us does so within a round trip of the handshake.
+const STABLE_AFTER: Duration = Duration::from_secs(2);
 
 /// One dial in this many goes to an address where a stranger answered before.
 const STRANGER_EVERY: u32 = 4;
@@ -49,8 +50,8 @@ pub(super) enum Source {
 pub(super) struct Dial {
     pub(super) peer: PeerId,
     pub(super) addresses: Vec<Multiaddr>,
-    /// Dial from a fresh port and let the kernel choose the source address. Every second dial does: the transport
-    /// otherwise leaves from *some* listener's socket, on a router with several networks perhaps a wrong one.
+    /// Dial from a fresh port and let the kernel choose the source address. Every second dial does: QUIC otherwise
+    /// leaves from *some* listener's socket, on a router with several networks perhaps from a wrong address.
     pub(super) fresh_port: bool,
 }
 

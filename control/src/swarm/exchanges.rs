@@ -22,7 +22,8 @@ pub struct ExchangeId(u64);
 pub struct ExchangeToken {
     peer: PeerId,
     connection: ConnectionId,
-    stream: InboundStream,
+    /// Boxed: a stream is large, and the token travels in events.
+    stream: Box<InboundStream>,
 }
 
 impl ExchangeToken {
@@ -109,7 +110,11 @@ impl Exchanges {
     pub(super) fn handle_inbound(&mut self, peer: PeerId, connection: ConnectionId, mut stream: InboundStream) {
         let task = async move {
             match exchange::read_question(&mut stream.stream).await {
-                Ok(question) => Progress::Asked { peer, token: ExchangeToken { peer, connection, stream }, question },
+                Ok(question) => Progress::Asked {
+                    peer,
+                    token: ExchangeToken { peer, connection, stream: Box::new(stream) },
+                    question,
+                },
                 Err(error) => Progress::Failed { peer, error },
             }
         };
@@ -146,5 +151,190 @@ impl Exchanges {
             }
         }
         Poll::Ready(progress)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use futures::AsyncWriteExt;
+    use libp2p::identity::Keypair;
+    use libp2p::swarm::{Swarm, SwarmEvent};
+    use libp2p::{Multiaddr, StreamProtocol};
+    use ringlane_shared::limits::LINK_STREAMS_PER_PEER_MAX;
+
+    use super::*;
+    use crate::swarm::address::AddressPolicy;
+    use crate::swarm::streams::StreamEvent;
+    use crate::swarm::{Node, NodeConfig, NodeEvent, transport};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A configured peer that speaks our transports but writes what it likes.
+    struct RawPeer {
+        swarm: Swarm<Streams>,
+        node: PeerId,
+        connection: ConnectionId,
+    }
+
+    impl RawPeer {
+        /// A raw peer and a node, connected.
+        async fn connected() -> (Self, Node) {
+            let keypair = Keypair::generate_ed25519();
+            let raw = keypair.public().to_peer_id();
+            let settings = libp2p::swarm::Config::with_tokio_executor();
+            let transport = transport::build(&keypair, AddressPolicy::new(true)).unwrap();
+            let mut swarm = Swarm::new(transport, Streams::new(Vec::new()), raw, settings);
+
+            let ours = Keypair::generate_ed25519();
+            let id = ours.public().to_peer_id();
+            let mut node = Node::new(NodeConfig {
+                keypair: ours,
+                peers: vec![(raw, Vec::new())],
+                cached: Vec::new(),
+                mdns: false,
+                allow_loopback: true,
+                agent: "ringlane/test".into(),
+                seed: 0,
+            })
+            .unwrap();
+            let listen: Multiaddr = format!("/ip4/{}/udp/0/quic-v1", Ipv4Addr::LOCALHOST).parse().unwrap();
+            assert!(node.set_listen_addresses(&[listen]).is_empty());
+            assert!(matches!(node.next().await, NodeEvent::AddressesChanged));
+            let address = node.listen_addresses().next().unwrap().clone();
+            swarm.dial(address).unwrap();
+            let connection = loop {
+                tokio::select! {
+                    event = swarm.select_next_some() => {
+                        if let SwarmEvent::ConnectionEstablished { connection_id, .. } = event { break connection_id }
+                    }
+                    _ = node.next() => {}
+                }
+            };
+            (Self { swarm, node: id, connection }, node)
+        }
+
+        /// Opens a stream while the node runs; events of the node are collected.
+        async fn open(&mut self, node: &mut Node, name: StreamProtocol, seen: &mut Vec<NodeEvent>) -> Option<Stream> {
+            self.swarm.behaviour_mut().open(self.connection, vec![name]);
+            let open = async {
+                loop {
+                    tokio::select! {
+                        event = self.swarm.select_next_some() => match event {
+                            SwarmEvent::Behaviour(StreamEvent::Opened { stream, .. }) => return Some(stream),
+                            SwarmEvent::Behaviour(StreamEvent::OpenFailed { .. }) => return None,
+                            _ => {}
+                        },
+                        event = node.next() => seen.push(event),
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, open).await.unwrap()
+        }
+
+        /// Runs both sides until a future of ours is done.
+        async fn run<T>(&mut self, node: &mut Node, seen: &mut Vec<NodeEvent>, work: impl Future<Output = T>) -> T {
+            let run = async {
+                tokio::pin!(work);
+                loop {
+                    tokio::select! {
+                        done = &mut work => return done,
+                        _ = self.swarm.select_next_some() => {}
+                        event = node.next() => seen.push(event),
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, run).await.unwrap()
+        }
+
+        /// Asks properly; the node's side answers with the question.
+        async fn ask(&mut self, node: &mut Node, question: &[u8]) -> Result<Vec<u8>, ExchangeError> {
+            let stream = self.open(node, exchange::PROTOCOL, &mut Vec::new()).await.unwrap();
+            let asking = exchange::ask(stream, question);
+            tokio::pin!(asking);
+            loop {
+                tokio::select! {
+                    answer = &mut asking => return answer,
+                    _ = self.swarm.select_next_some() => {}
+                    event = node.next() => {
+                        if let NodeEvent::OfferReceived { peer, token, message } = event {
+                            assert_eq!(peer, *self.swarm.local_peer_id());
+                            node.answer(token, message);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn oversized_truncated_and_garbage_questions_are_errors_and_nothing_else() {
+        let (mut raw, mut node) = RawPeer::connected().await;
+        let mut seen = Vec::new();
+        let mut messages: Vec<Vec<u8>> = vec![
+            vec![],
+            vec![0],
+            vec![0, 10, 1, 2, 3],
+            vec![0x10, 0x01],
+            vec![0xff; 70_000],
+            b"GET / HTTP/1.1".to_vec(),
+        ];
+        messages.extend((0..16u8).map(|i| vec![i.wrapping_mul(37) | 1; usize::from(i) * 13]));
+        for bytes in messages {
+            let mut stream = raw.open(&mut node, exchange::PROTOCOL, &mut seen).await.unwrap();
+            let write = async move {
+                // The node may be gone from the stream before all is written: that is its right.
+                let _ = stream.write_all(&bytes).await;
+                let _ = stream.close().await;
+            };
+            raw.run(&mut node, &mut seen, write).await;
+        }
+        assert!(
+            !seen.iter().any(|event| matches!(
+                event,
+                NodeEvent::OfferReceived { .. }
+                    | NodeEvent::ConnectionClosed { .. }
+                    | NodeEvent::PeerDisconnected { .. }
+            )),
+            "{seen:?}"
+        );
+        assert_eq!(raw.ask(&mut node, b"proper").await.unwrap(), b"proper");
+    }
+
+    #[tokio::test]
+    async fn streams_of_one_peer_are_bounded_and_their_places_come_back() {
+        let (mut raw, mut node) = RawPeer::connected().await;
+        let mut seen = Vec::new();
+        let mut idle = Vec::new();
+        for _ in 0..LINK_STREAMS_PER_PEER_MAX {
+            idle.push(raw.open(&mut node, exchange::PROTOCOL, &mut seen).await.unwrap());
+        }
+        assert!(raw.ask(&mut node, b"one too many").await.is_err());
+        let dropped = async {
+            for mut stream in idle {
+                let _ = stream.close().await;
+            }
+        };
+        raw.run(&mut node, &mut seen, dropped).await;
+        // The node notices in its own time that the streams have ended.
+        let answer = async {
+            loop {
+                if let Ok(answer) = raw.ask(&mut node, b"room again").await {
+                    return answer;
+                }
+            }
+        };
+        assert_eq!(tokio::time::timeout(PATIENCE, answer).await.unwrap(), b"room again");
+    }
+
+    #[tokio::test]
+    async fn a_protocol_nobody_registered_is_not_opened() {
+        let (mut raw, mut node) = RawPeer::connected().await;
+        let name = StreamProtocol::new("/ringlane/link/99");
+        assert!(raw.open(&mut node, name, &mut Vec::new()).await.is_none());
+        assert_ne!(raw.node, *raw.swarm.local_peer_id());
+        assert!(raw.swarm.is_connected(&raw.node));
     }
 }

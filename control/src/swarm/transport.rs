@@ -99,7 +99,7 @@ impl UpgradeInfo for Security {
     type InfoIter = Vec<&'static str>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        self.tls.protocol_info().into_iter().chain(self.noise.protocol_info()).collect()
+        self.tls.protocol_info().chain(self.noise.protocol_info()).collect()
     }
 }
 
@@ -115,7 +115,7 @@ where
     type Future = BoxFuture<'static, io::Result<Secured<C>>>;
 
     fn upgrade_inbound(self, socket: C, name: &'static str) -> Self::Future {
-        if self.tls.protocol_info().into_iter().any(|tls| tls == name) {
+        if self.tls.protocol_info().any(|tls| tls == name) {
             self.tls.upgrade_inbound(socket, name).map_ok(as_tls).map_err(io::Error::other).boxed()
         } else {
             self.noise.upgrade_inbound(socket, name).map_ok(as_noise).map_err(io::Error::other).boxed()
@@ -132,7 +132,7 @@ where
     type Future = BoxFuture<'static, io::Result<Secured<C>>>;
 
     fn upgrade_outbound(self, socket: C, name: &'static str) -> Self::Future {
-        if self.tls.protocol_info().into_iter().any(|tls| tls == name) {
+        if self.tls.protocol_info().any(|tls| tls == name) {
             self.tls.upgrade_outbound(socket, name).map_ok(as_tls).map_err(io::Error::other).boxed()
         } else {
             self.noise.upgrade_outbound(socket, name).map_ok(as_noise).map_err(io::Error::other).boxed()

@@ -1,11 +1,13 @@
 //! Making the TUN interface.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use thiserror::Error;
+use tracing::warn;
 
+use crate::sys::steering::steer_by_flow;
 use crate::sys::tun::open_queue;
 
 /// Why there is no TUN interface: the system or the configuration is at fault, never a peer.
@@ -70,6 +72,17 @@ impl Tun {
                 _ => TunError::Kernel { interface, error },
             }
         })?;
-        Ok(Self { queues })
+        let tun = Self { queues };
+        tun.steer(interface);
+        Ok(tun)
+    }
+
+    /// Gives every flow a queue for good. Where the kernel does not let us, its own steering does, which may move a flow
+    /// and let it overtake itself.
+    fn steer(&self, interface: &str) {
+        let Some(queue) = self.queues.first().filter(|_| self.queues.len() > 1) else { return };
+        if let Err(error) = steer_by_flow(queue.as_fd()) {
+            warn!(interface, %error, "no flow steering: eBPF is not allowed here (needs CAP_BPF); flows may be reordered");
+        }
     }
 }

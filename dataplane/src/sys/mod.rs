@@ -9,4 +9,5 @@
 pub(crate) mod ring;
 pub(crate) mod slab;
 pub(crate) mod socket;
+pub(crate) mod steering;
 pub(crate) mod tun;

@@ -66,6 +66,8 @@ struct Check {
     sent_at: Option<Instant>,
     /// When the next request is due; `None` when no more will be sent.
     due: Option<Instant>,
+    /// Whether a request of the peer's has moved `due` already.
+    hurried: bool,
 }
 
 impl Prober {
@@ -106,15 +108,17 @@ impl Prober {
         self.winner.get_or_insert(ValidPair { pair, rtt: now.saturating_duration_since(sent_at) });
     }
 
-    /// Takes in an authentic request that arrived on `pair`: the way towards us is open, so ask back at once.
-    /// `fresh` becomes the pair's number if the pair is new.
+    /// Takes in an authentic request that arrived on `pair`: the way towards us is open and the other end has started,
+    /// so ask back at once, but once only: requests can be replayed. `fresh` becomes the pair's number if it is new.
     pub fn handle_request(&mut self, pair: Pair, fresh: Transaction, now: Instant) {
         let room = self.checks.len() < 2 * PROBE_PAIRS_MAX;
         match self.checks.iter_mut().find(|check| check.pair == pair) {
-            // Only the first request hurries: a peer that asks often makes us ask no more often than planned.
-            Some(check) if check.attempts == 0 => check.due = Some(now),
+            Some(check) if !check.hurried && check.due.is_some() => {
+                check.hurried = true;
+                check.due = Some(now);
+            }
             Some(_) => {}
-            None if room => self.checks.push(Check::new(pair, fresh, now)),
+            None if room => self.checks.push(Check { hurried: true, ..Check::new(pair, fresh, now) }),
             None => {}
         }
     }
@@ -132,7 +136,7 @@ impl Prober {
 
 impl Check {
     fn new(pair: Pair, transaction: Transaction, due: Instant) -> Self {
-        Self { pair, transaction, attempts: 0, sent_at: None, due: Some(due) }
+        Self { pair, transaction, attempts: 0, sent_at: None, due: Some(due), hurried: false }
     }
 }
 
@@ -206,11 +210,11 @@ mod tests {
         let back: Vec<Pair> = pairs.iter().copied().map(reversed).collect();
         let mut ends = [Prober::new(pairs, now, numbers()), Prober::new(&back, now, numbers())];
         loop {
-            for end in 0..2 {
-                while let Some(request) = ends[end].poll_transmit(now) {
+            for (sender, end) in ends.iter_mut().enumerate() {
+                while let Some(request) = end.poll_transmit(now) {
                     network.sent += 1;
-                    if passes(end, request.pair) && !network.chance(loss_percent) {
-                        network.send(1 - end, reversed(request.pair), request.transaction, false, now);
+                    if passes(sender, request.pair) && !network.chance(loss_percent) {
+                        network.send(1 - sender, reversed(request.pair), request.transaction, false, now);
                     }
                 }
             }
@@ -295,6 +299,23 @@ mod tests {
         assert_eq!(prober.poll_transmit(now), None);
         prober.handle_reply(request.pair, request.transaction, now + LATENCY);
         assert_eq!(prober.winner(), Some(ValidPair { pair: pair(1, 9), rtt: LATENCY }));
+    }
+
+    #[test]
+    fn an_end_that_started_too_early_asks_again_when_the_other_starts() {
+        let (early, late) = (Instant::now(), Instant::now() + Duration::from_millis(350));
+        let mut prober = Prober::new(&[pair(1, 2)], early, numbers());
+        let mut due = early;
+        while due < late {
+            prober.poll_transmit(due);
+            due = prober.poll_timeout().unwrap();
+        }
+        assert_eq!(prober.poll_transmit(late), None);
+        prober.handle_request(pair(1, 2), Transaction(9), late);
+        assert_eq!(prober.poll_timeout(), Some(late));
+        assert!(prober.poll_transmit(late).is_some());
+        prober.handle_request(pair(1, 2), Transaction(9), late);
+        assert_eq!(prober.poll_transmit(late), None);
     }
 
     #[test]

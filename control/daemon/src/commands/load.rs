@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use multiaddr::PeerId;
-use ringlane_control::store::{self, Keypair};
+use ringlane_control::store::{self, Keypair, StoreError};
 use ringlane_shared::config::{self, ConfigError, IdentitySettings, Problem, Settings};
 use ringlane_shared::limits::{CONFIG_BYTES_MAX, WORKERS_MAX};
 
@@ -27,13 +27,21 @@ pub(crate) fn load(file: &Path) -> anyhow::Result<Loaded> {
 /// As [`load`], for whoever needs the problems one by one.
 pub(crate) fn try_load(file: &Path) -> Result<Loaded, ConfigError> {
     let text = store::read_text(file, CONFIG_BYTES_MAX)
-        .map_err(|error| ConfigError::new(file, Problem::new("", None, error.to_string(), error.remedy())))?;
+        .map_err(|error| ConfigError::new(file, Problem::new("", None, unreadable(&error), error.remedy())))?;
     let mut settings = config::parse(&text, file)?;
     let keypair = keypair(&mut settings)?;
     let peer_id = keypair.public().to_peer_id();
     settings.own_peer_checks(&peer_id)?;
     settings.worker_port_checks(workers(&settings))?;
     Ok(Loaded { settings, keypair, peer_id })
+}
+
+/// The file is named by the message this goes into.
+fn unreadable(error: &StoreError) -> String {
+    match error {
+        StoreError::Io { source, .. } => format!("cannot be read: {source}"),
+        other => other.to_string(),
+    }
 }
 
 /// How many workers to start: as configured, or one per core this process may use.

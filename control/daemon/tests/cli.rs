@@ -1,0 +1,312 @@
+//! The commands that need no running node, as a user types them: exit codes, messages, files.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value as Json;
+
+const ID_B: &str = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46";
+const HYPRSPACE_KEY: &str =
+    "z23jhTbcjBgHmxFeeC11RXxeXb32Ce9eMvMy75ke2TrCsXpNrNvVsH98qSumzxPBbF7TqyBsd7macsAYfnVQzUApd51ZgC";
+
+struct Answer {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Answer {
+    fn json(&self) -> Json {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}\n{}\n{}", self.stdout, self.stderr))
+    }
+
+    #[track_caller]
+    fn succeeded(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.stdout, self.stderr);
+        assert_eq!(self.stderr, "");
+        self
+    }
+
+    /// Exit code 1, nothing on stdout, and an error on stderr that has all of `parts`.
+    #[track_caller]
+    fn refused(&self, parts: &[&str]) {
+        assert_eq!(self.code, Some(1), "{}\n{}", self.stdout, self.stderr);
+        assert_eq!(self.stdout, "");
+        assert!(self.stderr.starts_with("ringlane: "), "{}", self.stderr);
+        for part in parts {
+            assert!(self.stderr.contains(part), "{}\nlacks {part:?}", self.stderr);
+        }
+    }
+}
+
+fn ringlane(arguments: &[&str]) -> Answer {
+    let Output { status, stdout, stderr } =
+        Command::new(env!("CARGO_BIN_EXE_ringlane")).args(arguments).output().expect("the binary is built");
+    let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
+    Answer { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// A directory of its own for one test, and names in it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary directory can be made"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("temporary directories have plain names").to_owned()
+    }
+
+    fn init(&self, name: &str, more: &[&str]) -> Answer {
+        ringlane(&[&["init", "-c", &self.text(name)], more].concat())
+    }
+
+    fn check(&self, name: &str, more: &[&str]) -> Answer {
+        ringlane(&[&["check", "-c", &self.text(name)], more].concat())
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).expect("the file is there")
+    }
+
+    fn append(&self, name: &str, text: &str) {
+        self.write(name, &(self.read(name) + text));
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).expect("the directory is ours");
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("the directory is ours");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("it can be listed").file_name().into_string().expect("plain")).collect();
+        names.sort();
+        names
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("the file is there").permissions().mode() & 0o7777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("the file is ours");
+}
+
+#[test]
+fn init_writes_a_configuration_and_a_secret_key_that_check_accepts() {
+    let place = Place::new();
+    let listen = ["--listen", "/ip4/192.0.2.1/udp/8001/quic-v1", "--listen", "/ip6/::/tcp/8001"];
+    let made = place.init("a.toml", &[&listen[..], &["--name", "site-a", "--json"]].concat()).succeeded().json();
+    assert_eq!(place.names(), ["a.key", "a.toml"]);
+    assert_eq!(mode(&place.path("a.key")), 0o600);
+    assert_eq!(made["name"], "site-a");
+    assert_eq!(made["addresses"], serde_json::json!(["/ip4/192.0.2.1/udp/8001/quic-v1"]));
+    assert_eq!(made["config"], place.text("a.toml"));
+    assert_eq!(made["key_file"], place.text("a.key"));
+
+    let checked = place.check("a.toml", &["--json"]).succeeded().json();
+    assert_eq!(checked["ok"], true);
+    assert_eq!(checked["interface"], "a");
+    assert_eq!(checked["network"], "a");
+    for key in ["id", "builtin_ipv4", "builtin_ipv6", "key_file"] {
+        assert_eq!(checked[key], made[key], "{key}");
+    }
+    assert_eq!(checked["listen"], serde_json::json!(["/ip4/192.0.2.1/udp/8001/quic-v1", "/ip6/::/tcp/8001"]));
+    assert_eq!((&checked["mdns"], &checked["port"], &checked["mtu"]), (&true.into(), &8100.into(), &1420.into()));
+    assert!(checked["workers"].as_u64().is_some_and(|workers| (1..=64).contains(&workers)));
+
+    let summary = place.check("a.toml", &[]).succeeded().stdout;
+    for part in [made["id"].as_str(), made["builtin_ipv4"].as_str(), made["builtin_ipv6"].as_str()] {
+        assert!(summary.contains(part.expect("a string")), "{summary}");
+    }
+}
+
+#[test]
+fn the_entry_that_init_prints_works_in_the_other_nodes_configuration() {
+    let place = Place::new();
+    let entry_of = |name: &str, address: &str| {
+        let printed = place.init(name, &["--listen", address, "--name", name]).succeeded().stdout;
+        printed[printed.find("[[peers]]").expect("there is an entry")..].to_owned()
+    };
+    let entry_a = entry_of("a.toml", "/ip4/10.201.0.1/udp/8001/quic-v1");
+    let entry_b = entry_of("b.toml", "/ip4/10.201.0.2/udp/8001/quic-v1");
+    place.append("a.toml", &format!("{entry_b}routes = [\"10.20.0.0/16\"]\n"));
+    place.append("b.toml", &entry_a);
+    let [a, b] = ["a.toml", "b.toml"].map(|name| place.check(name, &["--json"]).succeeded().json());
+    assert_eq!(a["peers"][0]["id"], b["id"]);
+    assert_eq!(b["peers"][0]["id"], a["id"]);
+    assert_eq!(a["peers"][0]["builtin_ipv6"], b["builtin_ipv6"]);
+    assert_eq!(a["peers"][0]["addresses"], b["listen"]);
+    assert_eq!(a["peers"][0]["routes"], serde_json::json!(["10.20.0.0/16"]));
+
+    place.append("a.toml", &entry_a);
+    place.check("a.toml", &[]).refused(&[
+        "a.toml",
+        "peers[1].id",
+        a["id"].as_str().expect("a string"),
+        "own id",
+        "remove",
+    ]);
+}
+
+#[test]
+fn init_never_overwrites_anything_without_force() {
+    for existing in ["a.key", "a.toml"] {
+        let place = Place::new();
+        place.write(existing, "precious");
+        place.init("a.toml", &[]).refused(&[&place.text(existing), "exists", "--force"]);
+        assert_eq!(place.names(), [existing], "nothing else was written");
+        assert_eq!(place.read(existing), "precious");
+        place.init("a.toml", &["--force"]).succeeded();
+        assert_eq!(place.names(), ["a.key", "a.toml"]);
+        assert_ne!(place.read(existing), "precious");
+        assert_eq!(mode(&place.path("a.key")), 0o600);
+        place.check("a.toml", &[]).succeeded();
+    }
+    let place = Place::new();
+    fs::create_dir(place.path("a.toml")).expect("the directory is ours");
+    place.init("a.toml", &["--force"]).refused(&["a.toml", "not a regular file"]);
+    assert_eq!(place.names(), ["a.toml"]);
+}
+
+#[test]
+fn init_makes_no_configuration_that_could_not_be_used() {
+    let place = Place::new();
+    place.init("a-network-with-a-long-name.toml", &[]).refused(&["a-network-with-a-long-name", "interface", "1 to 15"]);
+    place.init("a.json", &[]).refused(&["a.json", ".toml"]);
+    place.init("a.toml", &["--listen", "/ip4/0.0.0.0/udp/8100/quic-v1"]).refused(&["control.listen[0]", "8100"]);
+    assert_eq!(place.names(), [""; 0]);
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_help_is_0() {
+    let place = Place::new();
+    let config = place.text("a.toml");
+    for arguments in [
+        &[][..],
+        &["frobnicate"],
+        &["init"],
+        &["check"],
+        &["check", "-c"],
+        &["init", "-c", &config, "--listen", "0.0.0.0:8001"],
+        &["init", "-c", &config, "--listen", "/ip4/10.0.0.1/udp/8001"],
+        &["init", "-c", &config, "--name", "a\nb"],
+        &["version", "extra"],
+        &["completions", "tcsh"],
+    ] {
+        let answer = ringlane(arguments);
+        assert_eq!(answer.code, Some(2), "{arguments:?}\n{}", answer.stderr);
+        assert!(!answer.stderr.is_empty() && answer.stdout.is_empty(), "{arguments:?}");
+    }
+    assert_eq!(place.names(), [""; 0]);
+    for arguments in [&["--help"][..], &["--version"], &["init", "--help"]] {
+        ringlane(arguments).succeeded();
+    }
+}
+
+#[test]
+fn each_kind_of_mistake_is_exit_code_1_and_names_file_key_value_and_remedy() {
+    let place = Place::new();
+    let id = place.init("a.toml", &["--json"]).succeeded().json()["id"].as_str().expect("a string").to_owned();
+    let peer = |id: &str, more: &str| format!("[[peers]]\nid = \"{id}\"\n{more}\n");
+    let cases = [
+        ("colour = 1".to_owned(), ["colour", "= 1", "remove it"]),
+        ("interface = \"a/b\"".to_owned(), ["interface", "\"a/b\"", "set interface"]),
+        ("[dataplane]\nworkers = 0".to_owned(), ["dataplane.workers", "= 0", "from 1 to 64"]),
+        (peer(ID_B, "") + &peer(ID_B, ""), ["peers[1].id", ID_B, "one entry"]),
+        (peer(&id, ""), ["peers[0].id", &id, "remove this entry"]),
+        (peer(ID_B, "routes = [\"10.0.0.5\"]"), ["peers[0].routes[0]", "\"10.0.0.5\"", "10.0.0.5/32"]),
+        (
+            peer(ID_B, "routes = [\"10.0.0.0/8\"]") + &peer(&id, "routes = [\"10.0.0.0/8\"]"),
+            ["peers[1].routes[0]", "\"10.0.0.0/8\"", "give it to one"],
+        ),
+    ];
+    for (text, parts) in &cases {
+        place.write("b.toml", &format!("identity.key_file = \"a.key\"\n{text}"));
+        place.check("b.toml", &[]).refused(&[&[&*place.text("b.toml")][..], parts].concat());
+        ringlane(&["up", "-c", &place.text("b.toml")]).refused(parts);
+        let answer = place.check("b.toml", &["--json"]);
+        assert_eq!((answer.code, answer.stderr.as_str()), (Some(1), ""));
+        let json = answer.json();
+        assert_eq!((&json["ok"], &json["file"]), (&false.into(), &place.text("b.toml").into()));
+        let problem = &json["problems"][0];
+        assert_eq!(problem["key"], parts[0], "{json}");
+        assert!(problem["value"].is_string() && problem["problem"].is_string(), "{json}");
+        assert!(problem["remedy"].as_str().is_some_and(|remedy| remedy.contains(parts[2])), "{json}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let place = Place::new();
+    place.check("none.toml", &[]).refused(&["none.toml", "No such file"]);
+    fs::create_dir(place.path("dir.toml")).expect("the directory is ours");
+    place.check("dir.toml", &[]).refused(&["dir.toml", "cannot be read"]);
+    fs::write(place.path("latin.toml"), b"# \xe4").expect("the directory is ours");
+    place.check("latin.toml", &[]).refused(&["latin.toml", "UTF-8"]);
+    place.write("big.toml", &"#".repeat((1 << 20) + 1));
+    place.check("big.toml", &[]).refused(&["big.toml", "1048576"]);
+}
+
+#[test]
+fn a_key_that_cannot_be_trusted_is_refused_naming_the_command_that_helps() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let key = place.path("a.key");
+    set_mode(&key, 0o644);
+    let remedy = format!("chmod 600 {}", key.display());
+    place.check("a.toml", &[]).refused(&["a.toml", "identity.key_file", "a.key", "mode 0644", &remedy]);
+    set_mode(&key, 0o600);
+    place.check("a.toml", &[]).succeeded();
+
+    let text = place.read("a.key");
+    place.write("a.key", &text[..40]);
+    let answer = place.check("a.toml", &[]);
+    answer.refused(&["identity.key_file", "damaged", "backup"]);
+    assert!(!answer.stderr.contains(&text[..20]), "{}", answer.stderr);
+    fs::remove_file(&key).expect("the file is ours");
+    place.check("a.toml", &[]).refused(&["identity.key_file", "no key file", "ringlane init"]);
+}
+
+#[test]
+fn a_hyprspace_configuration_is_checked_like_our_own() {
+    let place = Place::new();
+    let config = |peer: &str| {
+        format!(
+            r#"{{"privateKey": "{HYPRSPACE_KEY}", "peers": [{{"name": "b", "id": "{peer}"}}],
+                "bootstrapPeers": ["/ip4/10.55.0.2/tcp/8001/p2p/{ID_B}"], "services": {{"a": {{"target": "/tcp/80"}}}}}}"#
+        )
+    };
+    place.write("hs0.json", &config(ID_B));
+    set_mode(&place.path("hs0.json"), 0o644);
+    let json = place.check("hs0.json", &["--json"]).succeeded().json();
+    assert_eq!(json["id"], "12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN");
+    assert_eq!((&json["builtin_ipv4"], &json["interface"]), (&"100.64.132.22".into(), &"hs0".into()));
+    assert_eq!(json["key_file"], Json::Null);
+    assert_eq!(json["peers"][0]["addresses"], serde_json::json!(["/ip4/10.55.0.2/tcp/8001"]));
+    let warnings = json["warnings"].to_string();
+    assert!(warnings.contains("services") && warnings.contains("chmod 600"), "{warnings}");
+
+    place.write("hs0.json", &config("12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN"));
+    place.check("hs0.json", &[]).refused(&["hs0.json", "peers[0].id", "own id"]);
+}
+
+#[test]
+fn version_and_completions_print_what_they_promise() {
+    assert_eq!(ringlane(&["version"]).succeeded().stdout, format!("ringlane {}\n", env!("CARGO_PKG_VERSION")));
+    let json = ringlane(&["version", "--json"]).succeeded().json();
+    assert_eq!((&json["name"], &json["version"]), (&"ringlane".into(), &env!("CARGO_PKG_VERSION").into()));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ringlane(&["completions", shell]).succeeded().stdout;
+        assert!(script.contains("ringlane") && script.contains("check"), "{shell}");
+    }
+}

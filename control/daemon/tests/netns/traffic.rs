@@ -99,12 +99,7 @@ pub(crate) fn udp_flows(client: &Namespace, server: &Namespace, address: IpAddr,
         let flows: Vec<_> = (0..flows)
             .map(|flow| {
                 let mut flow = echo.flow(client, flow);
-                scope.spawn(move || {
-                    // The kernel moves a flow to the TUN queue that its other direction came by, and may reorder what
-                    // is under way at that moment: let it, before there is anything to reorder.
-                    (0..2).for_each(|_| flow.exchange(1));
-                    (0..bursts).for_each(|_| flow.exchange(burst));
-                })
+                scope.spawn(move || (0..bursts).for_each(|_| flow.exchange(burst)))
             })
             .collect();
         // The echo serves until it is told to stop, also when a flow has failed: else this scope would never end.

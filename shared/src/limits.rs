@@ -177,11 +177,13 @@ pub const DIALED_ADDRESSES_MAX: usize = 16;
 /// Dials to one peer that may be under way together, so that a dial into a black hole does not delay the next.
 pub const DIALS_PER_PEER_MAX: u8 = 2;
 
-/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side.
-pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 3;
-/// libp2p connections one peer may have with us at any moment. One more than are kept: there is always room for the
-/// new connection of a peer that restarted while its old ones are dying.
-pub const CONNECTIONS_PER_PEER_MAX: usize = KEPT_CONNECTIONS_PER_PEER_MAX + 1;
+/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side. As many as the dials
+/// of both sides can make at once: when there are more, the oldest is a dead one.
+pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 2 * DIALS_PER_PEER_MAX as usize;
+/// libp2p connections one peer may have with us at any moment: there is always room for the new ones of a peer that
+/// restarted while its old ones are dying.
+pub const CONNECTIONS_PER_PEER_MAX: usize = 2 * KEPT_CONNECTIONS_PER_PEER_MAX;
+
 /// Inbound libp2p handshakes under way at once; each costs a few kilobytes and ends within ten seconds.
 pub const PENDING_INBOUND_CONNECTIONS_MAX: usize = 256;
 

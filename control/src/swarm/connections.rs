@@ -1,11 +1,12 @@
 //! Who is connected how, and which connections are too many: pure.
 //!
 //! Two nodes that dial each other at once end up with two connections or more. All of them work, so nothing is urgent;
-//! but each costs keep-alives and memory, so after [`SURPLUS_GRACE`] all but the newest direct one are closed, and
-//! *only by the node with the lower peer id*: whatever either side takes for the newest, one side decides and no
-//! connection is closed from both ends with none left. The newest is kept because it is the one known to be alive: a
-//! peer that restarted comes with a new connection while its old ones have yet to time out. The grace lets exchanges on
-//! the others end.
+//! but each costs keep-alives and memory, so after [`SURPLUS_GRACE`] all that are older than the newest confirmed direct
+//! one are closed, and *only by the node with the lower peer id*: whatever either side takes for the newest, one side
+//! decides and no connection is closed from both ends with none left. The newest is kept because it is the one known to
+//! be alive: a peer that restarted comes with a new connection while its old ones have yet to time out. The grace lets
+//! exchanges on the others end. *Confirmed* means that the other side has it too: a dialler's handshake is complete
+//! before the peer's, and an overloaded peer may yet give up on it.
 //!
 //! Either side closes the oldest at once when there are more than [`KEPT_CONNECTIONS_PER_PEER_MAX`], so that dead
 //! connections never keep a peer's new one out.
@@ -70,6 +71,8 @@ pub struct ConnectionInfo {
     pub rtt: Option<Duration>,
     /// What carries it; `None` if its address does not tell.
     pub transport: Option<TransportName>,
+    /// Whether the peer has it too.
+    confirmed: bool,
     closing: bool,
 }
 
@@ -89,8 +92,14 @@ impl ConnectionInfo {
             established,
             rtt: None,
             transport: address::parse(remote).ok().map(|destination| destination.transport),
+            confirmed: endpoint.is_listener(),
             closing: false,
         }
+    }
+
+    /// The peer has spoken on it.
+    pub(super) fn confirm(&mut self) {
+        self.confirmed = true;
     }
 }
 
@@ -141,13 +150,14 @@ impl Connections {
     pub(super) fn poll_surplus(&mut self, now: Instant) -> Vec<ConnectionId> {
         let mut surplus = Vec::new();
         for (peer, connections) in &mut self.by_peer {
-            let decides = self.local < *peer && settled_at(connections).is_some_and(|at| at <= now);
-            let Some(best) = best(connections).map(|connection| connection.id) else { continue };
-            let mut open = connections.iter().filter(|connection| !connection.closing).count();
-            for connection in connections.iter_mut().filter(|connection| !connection.closing && connection.id != best) {
-                if decides || open > KEPT_CONNECTIONS_PER_PEER_MAX {
+            let decided = (self.local < *peer).then(|| settled(connections)).flatten();
+            let older = decided.filter(|&(_, at)| at <= now).map_or(0, |(older, _)| older);
+            let open = connections.iter().filter(|connection| !connection.closing).count();
+            let mut excess = open.saturating_sub(KEPT_CONNECTIONS_PER_PEER_MAX);
+            for (position, connection) in connections.iter_mut().enumerate() {
+                if !connection.closing && (position < older || excess > 0) {
                     connection.closing = true;
-                    open -= 1;
+                    excess = excess.saturating_sub(1);
                     surplus.push(connection.id);
                 }
             }
@@ -158,7 +168,7 @@ impl Connections {
     /// When [`Self::poll_surplus`] should be asked again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let decided_here = self.by_peer.iter().filter(|(peer, _)| self.local < **peer);
-        decided_here.filter_map(|(_, connections)| settled_at(connections)).min()
+        decided_here.filter_map(|(_, connections)| settled(connections)).map(|(_, at)| at).min()
     }
 }
 
@@ -167,11 +177,17 @@ fn best(connections: &[ConnectionInfo]) -> Option<&ConnectionInfo> {
     open().find(|connection| !connection.relayed).or_else(|| open().next()).or(connections.last())
 }
 
-/// When the older of several open connections may go.
-fn settled_at(connections: &[ConnectionInfo]) -> Option<Instant> {
-    let mut open = connections.iter().rev().filter(|connection| !connection.closing);
-    let newest = open.next()?;
-    open.next().map(|_| newest.established + SURPLUS_GRACE)
+/// How many of the connections, from the oldest on, are older than the one to keep, and when they may go. `None` if
+/// none of them is open, or there is none yet to keep.
+fn settled(connections: &[ConnectionInfo]) -> Option<(usize, Instant)> {
+    let newest = |direct_only: bool| {
+        connections
+            .iter()
+            .rposition(|connection| connection.confirmed && !connection.closing && !(direct_only && connection.relayed))
+    };
+    let keep = newest(true).or_else(|| newest(false))?;
+    let surplus = connections[..keep].iter().any(|connection| !connection.closing);
+    surplus.then(|| (keep, connections[keep].established + SURPLUS_GRACE))
 }
 
 #[cfg(test)]
@@ -209,6 +225,19 @@ mod tests {
         assert_eq!(decider.0.poll_surplus(later), [older]);
         assert!(decider.0.poll_surplus(later).is_empty(), "told once");
         assert_eq!(decider.0.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_dialled_connection_replaces_older_ones_only_when_the_peer_has_it_too() {
+        let now = Instant::now();
+        let [(mut table, peer), _] = pair();
+        table.insert(connection(1, peer, now));
+        table.insert(ConnectionInfo { confirmed: false, ..connection(2, peer, now) });
+        let (later, dialled) = (now + SURPLUS_GRACE, ConnectionId::new_unchecked(2));
+        assert_eq!(table.poll_timeout(), None);
+        assert!(table.poll_surplus(later).is_empty());
+        table.get_mut(&peer, dialled).unwrap().confirm();
+        assert_eq!(table.poll_surplus(later), [ConnectionId::new_unchecked(1)]);
     }
 
     #[test]

@@ -404,6 +404,7 @@ impl Node {
                 Ok(rtt) => {
                     if let Some(connection) = self.connections.get_mut(&peer, connection) {
                         connection.rtt = Some(rtt);
+                        connection.confirm();
                     }
                 }
                 Err(ping::Failure::Unsupported) => {}
@@ -439,11 +440,10 @@ impl Node {
                 self.dialer.add_address(now, &peer, address, Source::Identify);
             }
         }
-        let inbound = self.connections.get_mut(&peer, connection).filter(|c| c.direction == Direction::Inbound);
-        if let Some(remote) = inbound.map(|connection| connection.remote.clone())
-            && self.dialer.knows(&peer, &remote)
-        {
-            self.dialer.handle_success(now, &peer, &remote);
+        let Some(connection) = self.connections.get_mut(&peer, connection) else { return };
+        connection.confirm();
+        if connection.direction == Direction::Inbound && self.dialer.knows(&peer, &connection.remote) {
+            self.dialer.handle_success(now, &peer, &connection.remote);
         }
     }
 

@@ -10,7 +10,7 @@
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
@@ -35,6 +35,9 @@ use crate::wake::Wake;
 const CLOSE_RETIRED: u32 = 0;
 
 /// Everything a worker is made of.
+/// When a worker with nothing else to do tries again to tell control of ended lanes.
+const UNTOLD_PAUSE: Duration = Duration::from_millis(20);
+
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) mtu: u16,
@@ -94,7 +97,7 @@ impl Worker {
             }
             if self.may_sleep()? {
                 self.counters.sleeps.add(1);
-                sleeper.sleep_until(self.state.deadline).await;
+                sleeper.sleep_until(self.wake_at()).await;
             } else {
                 sleeper.visit().await;
             }
@@ -105,7 +108,9 @@ impl Worker {
 
     /// One pass over everything that may have happened.
     fn turn(&mut self, now: Instant) -> io::Result<()> {
-        while let Some(completion) = self.ring.next_completion() {
+        // What handling them brings in waits for the next turn: under load there would be no end, and nothing else.
+        for _ in 0..self.ring.completion_count() {
+            let Some(completion) = self.ring.next_completion() else { break };
             self.handle_completion(completion, now)?;
         }
         for _ in 0..COMMAND_BUDGET {
@@ -137,14 +142,24 @@ impl Worker {
 
     /// Announces sleep and looks once more at everything that could have been missed.
     fn may_sleep(&mut self) -> io::Result<bool> {
-        if self.ring.has_completions() || !self.commands.is_empty() || !self.hand_over.is_empty() {
+        if !self.is_idle() {
             return Ok(false);
         }
         self.ring.set_wakeful(true);
         self.wake.prepare_sleep();
         self.ring.enter()?;
         self.count_enters();
-        Ok(!self.ring.has_completions() && self.commands.is_empty() && self.hand_over.is_empty())
+        Ok(self.is_idle())
+    }
+
+    fn is_idle(&mut self) -> bool {
+        self.ring.is_idle() && self.commands.is_empty() && self.hand_over.is_empty()
+    }
+
+    /// When there is something to do though nothing happens.
+    fn wake_at(&self) -> Option<Instant> {
+        let retry = (!self.state.untold.is_empty()).then(|| Instant::now() + UNTOLD_PAUSE);
+        [self.state.deadline, retry].into_iter().flatten().min()
     }
 
     fn count_enters(&self) {

@@ -265,6 +265,7 @@ impl PacketRing {
             .dontfork()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(RING_ENTRIES * 4)
             .build(RING_ENTRIES)?;
@@ -359,9 +360,16 @@ impl PacketRing {
         self.completions.pop_front()
     }
 
-    /// Whether [`PacketRing::next_completion`] has something.
-    pub(crate) fn has_completions(&self) -> bool {
-        !self.completions.is_empty()
+    /// How many times [`PacketRing::next_completion`] has something.
+    pub(crate) fn completion_count(&self) -> usize {
+        self.completions.len()
+    }
+
+    /// Whether nothing is left to be handled, submitted or taken in: only what happens from now on signals the eventfd.
+    pub(crate) fn is_idle(&mut self) -> bool {
+        let submission = self.ring.submission();
+        // The kernel runs a limited amount of its deferred work in one go, and leaves what is over to the next.
+        self.completions.is_empty() && submission.is_empty() && !submission.taskrun() && !submission.cq_overflow()
     }
 
     /// Submits everything queued, runs the kernel's deferred work and takes in what has finished: the one system call

@@ -446,8 +446,13 @@ impl PacketRing {
         entry.buffer = buffer.0;
         entry.peer = peer;
         let write = opcode::Writev::new(Fd(self.tun.as_raw_fd()), entry.vectors.as_ptr(), 2).build();
+        if let Err(error) = self.push(write.user_data(user_data(Operation::TunWrite, id, 0))) {
+            self.free_writes.push(id);
+            return Err(error);
+        }
+        // No completion of it has been taken in yet: that takes an enter, and the entry was queued behind it.
         self.receive_states[usize::from(buffer.0)].writes += 1;
-        self.push(write.user_data(user_data(Operation::TunWrite, id, 0)))
+        Ok(())
     }
 
     /// Writes one packet to the TUN at once, outside the ring: for the few that arrived before their lane did.
@@ -750,7 +755,9 @@ impl Drop for PacketRing {
             }
         }
         // A leak at the end of a worker is harmless, memory under the kernel's hands is not.
-        if !self.is_busy() {
+        if self.is_busy() {
+            std::mem::forget(std::mem::take(&mut self.writes));
+        } else {
             // SAFETY: the field is not used again; the kernel has finished every operation that pointed into it.
             unsafe { ManuallyDrop::drop(&mut self.slab) };
         }

@@ -16,6 +16,7 @@ use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::lane::connection::LaneConnectionError;
+use ringlane_shared::lane::seal::SealError;
 use ringlane_shared::limits::{COMMAND_BUDGET, HAND_OVER_BUDGET, LANES_PER_WORKER_MAX, TUN_READS_IN_FLIGHT};
 use ringlane_shared::plane::{
     LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, Snapshot, Stray, WorkerCounters,
@@ -123,7 +124,7 @@ impl Worker {
             self.hand_over.empty(from, packet);
         }
         self.drive_connections(now)?;
-        self.flush()?;
+        self.flush(now)?;
         self.state.untold.retain_mut(|event| {
             let told = std::mem::replace(event, PlaneEvent::Stopped { worker: self.id });
             match self.events.try_send(told) {
@@ -310,11 +311,13 @@ impl Worker {
         self.count_drop(Some(peer), reason);
     }
 
-    /// Seals and queues every record the turn has begun.
-    fn flush(&mut self) -> io::Result<()> {
+    /// Seals and queues every record the turn has begun. A lane whose key is used up ends: control makes a new one.
+    fn flush(&mut self, now: Instant) -> io::Result<()> {
         while let Some(slot) = self.state.filling.pop() {
-            if let Some(lane) = self.state.lanes.get_mut(slot) {
-                seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
+            let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
+            seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
+            if lane.sealer.is_exhausted() {
+                self.close_lane(slot, LaneEnd::Failed(SealError::EpochExhausted.to_string()), now)?;
             }
         }
         Ok(())
@@ -390,12 +393,12 @@ impl Worker {
             PlaneCommand::AddLane(lane) => self.add_lane(*lane, now)?,
             PlaneCommand::RetireLane(serial) => {
                 if let Some(slot) = self.state.lanes.find(serial) {
-                    self.retire_lane(slot, now)?;
+                    self.close_lane(slot, LaneEnd::Retired, now)?;
                 }
             }
             PlaneCommand::Stop => {
                 for slot in self.state.lanes.slots() {
-                    self.retire_lane(slot, now)?;
+                    self.close_lane(slot, LaneEnd::Retired, now)?;
                 }
                 self.state.stopping = true;
             }
@@ -474,14 +477,15 @@ impl Worker {
         }
     }
 
-    fn retire_lane(&mut self, slot: SocketSlot, now: Instant) -> io::Result<()> {
+    /// Ends a lane from our side, telling the peer.
+    fn close_lane(&mut self, slot: SocketSlot, end: LaneEnd, now: Instant) -> io::Result<()> {
         if let Some(lane) = self.state.lanes.get_mut(slot) {
             lane.connection.close(now, CLOSE_RETIRED, "retired");
             let Worker { ring, .. } = self;
             // A lost close costs the peer its idle timeout, nothing more.
             lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
         }
-        self.remove_lane(slot, LaneEnd::Retired)
+        self.remove_lane(slot, end)
     }
 
     fn remove_lane(&mut self, slot: SocketSlot, end: LaneEnd) -> io::Result<()> {

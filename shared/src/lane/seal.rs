@@ -85,7 +85,7 @@ impl Sealer {
     /// Seals `record[RECORD_HEADER_BYTES..][..frame_bytes]` in place, writes the header before it and the tag behind
     /// it, and returns the record's length.
     pub fn seal(&mut self, record: &mut [u8], frame_bytes: usize) -> Result<usize, SealError> {
-        if self.counter >= RECORDS_PER_EPOCH_MAX {
+        if self.is_exhausted() {
             return Err(SealError::EpochExhausted);
         }
         let length = frame_bytes + RECORD_OVERHEAD_BYTES;
@@ -107,6 +107,16 @@ impl Sealer {
     /// Records sealed so far in this epoch.
     pub fn sealed(&self) -> u64 {
         self.counter
+    }
+
+    /// Whether this epoch's key has sealed as many records as it may: the lane is of no more use.
+    pub fn is_exhausted(&self) -> bool {
+        self.counter >= RECORDS_PER_EPOCH_MAX
+    }
+
+    /// Skips counters, as if so many records had been sealed. Never goes back: a counter is used once.
+    pub fn skip(&mut self, records: u64) {
+        self.counter = self.counter.saturating_add(records);
     }
 }
 
@@ -235,7 +245,10 @@ mod tests {
     #[test]
     fn an_exhausted_epoch_seals_nothing_more() {
         let (mut sealer, _) = pair(Suite::Aes128Gcm);
-        sealer.counter = RECORDS_PER_EPOCH_MAX;
+        sealer.skip(RECORDS_PER_EPOCH_MAX - 1);
+        assert!(!sealer.is_exhausted());
+        assert!(sealer.seal(&mut [0; 64], 4).is_ok());
+        assert!(sealer.is_exhausted());
         assert_eq!(sealer.seal(&mut [0; 64], 4), Err(SealError::EpochExhausted));
         assert_eq!(sealer.counter, RECORDS_PER_EPOCH_MAX);
     }

@@ -490,8 +490,11 @@ impl Worker {
 
     fn remove_lane(&mut self, slot: SocketSlot, end: LaneEnd) -> io::Result<()> {
         let Some(lane) = self.state.lanes.remove(slot) else { return Ok(()) };
-        if let Some((buffer, _)) = lane.record {
+        if let Some((buffer, fill)) = lane.record {
             self.ring.return_send_buffer(buffer);
+            if let Some(counters) = peer_counters(&self.state.snapshot, lane.peer, self.id) {
+                counters.drops.count_many(DropReason::NoLane, u64::from(fill.packets));
+            }
         }
         self.ring.close_socket(slot)?;
         let ended = PlaneEvent::LaneEnded { serial: lane.serial, peer: lane.peer, index: lane.index, end };
@@ -562,6 +565,11 @@ fn count_drop(
 /// Seals the record a lane is filling and queues it; the lane then has none.
 fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, worker: WorkerId) -> io::Result<()> {
     let Some((buffer, fill)) = lane.record.take() else { return Ok(()) };
+    if fill.packets == 0 {
+        // The only packet that was to join it was too big.
+        ring.return_send_buffer(buffer);
+        return Ok(());
+    }
     let counters = peer_counters(snapshot, lane.peer, worker);
     match lane.sealer.seal(ring.send_bytes(&buffer), fill.frame_bytes) {
         Ok(bytes) => {

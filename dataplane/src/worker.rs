@@ -35,10 +35,10 @@ use crate::wake::Wake;
 /// Code of the QUIC close that says a lane is not wanted any more.
 const CLOSE_RETIRED: u32 = 0;
 
-/// Everything a worker is made of.
 /// When a worker with nothing else to do tries again to tell control of ended lanes.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(20);
 
+/// Everything a worker is made of.
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) mtu: u16,
@@ -610,3 +610,6 @@ fn lane_end(error: LaneConnectionError) -> LaneEnd {
         other => LaneEnd::Failed(other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -815,3 +815,6 @@ mod tests {
         assert_eq!(parse_overflow(&control[..10]), None);
     }
 }
+
+#[cfg(test)]
+mod on_the_kernel;

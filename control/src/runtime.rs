@@ -2,20 +2,20 @@
 //!
 //! Start-up refuses before it touches: everything that can be found wrong (a route over a connected network, a port in
 //! use) is, before the TUN interface is made. What is made hangs on that interface, so the end of the process, however
-//! it comes, takes it all away.
+//! it comes, takes it all away. Signals are caught from the beginning: one that comes during start-up ends it in order.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use libp2p::identity::Keypair;
 use ringlane_shared::config::Settings;
 use ringlane_shared::id::{PeerId, PeerIndex, WorkerId};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
-use ringlane_shared::limits::ROUTES_MAX;
+use ringlane_shared::limits::{PLANE_QUEUE_MESSAGES, ROUTES_MAX};
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{
@@ -23,9 +23,8 @@ use ringlane_shared::plane::{
 };
 use ringlane_shared::wire::offer::{Answer, Features, LENGTH_PREFIX_BYTES, Offer, OfferError, RefusalReason};
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::addresses::{ListenPlan, inner_networks};
@@ -34,9 +33,11 @@ use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{AskFailure, AskId, Coordinator, Intent, LaneUp, Us};
 use crate::lanes::{LaneEngine, LaneEngineConfig, LaneEngineError, LaneOutcome, LinkStart};
 use crate::netlink::{
-    AddressChanges, InterfaceConfig, Netlink, NetlinkError, RouteConflict, forwarding_warnings, refuse_connected,
+    AddressChanges, HostAddress, InterfaceConfig, Netlink, NetlinkError, RouteConflict, forwarding_warnings,
+    refuse_connected,
 };
 use crate::report::Reporter;
+use crate::signals::Signals;
 use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeConfig, NodeError, NodeEvent};
@@ -131,17 +132,25 @@ pub enum ControlError {
         /// Why.
         message: String,
     },
+    /// A worker does not answer any more.
+    #[error("not all workers have stopped within {} s", WORKERS_STOP_LIMIT.as_secs())]
+    WorkersStuck,
 }
 
 /// Runs the control thread until a signal, `ringlane down` or a failure ends it. The workers have been told to stop
-/// when this returns.
+/// when this returns, and have, unless it is with an error.
 pub fn run(config: ControlConfig) -> Result<(), ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Runtime)?;
     runtime.block_on(async {
-        let mut control = Control::start(config).await?;
-        let ended = control.run().await;
-        control.stop().await;
-        ended
+        let mut signals = Signals::catch().map_err(ControlError::Runtime)?;
+        info!(version = config.version, interface = config.settings.interface, "starting");
+        let Some(mut control) = Control::start(config, &mut signals).await? else { return Ok(()) };
+        let ended = control.run(&mut signals).await;
+        if let Err(error) = &ended {
+            error!(%error, "the node cannot go on");
+        }
+        let stopped = control.stop().await;
+        ended.and(stopped)
     })
 }
 
@@ -165,6 +174,8 @@ struct Control {
     netlink: Netlink,
     changes: AddressChanges,
     plan: ListenPlan,
+    /// Something of the plan could not be done; try again.
+    plan_is_open: bool,
     installed: Vec<IpNet>,
     node: Node,
     engine: LaneEngine,
@@ -193,20 +204,27 @@ enum Happening {
 }
 
 impl Control {
-    async fn start(config: ControlConfig) -> Result<Self, ControlError> {
+    /// Returns nothing when a signal ended the start; then nothing is left of it.
+    async fn start(config: ControlConfig, signals: &mut Signals) -> Result<Option<Self>, ControlError> {
         let ControlConfig { settings, keypair, workers, version, start_workers, notify, watchdog } = config;
         let started = Instant::now();
         let id = keypair.public().to_peer_id();
 
         // Look at everything first.
         let (netlink, changes) = Netlink::connect()?;
-        let connected = netlink.connected_prefixes(None).await?;
+        let (connected, host) = tokio::select! {
+            biased;
+            name = signals.next() => {
+                info!("told to stop by {name} while starting");
+                return Ok(None);
+            }
+            found = look_at_host(&netlink) => found?,
+        };
         let routes = settings.peers.iter().flat_map(|peer| {
             let name = if peer.name.is_empty() { "(unnamed)" } else { peer.name.as_str() };
             peer.routes.iter().map(move |route| (*route, name))
         });
         refuse_connected(routes, &connected)?;
-        let host = netlink.host_addresses().await?;
         let plan = ListenPlan::new(&settings.control.listen, &host, &settings.interface);
 
         // Then take the ports.
@@ -251,15 +269,20 @@ impl Control {
         let wake = Arc::clone(&woken);
         let (sender, events) = plane_queue(move || wake.notify_one());
         let workers = start_workers(sender).map_err(ControlError::Workers)?;
-        let prepared = Self::configure_kernel(&netlink, &settings, &id).await;
-        let admin = match socket_path(&settings.interface) {
-            Some(path) => AdminServer::bind(&path).map_err(ControlError::from),
-            None => Err(ControlError::NoInterface(settings.interface.clone())),
+        let prepared = tokio::select! {
+            biased;
+            name = signals.next() => {
+                info!("told to stop by {name} while starting");
+                Ok(None)
+            }
+            prepared = Self::prepare(&netlink, &settings, &id) => prepared.map(Some),
         };
-        let (installed, admin) = match (prepared, admin) {
-            (Ok(installed), Ok(admin)) => (installed, admin),
-            (Err(error), _) | (_, Err(error)) => {
-                stop_workers(&workers, &events, &woken, &mut 0).await;
+        let (installed, admin) = match prepared {
+            Ok(Some(prepared)) => prepared,
+            Ok(None) => return stop_workers(&workers, &events, &woken, 0).await.map(|()| None),
+            Err(error) => {
+                // What went wrong first is what the operator must hear.
+                let _ = stop_workers(&workers, &events, &woken, 0).await;
                 return Err(error);
             }
         };
@@ -288,7 +311,7 @@ impl Control {
         );
         let ready = format!("interface {}, {} peers", settings.interface, settings.peers.len());
         notify(Notice::Ready(ready));
-        Ok(Self {
+        Ok(Some(Self {
             settings,
             id,
             version,
@@ -298,6 +321,7 @@ impl Control {
             netlink,
             changes,
             plan,
+            plan_is_open: false,
             installed,
             node,
             engine,
@@ -310,7 +334,19 @@ impl Control {
             admin,
             cache,
             cache_file,
-        })
+        }))
+    }
+
+    /// Does what takes a TUN interface: its addresses and routes, and last the socket, which says that all is there.
+    async fn prepare(
+        netlink: &Netlink,
+        settings: &Settings,
+        id: &PeerId,
+    ) -> Result<(Vec<IpNet>, AdminServer), ControlError> {
+        let installed = Self::configure_kernel(netlink, settings, id).await?;
+        let path =
+            socket_path(&settings.interface).ok_or_else(|| ControlError::NoInterface(settings.interface.clone()))?;
+        Ok((installed, AdminServer::bind(&path)?))
     }
 
     async fn configure_kernel(netlink: &Netlink, settings: &Settings, id: &PeerId) -> Result<Vec<IpNet>, ControlError> {
@@ -336,13 +372,17 @@ impl Control {
         Ok(installed)
     }
 
-    async fn run(&mut self) -> Result<(), ControlError> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(ControlError::Runtime)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(ControlError::Runtime)?;
-        let mut cache_timer = tokio::time::interval(CACHE_INTERVAL);
-        let mut watchdog_timer = tokio::time::interval(self.watchdog.unwrap_or(NO_WATCHDOG));
+    async fn run(&mut self, signals: &mut Signals) -> Result<(), ControlError> {
+        let mut cache_timer = interval(CACHE_INTERVAL);
+        let mut watchdog_timer = interval(self.watchdog.unwrap_or(NO_WATCHDOG));
+        cache_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        watchdog_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.carry_out()?;
+            if let Err(error) = self.carry_out() {
+                // A worker that takes no orders may have said why.
+                self.handle_plane(Instant::now())?;
+                return Err(error);
+            }
             let deadline = self.coordinator.poll_timeout();
             let happening = tokio::select! {
                 event = self.node.next() => Happening::Node(event),
@@ -353,8 +393,7 @@ impl Control {
                 () = wait_until(deadline) => Happening::Deadline,
                 _ = cache_timer.tick() => Happening::CacheIsDue,
                 _ = watchdog_timer.tick() => Happening::WatchdogIsDue,
-                _ = terminate.recv() => Happening::Signal("SIGTERM"),
-                _ = interrupt.recv() => Happening::Signal("SIGINT"),
+                name = signals.next() => Happening::Signal(name),
             };
             let now = Instant::now();
             match happening {
@@ -369,7 +408,12 @@ impl Control {
                     }
                 }
                 Happening::Deadline => self.coordinator.handle_timeout(now),
-                Happening::CacheIsDue => self.save_cache(),
+                Happening::CacheIsDue => {
+                    self.save_cache();
+                    if self.plan_is_open {
+                        self.handle_address_change(now).await;
+                    }
+                }
                 Happening::WatchdogIsDue => {
                     if self.watchdog.is_some() {
                         (self.notify)(Notice::Watchdog);
@@ -447,7 +491,6 @@ impl Control {
                 if first {
                     info!(peer = self.name(index), id = %peer, %remote, "connected");
                 }
-                self.cache.remember(peer, remote, unix_s());
                 self.coordinator.handle_connected(index, now);
             }
             NodeEvent::PeerDisconnected { peer } => {
@@ -475,7 +518,10 @@ impl Control {
                 };
                 self.coordinator.handle_answer(peer, ask, answer, now);
             }
-            NodeEvent::ListenerFailed { address, error } => warn!(%address, error, "a listener failed"),
+            NodeEvent::ListenerFailed { address, error } => {
+                warn!(%address, error, "a listener failed");
+                self.plan_is_open = true;
+            }
             NodeEvent::ConnectionClosed { .. } | NodeEvent::AddressesChanged => {}
         }
     }
@@ -517,7 +563,8 @@ impl Control {
     }
 
     fn handle_plane(&mut self, now: Instant) -> Result<(), ControlError> {
-        while let Some(event) = self.events.try_recv() {
+        for _ in 0..PLANE_QUEUE_MESSAGES {
+            let Some(event) = self.events.try_recv() else { return Ok(()) };
             match event {
                 PlaneEvent::Adopted { worker, generation, retired } => {
                     debug!(%worker, generation = generation.0, "tables adopted");
@@ -536,6 +583,7 @@ impl Control {
                 }
                 PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
                 PlaneEvent::Failed { worker, message } => {
+                    self.stopped |= 1 << worker.0;
                     return Err(ControlError::WorkerFailed { worker, message });
                 }
                 PlaneEvent::Stopped { worker } => {
@@ -544,6 +592,8 @@ impl Control {
                 }
             }
         }
+        // There may be more, and everybody else has waited long enough.
+        self.woken.notify_one();
         Ok(())
     }
 
@@ -552,20 +602,26 @@ impl Control {
             Ok(host) => host,
             Err(error) => {
                 warn!(%error, "cannot read the host's addresses");
+                self.plan_is_open = true;
                 return;
             }
         };
         deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
         let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);
-        if plan == self.plan {
+        if plan == self.plan && !self.plan_is_open {
             return;
         }
-        info!(addresses = ?plan.lanes, "the host's addresses have changed");
+        if plan != self.plan {
+            info!(addresses = ?plan.lanes, "the host's addresses have changed");
+        }
+        self.plan_is_open = false;
         for error in self.node.set_listen_addresses(&plan.control) {
             warn!("{error}");
+            self.plan_is_open = true;
         }
         for error in self.engine.set_local_addresses(&plan.lanes).err().unwrap_or_default() {
             warn!("{error}");
+            self.plan_is_open = true;
         }
         self.coordinator.set_addresses(&plan.lanes, now);
         self.plan = plan;
@@ -606,19 +662,31 @@ impl Control {
         save(&self.cache, &self.cache_file);
     }
 
-    async fn stop(mut self) {
+    async fn stop(mut self) -> Result<(), ControlError> {
         (self.notify)(Notice::Stopping);
+        // First, so that peers hear at once that our lanes are gone.
+        let stopped = stop_workers(&self.workers, &self.events, &self.woken, self.stopped).await;
         self.save_cache();
-        stop_workers(&self.workers, &self.events, &self.woken, &mut self.stopped).await;
         self.node.shutdown(SWARM_STOP_LIMIT).await;
         // Last: `ringlane down` returns when the socket is gone.
         self.admin.close().await;
         info!("down");
+        stopped
     }
 }
 
-/// Tells all workers to stop and waits, bounded, until they have.
-async fn stop_workers(workers: &Workers, events: &PlaneReceiver<PlaneEvent>, woken: &Notify, stopped: &mut u64) {
+/// The networks the host is connected to, and its addresses.
+async fn look_at_host(netlink: &Netlink) -> Result<(Vec<(IpNet, String)>, Vec<HostAddress>), NetlinkError> {
+    Ok((netlink.connected_prefixes(None).await?, netlink.host_addresses().await?))
+}
+
+/// Tells all workers to stop and waits, bounded, until they have; bit w of `stopped` is set if worker w has already.
+async fn stop_workers(
+    workers: &Workers,
+    events: &PlaneReceiver<PlaneEvent>,
+    woken: &Notify,
+    mut stopped: u64,
+) -> Result<(), ControlError> {
     for commands in &workers.commands {
         // A full queue is a worker that does not listen; the limit below deals with it.
         let _ = commands.try_send(PlaneCommand::Stop);
@@ -628,7 +696,11 @@ async fn stop_workers(workers: &Workers, events: &PlaneReceiver<PlaneEvent>, wok
         while stopped.count_ones() < all {
             while let Some(event) = events.try_recv() {
                 match event {
-                    PlaneEvent::Stopped { worker } | PlaneEvent::Failed { worker, .. } => *stopped |= 1 << worker.0,
+                    PlaneEvent::Stopped { worker } => stopped |= 1 << worker.0,
+                    PlaneEvent::Failed { worker, message } => {
+                        warn!(%worker, message, "a worker failed while stopping");
+                        stopped |= 1 << worker.0;
+                    }
                     _ => {}
                 }
             }
@@ -637,9 +709,11 @@ async fn stop_workers(workers: &Workers, events: &PlaneReceiver<PlaneEvent>, wok
             }
         }
     });
-    if waited.await.is_err() {
-        warn!("not all workers have stopped in time");
-    }
+    waited.await.map_err(|_| {
+        let running: Vec<_> = (0..all).filter(|worker| stopped & 1 << worker == 0).collect();
+        warn!(workers = ?running, "workers have not stopped in time");
+        ControlError::WorkersStuck
+    })
 }
 
 fn deny_own(node: &mut Node, own: Vec<IpAddr>) {
@@ -670,8 +744,4 @@ fn random(bytes: &mut [u8]) {
         error!("the system gives no random numbers");
         std::process::exit(1);
     }
-}
-
-fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

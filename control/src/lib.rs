@@ -17,5 +17,6 @@ pub mod lanes;
 pub mod netlink;
 mod report;
 pub mod runtime;
+mod signals;
 pub mod store;
 pub mod swarm;

@@ -2,57 +2,46 @@
 //!
 //! Start-up refuses before it touches: everything that can be found wrong (a route over a connected network, a port in
 //! use) is, before the TUN interface is made. What is made hangs on that interface, so the end of the process, however
-//! it comes, takes it all away.
+//! it comes, takes it all away. Signals are caught from the beginning: one that comes during start-up ends it in order.
+
+mod start;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use libp2p::identity::Keypair;
 use ringlane_shared::config::Settings;
 use ringlane_shared::id::{PeerId, PeerIndex, WorkerId};
-use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
-use ringlane_shared::limits::ROUTES_MAX;
-use ringlane_shared::path::candidate::AddressPolicy;
-use ringlane_shared::plane::queue::plane_queue;
+use ringlane_shared::limits::PLANE_QUEUE_MESSAGES;
 use ringlane_shared::plane::{
     LaneEnd, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, QueueFull, WorkerCounters,
 };
-use ringlane_shared::wire::offer::{Answer, Features, LENGTH_PREFIX_BYTES, Offer, OfferError, RefusalReason};
+use ringlane_shared::wire::offer::{Answer, LENGTH_PREFIX_BYTES, Offer, OfferError, RefusalReason};
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::addresses::{ListenPlan, inner_networks};
-use crate::admin::{AdminCommand, AdminError, AdminRequest, AdminServer, socket_path};
-use crate::coordinator::publisher::builtin_prefixes;
-use crate::coordinator::{AskFailure, AskId, Coordinator, Intent, LaneUp, Us};
-use crate::lanes::{LaneEngine, LaneEngineConfig, LaneEngineError, LaneOutcome, LinkStart, ListenError};
-use crate::netlink::{
-    AddressChanges, InterfaceConfig, Netlink, NetlinkError, RouteConflict, forwarding_warnings, refuse_connected,
-};
+use crate::addresses::ListenPlan;
+use crate::admin::{AdminCommand, AdminError, AdminRequest, AdminServer};
+use crate::coordinator::{AskFailure, AskId, Coordinator, Intent, LaneUp};
+use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
+use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::report::Reporter;
-use crate::store::{PeerCache, peer_cache_file};
-use crate::swarm::address::overlay_networks;
-use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeConfig, NodeError, NodeEvent};
+use crate::signals::Signals;
+use crate::store::PeerCache;
+use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent};
 
 /// How long workers may take to close their lanes and end.
 const WORKERS_STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How long peers may take to hear that we go.
 const SWARM_STOP_LIMIT: Duration = Duration::from_secs(1);
-/// How long the lane sockets of a killed node may outlive it.
-const LINGER: Duration = Duration::from_secs(1);
-/// Between two tries to take their ports.
-const LINGER_STEP: Duration = Duration::from_millis(50);
 /// Between two writes of the peer cache.
 const CACHE_INTERVAL: Duration = Duration::from_secs(60);
-/// Packets the kernel queues for a worker: a burst of a few milliseconds, not a standing queue.
-const TX_QUEUE_PACKETS: u32 = 500;
 /// Between two looks at whether the service manager's watchdog wants to hear from us, without one.
 const NO_WATCHDOG: Duration = Duration::from_secs(3600);
 
@@ -135,28 +124,26 @@ pub enum ControlError {
         /// Why.
         message: String,
     },
+    /// A worker does not answer any more.
+    #[error("not all workers have stopped within {} s", WORKERS_STOP_LIMIT.as_secs())]
+    WorkersStuck,
 }
 
 /// Runs the control thread until a signal, `ringlane down` or a failure ends it. The workers have been told to stop
-/// when this returns.
+/// when this returns, and have, unless it is with an error.
 pub fn run(config: ControlConfig) -> Result<(), ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Runtime)?;
     runtime.block_on(async {
-        let mut control = Control::start(config).await?;
-        let ended = control.run().await;
-        control.stop().await;
-        ended
+        let mut signals = Signals::catch().map_err(ControlError::Runtime)?;
+        info!(version = config.version, interface = config.settings.interface, "starting");
+        let Some(mut control) = Control::start(config, &mut signals).await? else { return Ok(()) };
+        let ended = control.run(&mut signals).await;
+        if let Err(error) = &ended {
+            error!(%error, "the node cannot go on");
+        }
+        let stopped = control.stop().await;
+        ended.and(stopped)
     })
-}
-
-/// Whether this CPU has the instructions that make AES-GCM the faster AEAD.
-pub fn has_aes() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
 }
 
 struct Control {
@@ -169,6 +156,8 @@ struct Control {
     netlink: Netlink,
     changes: AddressChanges,
     plan: ListenPlan,
+    /// Something of the plan could not be done; try again.
+    plan_is_open: bool,
     installed: Vec<IpNet>,
     node: Node,
     engine: LaneEngine,
@@ -197,154 +186,17 @@ enum Happening {
 }
 
 impl Control {
-    async fn start(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { settings, keypair, workers, version, start_workers, notify, watchdog } = config;
-        let started = Instant::now();
-        let id = keypair.public().to_peer_id();
-
-        // Look at everything first.
-        let (netlink, changes) = Netlink::connect()?;
-        let connected = netlink.connected_prefixes(None).await?;
-        let routes = settings.peers.iter().flat_map(|peer| {
-            let name = if peer.name.is_empty() { "(unnamed)" } else { peer.name.as_str() };
-            peer.routes.iter().map(move |route| (*route, name))
-        });
-        refuse_connected(routes, &connected)?;
-        let host = netlink.host_addresses().await?;
-        let plan = ListenPlan::new(&settings.control.listen, &host, &settings.interface);
-
-        // Then take the ports.
-        let cache_file = peer_cache_file(&settings);
-        let cache = PeerCache::load(&cache_file);
-        let cached = settings.peers.iter().map(|peer| (peer.id, cache.addresses(&peer.id).cloned().collect()));
-        let mut seed = [0; 8];
-        random(&mut seed);
-        let mut node = Node::new(NodeConfig {
-            keypair: keypair.clone(),
-            peers: settings.peers.iter().map(|peer| (peer.id, peer.addresses.clone())).collect(),
-            cached: cached.collect(),
-            mdns: settings.control.mdns,
-            allow_loopback: false,
-            agent: format!("ringlane/{version}"),
-            seed: u64::from_le_bytes(seed),
-        })?;
-        deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
-        let file = settings.file.display();
-        if let Some(error) = node.set_listen_addresses(&plan.control).into_iter().next() {
-            return Err(ControlError::Listen(format!("{file}: control.listen: {error}")));
-        }
-        let all_routes = settings.peers.iter().flat_map(|peer| peer.routes.iter().copied());
-        let mut engine = LaneEngine::new(LaneEngineConfig {
-            keypair,
-            workers,
-            port: settings.dataplane.port,
-            inner_mtu: settings.dataplane.mtu,
-            policy: AddressPolicy {
-                allow_loopback: false,
-                inner_networks: inner_networks(all_routes.chain(overlay_networks()), &connected),
-            },
-        })?;
-        listen_with_lanes(&mut engine, &plan.lanes)
-            .await
-            .map_err(|error| ControlError::Listen(format!("{file}: dataplane.port: {error}")))?;
-
-        // From here on there is something to take away again, which the end of the workers does.
-        let woken = Arc::new(Notify::new());
-        let wake = Arc::clone(&woken);
-        let (sender, events) = plane_queue(move || wake.notify_one());
-        let workers = start_workers(sender).map_err(ControlError::Workers)?;
-        let prepared = Self::configure_kernel(&netlink, &settings, &id).await;
-        let admin = match socket_path(&settings.interface) {
-            Some(path) => AdminServer::bind(&path).map_err(ControlError::from),
-            None => Err(ControlError::NoInterface(settings.interface.clone())),
-        };
-        let (installed, admin) = match (prepared, admin) {
-            (Ok(installed), Ok(admin)) => (installed, admin),
-            (Err(error), _) | (_, Err(error)) => {
-                stop_workers(&workers, &events, &woken, &mut 0).await;
+    async fn run(&mut self, signals: &mut Signals) -> Result<(), ControlError> {
+        let mut cache_timer = interval(CACHE_INTERVAL);
+        let mut watchdog_timer = interval(self.watchdog.unwrap_or(NO_WATCHDOG));
+        cache_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        watchdog_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Err(error) = self.carry_out() {
+                // A worker that takes no orders may have said why.
+                self.handle_plane(Instant::now())?;
                 return Err(error);
             }
-        };
-
-        let mut instance = [0; 16];
-        random(&mut instance);
-        let us = Us {
-            id,
-            instance,
-            features: if has_aes() { Features::AES } else { Features::default() },
-            workers: workers.commands.len() as u8,
-            port: settings.dataplane.port,
-        };
-        let mut coordinator = Coordinator::new(us, &settings.peers, Box::new(random));
-        coordinator.set_addresses(&plan.lanes, started);
-        for warning in forwarding_warnings(&settings.interface) {
-            warn!("{warning}");
-        }
-        info!(
-            id = %id,
-            interface = settings.interface,
-            workers = workers.commands.len(),
-            peers = settings.peers.len(),
-            ports = settings.dataplane.port,
-            "up"
-        );
-        let ready = format!("interface {}, {} peers", settings.interface, settings.peers.len());
-        notify(Notice::Ready(ready));
-        Ok(Self {
-            settings,
-            id,
-            version,
-            started,
-            notify,
-            watchdog,
-            netlink,
-            changes,
-            plan,
-            installed,
-            node,
-            engine,
-            coordinator,
-            asks: BTreeMap::new(),
-            workers,
-            events,
-            woken,
-            stopped: 0,
-            admin,
-            cache,
-            cache_file,
-        })
-    }
-
-    async fn configure_kernel(netlink: &Netlink, settings: &Settings, id: &PeerId) -> Result<Vec<IpNet>, ControlError> {
-        let name = &settings.interface;
-        let interface = netlink.interface_index(name).await?.ok_or_else(|| ControlError::NoInterface(name.clone()))?;
-        let config = InterfaceConfig {
-            addresses: builtin_prefixes(id).to_vec(),
-            mtu: settings.dataplane.mtu,
-            tx_queue_length: Some(TX_QUEUE_PACKETS),
-        };
-        netlink.configure(interface, &config).await?;
-        let mut installed = Vec::new();
-        for peer in &settings.peers {
-            for prefix in builtin_prefixes(&peer.id).into_iter().chain(peer.routes.iter().copied()) {
-                let source: IpAddr =
-                    if prefix.addr().is_ipv4() { builtin_ipv4(id).into() } else { builtin_ipv6(id).into() };
-                if netlink.add_route(interface, prefix, Some(source)).await? {
-                    installed.push(prefix);
-                }
-            }
-        }
-        debug_assert!(installed.len() <= ROUTES_MAX + 2 * settings.peers.len());
-        Ok(installed)
-    }
-
-    async fn run(&mut self) -> Result<(), ControlError> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(ControlError::Runtime)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(ControlError::Runtime)?;
-        let mut cache_timer = tokio::time::interval(CACHE_INTERVAL);
-        let mut watchdog_timer = tokio::time::interval(self.watchdog.unwrap_or(NO_WATCHDOG));
-        loop {
-            self.carry_out()?;
             let deadline = self.coordinator.poll_timeout();
             let happening = tokio::select! {
                 event = self.node.next() => Happening::Node(event),
@@ -355,8 +207,7 @@ impl Control {
                 () = wait_until(deadline) => Happening::Deadline,
                 _ = cache_timer.tick() => Happening::CacheIsDue,
                 _ = watchdog_timer.tick() => Happening::WatchdogIsDue,
-                _ = terminate.recv() => Happening::Signal("SIGTERM"),
-                _ = interrupt.recv() => Happening::Signal("SIGINT"),
+                name = signals.next() => Happening::Signal(name),
             };
             let now = Instant::now();
             match happening {
@@ -371,7 +222,12 @@ impl Control {
                     }
                 }
                 Happening::Deadline => self.coordinator.handle_timeout(now),
-                Happening::CacheIsDue => self.save_cache(),
+                Happening::CacheIsDue => {
+                    self.save_cache();
+                    if self.plan_is_open {
+                        self.handle_address_change(now).await;
+                    }
+                }
                 Happening::WatchdogIsDue => {
                     if self.watchdog.is_some() {
                         (self.notify)(Notice::Watchdog);
@@ -449,7 +305,6 @@ impl Control {
                 if first {
                     info!(peer = self.name(index), id = %peer, %remote, "connected");
                 }
-                self.cache.remember(peer, remote, unix_s());
                 self.coordinator.handle_connected(index, now);
             }
             NodeEvent::PeerDisconnected { peer } => {
@@ -477,7 +332,10 @@ impl Control {
                 };
                 self.coordinator.handle_answer(peer, ask, answer, now);
             }
-            NodeEvent::ListenerFailed { address, error } => warn!(%address, error, "a listener failed"),
+            NodeEvent::ListenerFailed { address, error } => {
+                warn!(%address, error, "a listener failed");
+                self.plan_is_open = true;
+            }
             NodeEvent::ConnectionClosed { .. } | NodeEvent::AddressesChanged => {}
         }
     }
@@ -519,7 +377,8 @@ impl Control {
     }
 
     fn handle_plane(&mut self, now: Instant) -> Result<(), ControlError> {
-        while let Some(event) = self.events.try_recv() {
+        for _ in 0..PLANE_QUEUE_MESSAGES {
+            let Some(event) = self.events.try_recv() else { return Ok(()) };
             match event {
                 PlaneEvent::Adopted { worker, generation, retired } => {
                     debug!(%worker, generation = generation.0, "tables adopted");
@@ -529,7 +388,7 @@ impl Control {
                     if self.coordinator.handle_lane_ended(peer, index, serial, now) {
                         let end = match end {
                             LaneEnd::Retired => "retired".to_owned(),
-                            LaneEnd::Worn => "its keys are worn".to_owned(),
+                            LaneEnd::Worn => "its key has sealed as many records as it may".to_owned(),
                             LaneEnd::TimedOut => "nothing heard from the peer".to_owned(),
                             LaneEnd::ClosedByPeer => "closed by the peer".to_owned(),
                             LaneEnd::Failed(error) => error,
@@ -539,6 +398,7 @@ impl Control {
                 }
                 PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
                 PlaneEvent::Failed { worker, message } => {
+                    self.stopped |= 1 << worker.0;
                     return Err(ControlError::WorkerFailed { worker, message });
                 }
                 PlaneEvent::Stopped { worker } => {
@@ -547,6 +407,8 @@ impl Control {
                 }
             }
         }
+        // There may be more, and everybody else has waited long enough.
+        self.woken.notify_one();
         Ok(())
     }
 
@@ -555,20 +417,26 @@ impl Control {
             Ok(host) => host,
             Err(error) => {
                 warn!(%error, "cannot read the host's addresses");
+                self.plan_is_open = true;
                 return;
             }
         };
         deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
         let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);
-        if plan == self.plan {
+        if plan == self.plan && !self.plan_is_open {
             return;
         }
-        info!(addresses = ?plan.lanes, "the host's addresses have changed");
+        if plan != self.plan {
+            info!(addresses = ?plan.lanes, "the host's addresses have changed");
+        }
+        self.plan_is_open = false;
         for error in self.node.set_listen_addresses(&plan.control) {
             warn!("{error}");
+            self.plan_is_open = true;
         }
         for error in self.engine.set_local_addresses(&plan.lanes).err().unwrap_or_default() {
             warn!("{error}");
+            self.plan_is_open = true;
         }
         self.coordinator.set_addresses(&plan.lanes, now);
         self.plan = plan;
@@ -609,19 +477,26 @@ impl Control {
         save(&self.cache, &self.cache_file);
     }
 
-    async fn stop(mut self) {
+    async fn stop(mut self) -> Result<(), ControlError> {
         (self.notify)(Notice::Stopping);
+        // First, so that peers hear at once that our lanes are gone.
+        let stopped = stop_workers(&self.workers, &self.events, &self.woken, self.stopped).await;
         self.save_cache();
-        stop_workers(&self.workers, &self.events, &self.woken, &mut self.stopped).await;
         self.node.shutdown(SWARM_STOP_LIMIT).await;
         // Last: `ringlane down` returns when the socket is gone.
         self.admin.close().await;
         info!("down");
+        stopped
     }
 }
 
-/// Tells all workers to stop and waits, bounded, until they have.
-async fn stop_workers(workers: &Workers, events: &PlaneReceiver<PlaneEvent>, woken: &Notify, stopped: &mut u64) {
+/// Tells all workers to stop and waits, bounded, until they have; bit w of `stopped` is set if worker w has already.
+async fn stop_workers(
+    workers: &Workers,
+    events: &PlaneReceiver<PlaneEvent>,
+    woken: &Notify,
+    mut stopped: u64,
+) -> Result<(), ControlError> {
     for commands in &workers.commands {
         // A full queue is a worker that does not listen; the limit below deals with it.
         let _ = commands.try_send(PlaneCommand::Stop);
@@ -631,7 +506,11 @@ async fn stop_workers(workers: &Workers, events: &PlaneReceiver<PlaneEvent>, wok
         while stopped.count_ones() < all {
             while let Some(event) = events.try_recv() {
                 match event {
-                    PlaneEvent::Stopped { worker } | PlaneEvent::Failed { worker, .. } => *stopped |= 1 << worker.0,
+                    PlaneEvent::Stopped { worker } => stopped |= 1 << worker.0,
+                    PlaneEvent::Failed { worker, message } => {
+                        warn!(%worker, message, "a worker failed while stopping");
+                        stopped |= 1 << worker.0;
+                    }
                     _ => {}
                 }
             }
@@ -640,23 +519,11 @@ async fn stop_workers(workers: &Workers, events: &PlaneReceiver<PlaneEvent>, wok
             }
         }
     });
-    if waited.await.is_err() {
-        warn!("not all workers have stopped in time");
-    }
-}
-
-/// Opens the lanes' listeners. The sockets of a node that was killed are closed in the background, so a port in use is
-/// tried again for a moment.
-async fn listen_with_lanes(engine: &mut LaneEngine, addresses: &[IpAddr]) -> Result<(), ListenError> {
-    let deadline = Instant::now() + LINGER;
-    loop {
-        let Err(errors) = engine.set_local_addresses(addresses) else { return Ok(()) };
-        let Some(error) = errors.into_iter().next() else { return Ok(()) };
-        if !matches!(error, ListenError::InUse(_)) || Instant::now() >= deadline {
-            return Err(error);
-        }
-        sleep(LINGER_STEP).await;
-    }
+    waited.await.map_err(|_| {
+        let running: Vec<_> = (0..all).filter(|worker| stopped & 1 << worker == 0).collect();
+        warn!(workers = ?running, "workers have not stopped in time");
+        ControlError::WorkersStuck
+    })
 }
 
 fn deny_own(node: &mut Node, own: Vec<IpAddr>) {
@@ -679,16 +546,4 @@ async fn wait_until(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// Fills `bytes` from the system's generator. Without one there is no security to be had, so the process ends.
-fn random(bytes: &mut [u8]) {
-    if aws_lc_rs::rand::fill(bytes).is_err() {
-        error!("the system gives no random numbers");
-        std::process::exit(1);
-    }
-}
-
-fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

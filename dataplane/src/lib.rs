@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ringlane_shared::id::WorkerId;
 use ringlane_shared::limits::{WORKERS_MAX, datagram_bytes_max};
@@ -31,6 +32,10 @@ use crate::hand_over::HandOver;
 use crate::sys::ring::PacketRing;
 use crate::wake::Wake;
 use crate::worker::{State, Worker};
+
+/// How often a worker that has stopped tries to say so, and how long it waits in between: a second in all.
+const STOPPED_TRIES: u32 = 100;
+const STOPPED_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the workers could not be started: the system is at fault.
 #[derive(Debug, Error)]
@@ -172,8 +177,14 @@ fn run_to_end(worker: Worker, reports: &PlaneSender<PlaneEvent>) {
     let message = match ended {
         Ok(Ok(())) => {
             debug!(worker = id.0, "stopped");
-            // Nobody is left to read it if the queue is full or gone.
-            let _ = reports.try_send(PlaneEvent::Stopped { worker: id });
+            // A worker of very many lanes has just filled the queue with their ends. Control reads them, unless it is
+            // gone too.
+            for _ in 0..STOPPED_TRIES {
+                if reports.try_send(PlaneEvent::Stopped { worker: id }).is_ok() {
+                    break;
+                }
+                std::thread::sleep(STOPPED_PAUSE);
+            }
             return;
         }
         Ok(Err(error)) => error.to_string(),

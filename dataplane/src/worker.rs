@@ -182,7 +182,11 @@ impl Worker {
                     None | Some(libc::EINTR | libc::EAGAIN) => {}
                     Some(libc::ENOBUFS) => self.counters.tun_buffer_shortages.add(1),
                     // The interface is gone or broken: nothing a worker could do about it.
-                    Some(_) => return Err(error.unwrap_or_else(|| io::Error::other("TUN read ended"))),
+                    Some(_) => {
+                        let error = error.map(|error| error.to_string()).unwrap_or_default();
+                        let message = format!("the TUN interface cannot be read any more, was it deleted? {error}");
+                        return Err(io::Error::other(message));
+                    }
                 }
                 self.ring.arm_tun_read()?;
             }

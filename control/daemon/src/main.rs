@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod notify;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
         Command::Completions { shell } => commands::completions::run(shell),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("ringlane: {error:#}");
+        // Nobody may be left to read it.
+        let _ = writeln!(std::io::stderr(), "ringlane: {error:#}");
         ExitCode::FAILURE
     })
 }

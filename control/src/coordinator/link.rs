@@ -24,8 +24,13 @@ use super::{AskId, Context, Intent};
 
 /// First pause before missing lanes are asked for again: short, for a lane whose keys are worn is missed at once.
 const RETRY_MIN: Duration = Duration::from_millis(20);
+/// How much longer each pause is than the one before.
+const RETRY_FACTOR: u32 = 4;
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A lane that lived this long was a good one: its end is not another failure in a row.
+const STABLE_AFTER: Duration = RETRY_MAX;
 
 /// How long the first lanes of a link wait for the others before workers without a lane send by way of them. A flow
 /// that changes lanes may overtake itself once, so it is better not to begin on another worker's lane and move a
@@ -80,6 +85,7 @@ pub struct Link {
     asking: Option<(AskId, Offer)>,
     ask_again: bool,
     retry_at: Option<Instant>,
+    /// Failures in a row; a question that waits to be asked counts for one, however many lanes it is for.
     attempts: u32,
     last_handshake_at: Option<SystemTime>,
 }
@@ -211,8 +217,14 @@ impl Link {
             Ok(Answer::Offer(theirs)) => {
                 let knew_peer = self.instance.is_some();
                 if self.meet(&theirs, context) && knew_peer {
-                    // We asked for what was missing of the old lanes; what we want is all of the new ones.
-                    self.ask(context);
+                    // We asked for what was missing of the old lanes; what we want is all of the new ones. But who is
+                    // somebody else every time (two nodes with one key) is not asked as fast as it can answer.
+                    if self.attempts == 0 {
+                        self.attempts = 1;
+                        self.ask(context);
+                    } else {
+                        self.retry_later(now, context);
+                    }
                     return;
                 }
                 let lanes = ours.lanes.intersection(theirs.lanes).intersection(self.missing());
@@ -249,7 +261,6 @@ impl Link {
             return;
         }
         if self.missing().is_empty() {
-            self.attempts = 0;
             self.retry_at = None;
         } else {
             self.retry_later(now, context);
@@ -271,12 +282,16 @@ impl Link {
         now: Instant,
         context: &mut Context<'_, T>,
     ) -> bool {
-        if self.up.get(&index).is_none_or(|lane| lane.serial != serial) {
-            return false;
-        }
+        let Some(lane) = self.up.get(&index).filter(|lane| lane.serial == serial) else { return false };
+        let was_stable = now.saturating_duration_since(lane.since) >= STABLE_AFTER;
         self.up.remove(&index);
         self.announce();
+        let planned = if was_stable { self.retry_at.take() } else { None };
+        if was_stable {
+            self.attempts = 0;
+        }
         self.retry_later(now, context);
+        self.retry_at = self.retry_at.into_iter().chain(planned).min();
         true
     }
 
@@ -339,14 +354,22 @@ impl Link {
         if self.role != Role::Client || !self.connected {
             return;
         }
-        let pause = RETRY_MIN.saturating_mul(1 << self.attempts.min(11)).min(RETRY_MAX);
-        self.attempts = self.attempts.saturating_add(1);
+        let pause = RETRY_MIN.saturating_mul(RETRY_FACTOR.saturating_pow(self.attempts)).min(RETRY_MAX);
         let jitter = Duration::from_millis(context.below(pause.as_millis() as u64 / 2));
         let at = now + pause + jitter;
-        self.retry_at = Some(self.retry_at.map_or(at, |planned| planned.min(at)));
+        match self.retry_at {
+            Some(planned) => self.retry_at = Some(planned.min(at)),
+            None => {
+                self.attempts = self.attempts.saturating_add(1);
+                self.retry_at = Some(at);
+            }
+        }
     }
 }
 
 fn bit(index: LaneIndex) -> u64 {
     1 << index.get()
 }
+
+#[cfg(test)]
+mod tests;

@@ -186,6 +186,7 @@ impl LaneEngine {
     /// Starts making lanes. A lane of the same peer that is in the making is replaced, without an outcome.
     pub fn start(&mut self, request: LinkStart, now: Instant) {
         let (peer, lanes) = (request.peer, request.lanes);
+        self.forget_outcomes(peer, lanes);
         let secrets = match request.role {
             Role::Client => LinkSecrets::derive(&request.ours, &request.theirs),
             Role::Server => LinkSecrets::derive(&request.theirs, &request.ours),
@@ -221,6 +222,7 @@ impl LaneEngine {
     /// Stops making lanes with this peer, without outcomes. Established lanes are not concerned.
     pub fn cancel(&mut self, peer: PeerIndex) {
         let now = now();
+        self.forget_outcomes(peer, LaneSet(u64::MAX));
         for index in LaneSet(u64::MAX).iter() {
             self.discard((peer, index), now);
         }
@@ -428,6 +430,18 @@ impl LaneEngine {
             self.paths.remove(&path);
         }
         Some(setup)
+    }
+
+    /// Outcomes that wait for the control loop are of set-ups it does not want any more: taken for the new ones', they
+    /// would bring up lanes to a peer that has restarted since, and end the wait for those that come.
+    fn forget_outcomes(&mut self, peer: PeerIndex, lanes: LaneSet) {
+        self.outcomes.retain(|outcome| {
+            let (of, index) = match outcome {
+                LaneOutcome::Established { lane, .. } => (lane.peer, lane.index),
+                LaneOutcome::Failed { peer, index, .. } => (*peer, *index),
+            };
+            of != peer || !lanes.contains(index)
+        });
     }
 
     fn forget_idle_links(&mut self) {

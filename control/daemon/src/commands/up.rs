@@ -55,8 +55,8 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
     let ended = control.join();
     match ended {
         Ok(ended) => {
-            // Control has told the workers to stop; if one does not, the process ends all the same and the kernel takes
-            // the interface away.
+            // If a worker has not stopped, which is an error, the process ends without it, and the kernel takes the
+            // interface away.
             if ended.is_ok()
                 && let Ok(dataplane) = started.try_recv()
             {
@@ -88,7 +88,12 @@ fn start_logging(json: bool) -> anyhow::Result<()> {
         Ok(filter) => EnvFilter::try_new(&filter).with_context(|| format!("RINGLANE_LOG={filter} is no filter"))?,
         Err(_) => EnvFilter::new(DEFAULT_FILTER),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Whoever read our log may have gone; telling of that on the same stream would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .log_internal_errors(false);
     if json {
         builder.json().init();
     } else {

@@ -1,12 +1,13 @@
 //! Starting, stopping, dying and coming back.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::lab::{Lab, Site, succeed, wait_for};
-use crate::node::{Node, RINGLANE, Setup, two_direct};
+use crate::node::{Node, RINGLANE, Setup, mesh, two_direct};
 use crate::traffic::time_to_first_echo;
 
 /// How long after a node's start traffic must flow again.
@@ -22,7 +23,7 @@ fn heals_after(restarted: Site, stop: impl FnOnce(&mut Node)) {
     let position = usize::from(restarted == Site::B);
     stop(&mut nodes[position]);
     let started = Instant::now();
-    nodes[position] = Node::up(&setups[position]);
+    nodes[position].up_again(&setups[position]);
     time_to_first_echo(&a, &b, Site::B.host_v4().into());
     let healed = started.elapsed();
     assert!(healed < HEALED_WITHIN, "traffic flowed {healed:?} after the start of {restarted:?}");
@@ -76,12 +77,14 @@ fn sigterm_leaves_nothing_behind() {
 }
 
 #[test]
-fn sigint_leaves_nothing_behind() {
-    leaves_nothing_after(|_, node| {
-        node.signal(Signal::INT);
-        let ended = node.wait_ended();
-        assert!(ended.success(), "SIGINT is an orderly end: {ended}");
-    });
+fn sigint_and_sighup_leave_nothing_behind() {
+    for signal in [Signal::INT, Signal::HUP] {
+        leaves_nothing_after(|_, node| {
+            node.signal(signal);
+            let ended = node.wait_ended();
+            assert!(ended.success(), "{signal:?} is an orderly end: {ended}");
+        });
+    }
 }
 
 #[test]
@@ -90,6 +93,55 @@ fn down_leaves_nothing_behind() {
         succeed(Command::new(RINGLANE).args(["down", "--interface", &setup.interface]));
         assert!(node.wait_ended().success());
     });
+}
+
+#[test]
+fn sigterm_at_any_moment_of_start_up_leaves_nothing_behind() {
+    let Some(lab) = Lab::up(2) else { return };
+    let [setup, _] = mesh(&lab, [(Site::A, 2), (Site::B, 1)]);
+    let router = lab.router(Site::A);
+    let before = router.kernel_state();
+    let mut orderly = 0;
+    // Up to twice what a start takes here; each step is another moment of it.
+    for step in 0..16 {
+        let mut node = Node::up(&setup);
+        std::thread::sleep(step * Duration::from_millis(15));
+        let ended = node.terminate();
+        // The log is one for all steps. Before its first line there is nothing to end in order.
+        if node.log().matches("starting version").count() > orderly {
+            assert!(ended.success(), "step {step}: SIGTERM is an orderly end: {ended}");
+            orderly += 1;
+        } else {
+            assert_eq!(ended.signal(), Some(Signal::TERM.as_raw()), "step {step}: nothing was begun: {ended}");
+        }
+        assert_eq!(router.kernel_state(), before, "step {step}");
+        assert!(!setup.socket().exists(), "step {step}");
+    }
+    assert!(orderly > 0, "no signal came after the beginning");
+}
+
+#[test]
+fn a_node_that_loses_its_interface_says_so_and_ends() {
+    leaves_nothing_after(|setup, node| {
+        setup.router.run(&format!("ip link del {}", setup.interface));
+        let ended = node.wait_ended();
+        assert_eq!(ended.code(), Some(1), "{ended}");
+        let log = node.log();
+        let last = log.lines().last().unwrap_or_default();
+        assert!(last.starts_with("ringlane: worker ") && last.contains("the TUN interface"), "{last}");
+        assert!(!log.contains("have not stopped in time"), "a worker that failed is not waited for");
+    });
+}
+
+#[test]
+fn a_node_whose_log_nobody_reads_runs_on() {
+    let Some(lab) = Lab::up(2) else { return };
+    let [setup, other] = mesh(&lab, [(Site::A, 1), (Site::B, 1)]);
+    let mut node = Node::up_unread(&setup);
+    let _other = Node::up(&other);
+    node.wait_direct(&[Site::B], 1);
+    terminate(&mut node);
+    assert!(!setup.socket().exists());
 }
 
 #[test]

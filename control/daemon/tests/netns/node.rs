@@ -132,6 +132,18 @@ impl Setup {
     }
 }
 
+fn spawn(setup: &Setup, log: Stdio) -> Child {
+    setup.up_command().stdout(Stdio::null()).stderr(log).spawn().expect("the node can be started")
+}
+
+fn append(log: &Path) -> File {
+    File::options().create(true).append(true).open(log).expect("the log can be written")
+}
+
+fn log_of(setup: &Setup) -> PathBuf {
+    setup.file.with_extension("log")
+}
+
 fn socket_of(interface: &str) -> PathBuf {
     Path::new("/run/ringlane").join(format!("{interface}.sock"))
 }
@@ -172,13 +184,33 @@ pub(crate) struct Node {
 impl Node {
     /// Starts the node; returns before it is ready.
     pub(crate) fn up(setup: &Setup) -> Self {
-        let log = setup.file.with_extension("log");
-        let stderr = File::options().create(true).append(true).open(&log).expect("the log can be written");
-        let mut command = setup.up_command();
-        command.stdout(stderr.try_clone().expect("a file can be cloned")).stderr(stderr);
-        let child = command.spawn().expect("the node can be started");
+        Self::of(setup, spawn(setup, append(&log_of(setup)).into()))
+    }
+
+    fn of(setup: &Setup, child: Child) -> Self {
         let network = Path::new("/var/lib/ringlane").join(&setup.interface);
-        Self { child, log, interface: setup.interface.clone(), network }
+        Self { child, log: log_of(setup), interface: setup.interface.clone(), network }
+    }
+
+    /// Starts the node again after it has ended. Not by a new [`Node`] in this one's place: dropping this one would take
+    /// away what the new one has made.
+    pub(crate) fn up_again(&mut self, setup: &Setup) {
+        self.wait_ended();
+        self.child = spawn(setup, append(&self.log).into());
+    }
+
+    /// As [`Self::up`], with a log that nobody reads: its pipe is closed from the beginning.
+    pub(crate) fn up_unread(setup: &Setup) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+        drop(reader);
+        let mut node = Self::of(setup, spawn(setup, writer.into()));
+        node.log = PathBuf::from("/dev/null");
+        node
+    }
+
+    /// All that this node and those before it with the same configuration have logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// What `ringlane status --json` says; `None` while the node does not answer.
@@ -247,7 +279,7 @@ impl Drop for Node {
         let _ = fs::remove_dir_all(&self.network);
         let _ = fs::remove_file(socket_of(&self.interface));
         if thread::panicking() {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let log = self.log();
             let skipped = log.lines().count().saturating_sub(LOG_LINES_SHOWN);
             eprintln!("---- log of {}, first {skipped} lines left out", self.interface);
             log.lines().skip(skipped).for_each(|line| eprintln!("{line}"));

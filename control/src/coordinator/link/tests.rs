@@ -1,0 +1,279 @@
+//! The rules of one link, one by one.
+
+use std::collections::VecDeque;
+
+use ringlane_shared::id::{LaneId, PeerId};
+use ringlane_shared::wire::offer::{Features, OfferSecret};
+
+use super::*;
+use crate::coordinator::Us;
+
+const PEER: PeerIndex = PeerIndex(0);
+const WORKERS: u8 = 3;
+
+/// A link, and what it wants done; `random` is what all its random bytes are.
+struct Fixture {
+    link: Link,
+    us: Us,
+    random: u8,
+    asks: u64,
+    intents: VecDeque<Intent<()>>,
+    now: Instant,
+}
+
+impl Fixture {
+    fn new(role: Role) -> Self {
+        let us = Us { id: PeerId::random(), instance: [0; 16], features: Features::AES, workers: WORKERS, port: 8100 };
+        let (link, now) = (Link::new(PEER, role), Instant::now());
+        Self { link, us, random: 0, asks: 0, intents: VecDeque::new(), now }
+    }
+
+    /// One that has asked the peer's first instance and set up all lanes but these.
+    fn client_without(missing: &[u8]) -> Self {
+        let mut fixture = Self::new(Role::Client);
+        fixture.act(|link, now, context| link.handle_connected(now, context));
+        fixture.answer(1, Ok(offer(1)));
+        for index in 0..WORKERS {
+            if missing.contains(&index) {
+                fixture.fail(index);
+            } else {
+                fixture.up(index);
+            }
+        }
+        fixture.intents.clear();
+        fixture
+    }
+
+    fn act<R>(&mut self, act: impl FnOnce(&mut Link, Instant, &mut Context<'_, ()>) -> R) -> R {
+        let value = self.random;
+        let mut random = |bytes: &mut [u8]| bytes.fill(value);
+        let Self { link, us, asks, intents, now, .. } = self;
+        act(link, *now, &mut Context { us, candidates: &[], random: &mut random, asks, intents })
+    }
+
+    fn answer(&mut self, ask: u64, answer: Result<Offer, AskFailure>) {
+        let answer = answer.map(|offer| Answer::Offer(Box::new(offer)));
+        self.act(|link, now, context| link.handle_answer(AskId(ask), answer, now, context));
+    }
+
+    fn up(&mut self, index: u8) {
+        let address = SocketAddr::from(([192, 0, 2, 1], 8100));
+        let lane = LaneUp {
+            serial: LaneSerial(u64::from(index)),
+            worker: WorkerId(index),
+            local: address,
+            remote: address,
+            since: self.now,
+            handshake_at: SystemTime::UNIX_EPOCH,
+            gauges: Arc::default(),
+        };
+        self.act(|link, _, context| link.handle_lane_up(lane_index(index), lane, context));
+    }
+
+    fn fail(&mut self, index: u8) {
+        self.act(|link, now, context| link.handle_lane_failed(lane_index(index), now, context));
+    }
+
+    fn end(&mut self, index: u8) {
+        let serial = LaneSerial(u64::from(index));
+        self.act(|link, now, context| link.handle_lane_ended(lane_index(index), serial, now, context));
+    }
+
+    /// Lets the link's time come. Returns how long that took.
+    fn time_out(&mut self) -> Duration {
+        let at = self.link.poll_timeout().expect("the link waits for something");
+        let waited = at - self.now;
+        self.now = at;
+        self.act(|link, now, context| link.handle_timeout(now, context));
+        waited
+    }
+
+    /// What the link wants done, in words.
+    fn wants(&mut self) -> Vec<String> {
+        let word = |intent| match intent {
+            Intent::Ask { offer, .. } => format!("ask for {:#b}", offer.lanes.0),
+            Intent::Answer { answer: Answer::Offer(offer), .. } => format!("offer {:#b}", offer.lanes.0),
+            Intent::Answer { answer: Answer::Refused(_), .. } => "refuse".to_owned(),
+            Intent::SetUp { lanes, .. } => format!("set up {:#b}", lanes.0),
+            Intent::CancelSetUp(_) => "cancel".to_owned(),
+            Intent::Retire { serial, .. } => format!("retire {}", serial.0),
+            Intent::Publish(_) => "publish".to_owned(),
+        };
+        self.intents.drain(..).map(word).collect()
+    }
+}
+
+fn lane_index(index: u8) -> LaneIndex {
+    LaneIndex::new(index).unwrap()
+}
+
+/// The peer's offer for all lanes, in one of its lives.
+fn offer(instance: u8) -> Offer {
+    Offer {
+        instance: [instance; 16],
+        secret: OfferSecret::new([instance; 32]),
+        features: Features::AES,
+        workers: WORKERS,
+        port: 8100,
+        lane_id_base: LaneId::new(0).unwrap(),
+        lanes: LaneSet(u64::MAX),
+        candidates: Vec::new(),
+    }
+}
+
+const NO_ANSWER: Result<Offer, AskFailure> = Err(AskFailure::NotConnected);
+
+#[test]
+fn a_client_asks_for_everything_then_for_what_is_missing_and_then_for_nothing() {
+    let mut client = Fixture::new(Role::Client);
+    client.act(|link, now, context| link.handle_connected(now, context));
+    assert_eq!(client.wants(), [format!("ask for {:#b}", u64::MAX)]);
+    client.answer(1, Ok(offer(1)));
+    assert_eq!(client.wants(), ["set up 0b111"]);
+    client.up(0);
+    client.up(1);
+    client.fail(2);
+    while client.intents.is_empty() {
+        client.time_out();
+    }
+    assert_eq!(client.wants(), ["ask for 0b100"]);
+    client.answer(2, Ok(offer(1)));
+    client.up(2);
+    assert_eq!((client.wants(), client.link.poll_timeout()), (vec!["set up 0b100".to_owned()], None));
+}
+
+#[test]
+fn a_peer_that_is_somebody_else_loses_all_its_lanes_and_is_asked_for_new_ones() {
+    let mut client = Fixture::client_without(&[]);
+    client.act(|link, now, context| link.handle_connected(now, context));
+    assert_eq!(client.wants(), ["ask for 0b0"]);
+    client.answer(2, Ok(offer(2)));
+    assert_eq!(client.wants(), ["retire 0", "retire 1", "retire 2", "ask for 0b111"]);
+    assert_eq!(client.link.workers_with_lane(), 0);
+}
+
+#[test]
+fn a_peer_that_is_somebody_else_every_time_is_asked_ever_more_rarely() {
+    let mut client = Fixture::client_without(&[]);
+    client.act(|link, now, context| link.handle_connected(now, context));
+    client.answer(2, Ok(offer(2)));
+    let mut waits = Vec::new();
+    for ask in 3..16 {
+        client.answer(ask, Ok(offer(ask as u8)));
+        waits.push(client.time_out());
+    }
+    assert!(waits.is_sorted() && waits.last() == Some(&RETRY_MAX), "{waits:?}");
+}
+
+#[test]
+fn a_server_replaces_what_it_is_asked_for_and_nothing_else() {
+    let mut server = Fixture::new(Role::Server);
+    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    assert_eq!(server.wants(), ["offer 0b111", "set up 0b111"]);
+    (0..WORKERS).for_each(|index| server.up(index));
+    let some = Offer { lanes: LaneSet(0b1010), ..offer(1) };
+    server.act(|link, _, context| link.handle_offer(some, (), context));
+    assert_eq!(server.wants(), ["retire 1", "offer 0b10", "set up 0b10"]);
+    let nothing = Offer { lanes: LaneSet(0), ..offer(2) };
+    server.act(|link, _, context| link.handle_offer(nothing, (), context));
+    assert_eq!(server.wants(), ["retire 0", "retire 2", "cancel", "offer 0b0"]);
+}
+
+#[test]
+fn a_server_never_asks_and_a_client_is_never_asked() {
+    let mut server = Fixture::new(Role::Server);
+    server.act(|link, now, context| link.handle_connected(now, context));
+    assert_eq!((server.wants().len(), server.link.poll_timeout()), (0, None));
+    let mut client = Fixture::client_without(&[]);
+    client.act(|link, _, context| link.handle_offer(offer(2), (), context));
+    assert_eq!(client.wants(), ["refuse"]);
+    assert_eq!(client.link.lanes().count(), usize::from(WORKERS));
+}
+
+#[test]
+fn only_the_answer_to_the_question_under_way_counts() {
+    let mut client = Fixture::new(Role::Client);
+    client.act(|link, now, context| link.handle_connected(now, context));
+    client.link.handle_disconnected();
+    client.answer(1, Ok(offer(1)));
+    client.act(|link, now, context| link.handle_connected(now, context));
+    client.answer(1, Ok(offer(1)));
+    client.answer(1, NO_ANSWER);
+    assert_eq!((client.wants().len(), client.link.poll_timeout()), (2, None), "two questions and nothing else");
+    client.answer(2, Ok(offer(1)));
+    assert_eq!(client.wants(), ["set up 0b111"]);
+}
+
+#[test]
+fn a_question_that_cannot_be_asked_now_is_asked_after_the_one_under_way() {
+    let mut client = Fixture::new(Role::Client);
+    client.act(|link, now, context| link.handle_connected(now, context));
+    client.act(|link, now, context| link.handle_connected(now, context));
+    assert_eq!(client.wants().len(), 1);
+    client.answer(1, Ok(offer(1)));
+    assert_eq!(client.wants(), ["set up 0b111", "ask for 0b0"]);
+}
+
+#[test]
+fn others_send_by_way_of_the_first_lanes_once_all_are_there_or_the_link_has_settled() {
+    let table: [(&[u8], &[u8], bool, u64); 5] = [
+        // up, failed, time passes: announced
+        (&[0], &[], false, 0),
+        (&[0], &[], true, 0b1),
+        (&[0, 1], &[2], false, 0b11),
+        (&[0, 1, 2], &[], false, 0b111),
+        (&[], &[0, 1, 2], false, 0),
+    ];
+    for (up, failed, passes, announced) in table {
+        let mut client = Fixture::new(Role::Client);
+        client.act(|link, now, context| link.handle_connected(now, context));
+        client.answer(1, Ok(offer(1)));
+        up.iter().for_each(|index| client.up(*index));
+        failed.iter().for_each(|index| client.fail(*index));
+        if passes {
+            assert_eq!(client.time_out(), SETTLE);
+        }
+        assert_eq!(client.link.workers_with_lane(), announced, "{up:?} {failed:?}");
+    }
+}
+
+#[test]
+fn a_lane_that_ends_is_not_announced_any_more_and_asked_for_again() {
+    let mut client = Fixture::client_without(&[]);
+    client.now += STABLE_AFTER;
+    client.end(1);
+    client.end(1);
+    assert_eq!(client.link.workers_with_lane(), 0b101);
+    assert_eq!(client.time_out(), RETRY_MIN);
+    assert_eq!(client.wants(), ["ask for 0b10"]);
+}
+
+#[test]
+fn pauses_grow_up_to_the_longest_with_half_as_much_jitter() {
+    for (random, jitter) in [(0, 0.0), (0xff, 0.5)] {
+        let mut client = Fixture::client_without(&[0, 1, 2]);
+        client.act(|link, now, context| link.handle_connected(now, context));
+        client.random = random;
+        let mut pause = RETRY_MIN;
+        for ask in 2..14 {
+            client.answer(ask, NO_ANSWER);
+            let waited = client.time_out();
+            assert!(pause <= waited && waited <= pause.mul_f64(1.0 + jitter), "{waited:?} after {pause:?}");
+            pause = (RETRY_FACTOR * pause).min(RETRY_MAX);
+        }
+        assert_eq!(pause, RETRY_MAX);
+    }
+}
+
+#[test]
+fn lanes_that_end_together_are_one_failure_and_a_lane_that_ends_early_is_another() {
+    let mut client = Fixture::client_without(&[]);
+    client.now += STABLE_AFTER;
+    (0..WORKERS).for_each(|index| client.end(index));
+    for (ask, pause) in [(2, RETRY_MIN), (3, RETRY_FACTOR * RETRY_MIN), (4, RETRY_FACTOR * RETRY_FACTOR * RETRY_MIN)] {
+        assert_eq!(client.time_out(), pause);
+        client.answer(ask, Ok(offer(1)));
+        (0..WORKERS).for_each(|index| client.up(index));
+        (0..WORKERS).for_each(|index| client.end(index));
+    }
+}

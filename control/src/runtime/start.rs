@@ -1,0 +1,243 @@
+//! From a configuration to a node that is up: everything is looked at before anything is touched, and what fails leaves
+//! nothing behind.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use ringlane_shared::config::Settings;
+use ringlane_shared::id::PeerId;
+use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use ringlane_shared::limits::ROUTES_MAX;
+use ringlane_shared::path::candidate::AddressPolicy;
+use ringlane_shared::plane::queue::plane_queue;
+use ringlane_shared::wire::offer::Features;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use super::{Control, ControlConfig, ControlError, Notice, deny_own, stop_workers};
+use crate::addresses::{ListenPlan, inner_networks};
+use crate::admin::{AdminServer, socket_path};
+use crate::coordinator::publisher::builtin_prefixes;
+use crate::coordinator::{Coordinator, Us};
+use crate::lanes::{LaneEngine, LaneEngineConfig, ListenError};
+use crate::netlink::{HostAddress, InterfaceConfig, Netlink, NetlinkError, forwarding_warnings, refuse_connected};
+use crate::signals::Signals;
+use crate::store::{PeerCache, peer_cache_file};
+use crate::swarm::address::overlay_networks;
+use crate::swarm::{Node, NodeConfig};
+
+/// Packets the kernel queues for a worker: a burst of a few milliseconds, not a standing queue.
+const TX_QUEUE_PACKETS: u32 = 500;
+/// How long the lane sockets of a killed node may outlive it.
+const LINGER: Duration = Duration::from_secs(1);
+/// Between two tries to take their ports.
+const LINGER_STEP: Duration = Duration::from_millis(50);
+
+impl Control {
+    /// Returns nothing when a signal ended the start; then nothing is left of it.
+    pub(super) async fn start(config: ControlConfig, signals: &mut Signals) -> Result<Option<Self>, ControlError> {
+        let ControlConfig { settings, keypair, workers, version, start_workers, notify, watchdog } = config;
+        let started = Instant::now();
+        let id = keypair.public().to_peer_id();
+
+        // Look at everything first.
+        let (netlink, changes) = Netlink::connect()?;
+        let (connected, host) = tokio::select! {
+            biased;
+            name = signals.next() => {
+                info!("told to stop by {name} while starting");
+                return Ok(None);
+            }
+            found = look_at_host(&netlink) => found?,
+        };
+        let routes = settings.peers.iter().flat_map(|peer| {
+            let name = if peer.name.is_empty() { "(unnamed)" } else { peer.name.as_str() };
+            peer.routes.iter().map(move |route| (*route, name))
+        });
+        refuse_connected(routes, &connected)?;
+        let plan = ListenPlan::new(&settings.control.listen, &host, &settings.interface);
+
+        // Then take the ports.
+        let cache_file = peer_cache_file(&settings);
+        let cache = PeerCache::load(&cache_file);
+        let cached = settings.peers.iter().map(|peer| (peer.id, cache.addresses(&peer.id).cloned().collect()));
+        let mut seed = [0; 8];
+        random(&mut seed);
+        let mut node = Node::new(NodeConfig {
+            keypair: keypair.clone(),
+            peers: settings.peers.iter().map(|peer| (peer.id, peer.addresses.clone())).collect(),
+            cached: cached.collect(),
+            mdns: settings.control.mdns,
+            allow_loopback: false,
+            agent: format!("ringlane/{version}"),
+            seed: u64::from_le_bytes(seed),
+        })?;
+        deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
+        let file = settings.file.display();
+        if let Some(error) = node.set_listen_addresses(&plan.control).into_iter().next() {
+            return Err(ControlError::Listen(format!("{file}: control.listen: {error}")));
+        }
+        let all_routes = settings.peers.iter().flat_map(|peer| peer.routes.iter().copied());
+        let mut engine = LaneEngine::new(LaneEngineConfig {
+            keypair,
+            workers,
+            port: settings.dataplane.port,
+            inner_mtu: settings.dataplane.mtu,
+            policy: AddressPolicy {
+                allow_loopback: false,
+                inner_networks: inner_networks(all_routes.chain(overlay_networks()), &connected),
+            },
+        })?;
+        listen_with_lanes(&mut engine, &plan.lanes)
+            .await
+            .map_err(|error| ControlError::Listen(format!("{file}: dataplane.port: {error}")))?;
+
+        // From here on there is something to take away again, which the end of the workers does.
+        let woken = Arc::new(Notify::new());
+        let wake = Arc::clone(&woken);
+        let (sender, events) = plane_queue(move || wake.notify_one());
+        let workers = start_workers(sender).map_err(ControlError::Workers)?;
+        let prepared = tokio::select! {
+            biased;
+            name = signals.next() => {
+                info!("told to stop by {name} while starting");
+                Ok(None)
+            }
+            prepared = Self::prepare(&netlink, &settings, &id) => prepared.map(Some),
+        };
+        let (installed, admin) = match prepared {
+            Ok(Some(prepared)) => prepared,
+            Ok(None) => return stop_workers(&workers, &events, &woken, 0).await.map(|()| None),
+            Err(error) => {
+                // What went wrong first is what the operator must hear.
+                let _ = stop_workers(&workers, &events, &woken, 0).await;
+                return Err(error);
+            }
+        };
+
+        let mut instance = [0; 16];
+        random(&mut instance);
+        let us = Us {
+            id,
+            instance,
+            features: if has_aes() { Features::AES } else { Features::default() },
+            workers: workers.commands.len() as u8,
+            port: settings.dataplane.port,
+        };
+        let mut coordinator = Coordinator::new(us, &settings.peers, Box::new(random));
+        coordinator.set_addresses(&plan.lanes, started);
+        for warning in forwarding_warnings(&settings.interface) {
+            warn!("{warning}");
+        }
+        info!(
+            id = %id,
+            interface = settings.interface,
+            workers = workers.commands.len(),
+            peers = settings.peers.len(),
+            ports = settings.dataplane.port,
+            "up"
+        );
+        let ready = format!("interface {}, {} peers", settings.interface, settings.peers.len());
+        notify(Notice::Ready(ready));
+        Ok(Some(Self {
+            settings,
+            id,
+            version,
+            started,
+            notify,
+            watchdog,
+            netlink,
+            changes,
+            plan,
+            plan_is_open: false,
+            installed,
+            node,
+            engine,
+            coordinator,
+            asks: BTreeMap::new(),
+            workers,
+            events,
+            woken,
+            stopped: 0,
+            admin,
+            cache,
+            cache_file,
+        }))
+    }
+
+    /// Does what takes a TUN interface: its addresses and routes, and last the socket, which says that all is there.
+    async fn prepare(
+        netlink: &Netlink,
+        settings: &Settings,
+        id: &PeerId,
+    ) -> Result<(Vec<IpNet>, AdminServer), ControlError> {
+        let installed = Self::configure_kernel(netlink, settings, id).await?;
+        let path =
+            socket_path(&settings.interface).ok_or_else(|| ControlError::NoInterface(settings.interface.clone()))?;
+        Ok((installed, AdminServer::bind(&path)?))
+    }
+
+    async fn configure_kernel(netlink: &Netlink, settings: &Settings, id: &PeerId) -> Result<Vec<IpNet>, ControlError> {
+        let name = &settings.interface;
+        let interface = netlink.interface_index(name).await?.ok_or_else(|| ControlError::NoInterface(name.clone()))?;
+        let config = InterfaceConfig {
+            addresses: builtin_prefixes(id).to_vec(),
+            mtu: settings.dataplane.mtu,
+            tx_queue_length: Some(TX_QUEUE_PACKETS),
+        };
+        netlink.configure(interface, &config).await?;
+        let mut installed = Vec::new();
+        for peer in &settings.peers {
+            for prefix in builtin_prefixes(&peer.id).into_iter().chain(peer.routes.iter().copied()) {
+                let source: IpAddr =
+                    if prefix.addr().is_ipv4() { builtin_ipv4(id).into() } else { builtin_ipv6(id).into() };
+                if netlink.add_route(interface, prefix, Some(source)).await? {
+                    installed.push(prefix);
+                }
+            }
+        }
+        debug_assert!(installed.len() <= ROUTES_MAX + 2 * settings.peers.len());
+        Ok(installed)
+    }
+}
+
+/// The networks the host is connected to, and its addresses.
+async fn look_at_host(netlink: &Netlink) -> Result<(Vec<(IpNet, String)>, Vec<HostAddress>), NetlinkError> {
+    Ok((netlink.connected_prefixes(None).await?, netlink.host_addresses().await?))
+}
+
+/// Whether this CPU has the instructions that make AES-GCM the faster AEAD.
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// Fills `bytes` from the system's generator. Without one there is no security to be had, so the process ends.
+fn random(bytes: &mut [u8]) {
+    if aws_lc_rs::rand::fill(bytes).is_err() {
+        error!("the system gives no random numbers");
+        std::process::exit(1);
+    }
+}
+
+/// Opens the lanes' listeners. The sockets of a node that was killed are closed in the background, so a port in use is
+/// tried again for a moment.
+async fn listen_with_lanes(engine: &mut LaneEngine, addresses: &[IpAddr]) -> Result<(), ListenError> {
+    let deadline = Instant::now() + LINGER;
+    loop {
+        let Err(errors) = engine.set_local_addresses(addresses) else { return Ok(()) };
+        let Some(error) = errors.into_iter().next() else { return Ok(()) };
+        if !matches!(error, ListenError::InUse(_)) || Instant::now() >= deadline {
+            return Err(error);
+        }
+        sleep(LINGER_STEP).await;
+    }
+}

@@ -98,6 +98,8 @@ enum Event {
 struct SetUp {
     id: u64,
     token: Token,
+    /// Who the peer was.
+    instance: [u8; 16],
 }
 
 #[derive(Clone, Copy)]
@@ -105,6 +107,7 @@ struct Lane {
     peer: PeerIndex,
     index: LaneIndex,
     token: Token,
+    instance: [u8; 16],
 }
 
 /// One node: the coordinator under test, and what its engine and workers would hold.
@@ -118,6 +121,8 @@ struct Site {
     connections: BTreeMap<u64, usize>,
     tables: Option<Arc<Snapshot>>,
     asks: Vec<Instant>,
+    /// The newest question to each peer, while anything connects the two.
+    asking: BTreeMap<PeerIndex, AskId>,
 }
 
 struct World {
@@ -231,6 +236,7 @@ impl World {
                 let Some(other) = self.sites[node].connections.remove(&connection) else { return };
                 let peer = self.index(node, other);
                 if !self.sites[node].connections.values().any(|end| *end == other) {
+                    self.sites[node].asking.remove(&peer);
                     self.sites[node].coordinator.handle_disconnected(peer);
                     if self.random.one_in(4) {
                         self.sites[node].coordinator.handle_disconnected(peer);
@@ -243,13 +249,28 @@ impl World {
                     return self.lose(asker, to);
                 }
                 let peer = self.index(to, asker.node);
+                let (asked, instance) = (offer.lanes, offer.instance);
                 self.sites[to].coordinator.handle_offer(peer, offer, asker);
                 self.carry_out(to);
+                let left = self.sites[to].up.values().filter(|lane| lane.peer == peer);
+                for lane in left.filter(|_| self.ids[to].to_bytes() > self.ids[asker.node].to_bytes()) {
+                    assert!(!asked.contains(lane.index), "a lane that the peer asks for anew has been closed");
+                    assert_eq!(lane.instance, instance, "lanes to who the peer was have been closed");
+                }
             }
             Event::Answer { asker, from, answer } if self.lives(asker.node, asker.life) => {
                 let peer = self.index(asker.node, from);
+                let instance = match &answer {
+                    Ok(Answer::Offer(offer)) => Some(offer.instance),
+                    _ => None,
+                };
+                let is_awaited = self.sites[asker.node].asking.get(&peer) == Some(&asker.ask);
                 self.sites[asker.node].coordinator.handle_answer(peer, asker.ask, answer, self.now);
                 self.carry_out(asker.node);
+                let mut left = self.sites[asker.node].up.values().filter(|lane| lane.peer == peer);
+                if let Some(instance) = instance.filter(|_| is_awaited) {
+                    assert!(left.all(|lane| lane.instance == instance), "lanes to who the peer was have been closed");
+                }
             }
             Event::Confirmed { node, life, set_up } if self.lives(node, life) => self.confirm(node, set_up),
             Event::SetUpOver { node, life, set_up } if self.lives(node, life) => {
@@ -371,6 +392,7 @@ impl World {
             connections: BTreeMap::new(),
             tables: None,
             asks: Vec::new(),
+            asking: BTreeMap::new(),
         }
     }
 
@@ -434,6 +456,7 @@ impl World {
         let other = self.peer_of(node, peer);
         let site = &mut self.sites[node];
         site.asks.push(self.now);
+        site.asking.insert(peer, ask);
         let recent = site.asks.iter().rev().take_while(|at| **at + Duration::from_secs(1) > self.now).count();
         assert!(recent <= ASKS_PER_SECOND_MAX, "node {node} asks {recent} times within a second");
         let newest = site.connections.iter().rev().find(|(_, end)| **end == other);
@@ -465,7 +488,7 @@ impl World {
         };
         for index in lanes.iter() {
             let (id, token) = (self.number(), secrets.lane_token(index));
-            self.sites[node].set_ups.insert((peer, index), SetUp { id, token });
+            self.sites[node].set_ups.insert((peer, index), SetUp { id, token, instance: theirs.instance });
             self.plan(SET_UP_TIMEOUT, Event::SetUpOver { node, life, set_up: id });
             let met = self.sites[other].set_ups.values().find(|theirs| theirs.token == token).copied();
             let Some(met) = met.filter(|_| self.blocked != Some(index)) else { continue };
@@ -482,12 +505,12 @@ impl World {
 
     fn confirm(&mut self, node: usize, set_up: u64) {
         let found = self.sites[node].set_ups.iter().find(|(_, found)| found.id == set_up);
-        let Some((&(peer, index), &SetUp { token, .. })) = found else { return };
+        let Some((&(peer, index), &SetUp { token, instance, .. })) = found else { return };
         let serial = LaneSerial(self.number());
         let worker = index.owner(self.workers[node]);
         let site = &mut self.sites[node];
         site.set_ups.remove(&(peer, index));
-        site.up.insert(serial, Lane { peer, index, token });
+        site.up.insert(serial, Lane { peer, index, token, instance });
         site.handed_over.insert(serial);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8100));
         let lane = LaneUp {

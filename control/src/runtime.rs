@@ -39,7 +39,7 @@ use crate::netlink::{
 use crate::report::Reporter;
 use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
-use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeConfig, NodeError, NodeEvent};
+use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeConfig, NodeError, NodeEvent, Resolver};
 
 /// How long workers may take to close their lanes and end.
 const WORKERS_STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -137,12 +137,15 @@ pub enum ControlError {
 /// when this returns.
 pub fn run(config: ControlConfig) -> Result<(), ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Runtime)?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut control = Control::start(config).await?;
         let ended = control.run().await;
         control.stop().await;
         ended
-    })
+    });
+    // A name may still be being looked up, on a thread that cannot be stopped. Nobody waits for it.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Whether this CPU has the instructions that make AES-GCM the faster AEAD.
@@ -223,6 +226,7 @@ impl Control {
             allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
+            resolver: Resolver::system(),
         })?;
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
         let file = settings.file.display();

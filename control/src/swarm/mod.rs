@@ -9,6 +9,7 @@
 //! | `gate` | refuses the connections of peers that are not configured |
 //! | `streams` | raw streams of our protocols, on the connection we choose |
 //! | [`exchange`], `exchanges` | one question and one answer on a stream; those under way |
+//! | `names` | what names in configured addresses stand for, asked anew for every dial |
 //! | `dialer` | when to dial whom and where: pure |
 //! | `connections` | who is connected how, and which connections are too many: pure |
 //! | `listeners` | the addresses we listen on |
@@ -23,6 +24,7 @@ pub mod exchange;
 mod exchanges;
 mod gate;
 mod listeners;
+mod names;
 mod node;
 mod streams;
 mod transport;
@@ -32,4 +34,5 @@ pub use exchange::{ExchangeError, OpenError};
 pub use exchanges::{ExchangeId, ExchangeToken};
 pub use libp2p::swarm::ConnectionId;
 pub use listeners::{ListenError, ListenFault};
+pub use names::Resolver;
 pub use node::{KnownAddress, Node, NodeConfig, NodeError, NodeEvent};

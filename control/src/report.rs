@@ -1,6 +1,7 @@
 //! Fills the structs that the admin socket answers with from what the control loop knows.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Instant, UNIX_EPOCH};
 
 use ipnet::IpNet;
@@ -8,6 +9,7 @@ use ringlane_shared::config::{PeerSettings, Settings};
 use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::limits::RECORD_OVERHEAD_BYTES;
+use ringlane_shared::plane::WorkerCounters;
 
 use crate::admin::status::{
     Carrier, ConnectionStatus, Direction, LaneStatus, NodeInfo, NodeStatus, PeerState, PeerStatus, RoutePeer,
@@ -15,7 +17,6 @@ use crate::admin::status::{
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
-use crate::runtime::Workers;
 use crate::swarm::{ConnectionInfo, Node};
 
 /// Everything a report is made from.
@@ -26,7 +27,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) started: Instant,
     pub(crate) coordinator: &'a Coordinator<T>,
     pub(crate) node: &'a Node,
-    pub(crate) workers: &'a Workers,
+    pub(crate) workers: &'a [Arc<WorkerCounters>],
     /// The prefixes the kernel routes into the tunnel.
     pub(crate) installed: &'a [IpNet],
 }
@@ -34,7 +35,7 @@ pub(crate) struct Reporter<'a, T> {
 impl<T> Reporter<'_, T> {
     /// The answer to `status`.
     pub(crate) fn node(&self) -> NodeStatus {
-        let workers = &self.workers.counters;
+        let workers = self.workers;
         NodeStatus {
             version: self.version.to_owned(),
             node: NodeInfo {

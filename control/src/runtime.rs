@@ -584,7 +584,7 @@ impl Control {
             started: self.started,
             coordinator: &self.coordinator,
             node: &self.node,
-            workers: &self.workers,
+            workers: &self.workers.counters,
             installed: &self.installed,
         };
         match request.command {

@@ -10,11 +10,12 @@ use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use monoio::fs::File;
 
-use crate::worker::SLEEP_MAX;
+/// How long a worker sleeps without a deadline; nothing depends on it.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Default)]
 struct Signal {

@@ -10,7 +10,7 @@
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
@@ -583,6 +583,3 @@ fn lane_end(error: LaneConnectionError) -> LaneEnd {
         other => LaneEnd::Failed(other.to_string()),
     }
 }
-
-/// How long the worker may sleep without a deadline; nothing depends on it.
-pub(crate) const SLEEP_MAX: Duration = Duration::from_secs(3600);

@@ -500,7 +500,8 @@ impl Control {
                 let Some(commands) = self.workers.commands.get(worker.position()) else { return };
                 if commands.try_send(PlaneCommand::AddLane(lane)).is_err() {
                     warn!(peer = self.name(peer), lane = %index, %worker, "the worker takes no lane");
-                    self.coordinator.handle_lane_failed(peer, index, now);
+                    let problem = format!("lane {index}: {worker} takes no lane");
+                    self.coordinator.handle_lane_failed(peer, index, problem, now);
                     return;
                 }
                 info!(
@@ -515,7 +516,10 @@ impl Control {
             }
             LaneOutcome::Failed { peer, index, reason } => {
                 debug!(peer = self.name(peer), lane = %index, %reason, "lane not set up");
-                self.coordinator.handle_lane_failed(peer, index, now);
+                let owner = index.owner(self.workers.commands.len() as u8);
+                let port = self.settings.dataplane.port.saturating_add(u16::from(owner.0));
+                let problem = format!("lane {index}, UDP port {port} here: {reason}");
+                self.coordinator.handle_lane_failed(peer, index, problem, now);
             }
         }
     }

@@ -82,6 +82,8 @@ pub struct Link {
     retry_at: Option<Instant>,
     attempts: u32,
     last_handshake_at: Option<SystemTime>,
+    /// Why a lane is missing, as far as we know.
+    problem: Option<String>,
 }
 
 impl Link {
@@ -101,6 +103,7 @@ impl Link {
             retry_at: None,
             attempts: 0,
             last_handshake_at: None,
+            problem: None,
         }
     }
 
@@ -122,6 +125,11 @@ impl Link {
     /// When the newest handshake of all its lanes was confirmed.
     pub fn last_handshake_at(&self) -> Option<SystemTime> {
         self.last_handshake_at
+    }
+
+    /// The last thing that kept a lane from standing, for the operator; `None` once all of them do.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     /// Whether packets of all workers reach the peer.
@@ -170,6 +178,7 @@ impl Link {
         self.asking = None;
         self.ask_again = false;
         self.retry_at = None;
+        self.problem = None;
     }
 
     pub(super) fn handle_address_change<T>(&mut self, _now: Instant, context: &mut Context<'_, T>) {
@@ -223,10 +232,12 @@ impl Link {
             }
             Ok(Answer::Refused(reason)) => {
                 tracing::debug!(peer = self.peer.0, %reason, "the peer refuses a link");
+                self.problem = Some(format!("the peer refuses a link: {reason}"));
                 self.retry_later(now, context);
             }
             Err(error) => {
                 tracing::debug!(peer = self.peer.0, %error, "no answer to our offer");
+                self.problem = Some(format!("no answer to our offer: {error}"));
                 self.retry_later(now, context);
             }
         }
@@ -251,13 +262,21 @@ impl Link {
         if self.missing().is_empty() {
             self.attempts = 0;
             self.retry_at = None;
+            self.problem = None;
         } else {
             self.retry_later(now, context);
         }
     }
 
-    pub(super) fn handle_lane_failed<T>(&mut self, index: LaneIndex, now: Instant, context: &mut Context<'_, T>) {
+    pub(super) fn handle_lane_failed<T>(
+        &mut self,
+        index: LaneIndex,
+        problem: String,
+        now: Instant,
+        context: &mut Context<'_, T>,
+    ) {
         self.setting_up.0 &= !bit(index);
+        self.problem = Some(problem);
         self.announce();
         if self.setting_up.is_empty() {
             self.retry_later(now, context);
@@ -349,4 +368,69 @@ impl Link {
 
 fn bit(index: LaneIndex) -> u64 {
     1 << index.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use ringlane_shared::config::PeerSettings;
+    use ringlane_shared::id::PeerId;
+    use ringlane_shared::wire::offer::{Features, OfferSecret};
+
+    use super::super::{Coordinator, Us};
+    use super::*;
+
+    const PEER: PeerIndex = PeerIndex(0);
+
+    fn lane(serial: u64, now: Instant) -> LaneUp {
+        LaneUp {
+            serial: LaneSerial(serial),
+            worker: WorkerId(0),
+            local: "10.0.0.1:8100".parse().unwrap(),
+            remote: "10.0.0.2:8100".parse().unwrap(),
+            since: now,
+            handshake_at: SystemTime::UNIX_EPOCH,
+            gauges: Arc::default(),
+        }
+    }
+
+    /// The server's end of a link, which has agreed on two lanes with its peer.
+    fn two_lanes_agreed(now: Instant) -> Coordinator<()> {
+        let mut ids = [PeerId::random(), PeerId::random()];
+        ids.sort_by_key(|id| id.to_bytes());
+        let [client, server] = ids;
+        let peer = PeerSettings { name: String::new(), id: client, addresses: Vec::new(), routes: Vec::new() };
+        let us = Us { id: server, instance: [1; 16], features: Features::default(), workers: 2, port: 8100 };
+        let mut coordinator = Coordinator::new(us, &[peer], Box::new(|bytes| bytes.fill(7)));
+        coordinator.handle_connected(PEER, now);
+        let offer = Offer {
+            instance: [2; 16],
+            secret: OfferSecret::new([3; 32]),
+            features: Features::default(),
+            workers: 2,
+            port: 8100,
+            lane_id_base: super::super::lane_id_base(PEER),
+            lanes: LaneSet(u64::MAX),
+            candidates: Vec::new(),
+        };
+        coordinator.handle_offer(PEER, offer, ());
+        coordinator
+    }
+
+    #[test]
+    fn what_keeps_a_lane_from_standing_is_told_until_all_of_them_stand_or_the_peer_is_gone() {
+        let now = Instant::now();
+        let mut link = two_lanes_agreed(now);
+        let [first, second] = [0, 1].map(|index| LaneIndex::new(index).unwrap());
+        let problem = |link: &Coordinator<()>| link.link(PEER).and_then(|link| link.problem()).map(str::to_owned);
+        assert_eq!(problem(&link), None);
+        link.handle_lane_failed(PEER, second, "blocked".to_owned(), now);
+        link.handle_lane_up(PEER, first, lane(0, now));
+        assert_eq!(problem(&link), Some("blocked".to_owned()));
+        link.handle_lane_up(PEER, second, lane(1, now));
+        assert_eq!(problem(&link), None);
+
+        link.handle_lane_failed(PEER, second, "blocked".to_owned(), now);
+        link.handle_disconnected(PEER);
+        assert_eq!(problem(&link), None);
+    }
 }

@@ -25,7 +25,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again. A peer that
 /// refuses us does so within a round trip of the handshake.
-const STABLE_AFTER: Duration = Duration::from_secs(2);
+pub(super) const STABLE_AFTER: Duration = Duration::from_secs(2);
 
 /// One dial in this many goes to an address where a stranger answered before.
 const STRANGER_EVERY: u32 = 4;
@@ -120,6 +120,11 @@ impl Dialer {
     /// Whether the peer told us, or we otherwise know, this address.
     pub(super) fn knows(&self, peer: &PeerId, address: &Multiaddr) -> bool {
         self.peers.get(peer).is_some_and(|state| state.addresses.iter().any(|known| known.address == *address))
+    }
+
+    /// Whether any address of the peer is known.
+    pub(super) fn knows_any(&self, peer: &PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|state| !state.addresses.is_empty())
     }
 
     /// The peer has its first connection.

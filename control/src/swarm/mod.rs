@@ -12,6 +12,7 @@
 //! | `names` | what names in configured addresses stand for, asked anew for every dial |
 //! | `dialer` | when to dial whom and where: pure |
 //! | `connections` | who is connected how, and which connections are too many: pure |
+//! | `problems` | why a peer is not connected, for the operator |
 //! | `listeners` | the addresses we listen on |
 //! | `behaviour` | the above and the stock behaviours, put together |
 //! | `node` | the event loop's body |
@@ -26,6 +27,7 @@ mod gate;
 mod listeners;
 mod names;
 mod node;
+mod problems;
 mod streams;
 mod transport;
 

@@ -21,11 +21,12 @@ use tokio::time::Sleep;
 use super::address::{self, AddressPolicy};
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::connections::{ConnectionInfo, Connections, Direction};
-use super::dialer::{Dial, Dialer, Source};
+use super::dialer::{Dial, Dialer, STABLE_AFTER, Source};
 use super::exchange::{self, ExchangeError};
 use super::exchanges::{ExchangeId, ExchangeToken, Exchanges, Progress};
 use super::listeners::{ListenError, Listeners};
 use super::names::{self, Found, LookUps, Resolver};
+use super::problems::Problems;
 use super::streams::StreamEvent;
 use super::transport;
 
@@ -144,6 +145,7 @@ pub struct Node {
     connections: Connections,
     listeners: Listeners,
     exchanges: Exchanges,
+    problems: Problems,
     events: VecDeque<NodeEvent>,
     timer: Pin<Box<Sleep>>,
 }
@@ -186,6 +188,7 @@ impl Node {
             connections: Connections::new(local),
             listeners: Listeners::default(),
             exchanges: Exchanges::default(),
+            problems: Problems::default(),
             events: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         })
@@ -227,6 +230,13 @@ impl Node {
     /// The connections of all peers, ordered by peer, each peer's oldest first.
     pub fn all_connections(&self) -> impl Iterator<Item = &ConnectionInfo> {
         self.connections.all()
+    }
+
+    /// What keeps a configured peer from being connected, for the operator; `None` if nothing is known to.
+    pub fn problem(&self, peer: &PeerId) -> Option<&str> {
+        let nowhere = self.connections.best(peer).is_none() && !self.dialer.knows_any(peer);
+        let nowhere = nowhere.then_some("no address of it is known here; it has to dial us");
+        self.problems.of(peer).or(nowhere)
     }
 
     /// The addresses we really listen on.
@@ -328,6 +338,7 @@ impl Node {
     fn dial_found(&mut self, Found { peer, fresh_port, addresses, failures }: Found) {
         for (address, error) in failures {
             tracing::warn!(%peer, %address, error, "the name cannot be looked up; trying again");
+            self.problems.handle_name_error(peer, &address, &error);
         }
         if addresses.is_empty() || self.connections.best(&peer).is_some() {
             self.dialer.handle_dial_ended(&peer);
@@ -407,6 +418,9 @@ impl Node {
             if !connection.relayed && self.dialer.knows(&peer, &connection.remote) {
                 self.dialer.handle_success(now, &peer, &connection.remote);
             }
+            if last && now.duration_since(connection.established) < STABLE_AFTER {
+                self.problems.handle_thrown_out(peer);
+            }
             self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
         }
         if last {
@@ -418,6 +432,7 @@ impl Node {
     fn handle_dial_error(&mut self, id: ConnectionId, error: &DialError) {
         let Some(DialUnderWay { peer, named }) = self.dials.remove(&id) else { return };
         self.dialer.handle_dial_ended(&peer);
+        self.problems.handle_dial_error(peer, error);
         match error {
             DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
                 let bare = address::without_peer(address, &peer);
@@ -441,6 +456,7 @@ impl Node {
                     if let Some(connection) = self.connections.get_mut(&peer, connection) {
                         connection.rtt = Some(rtt);
                         connection.confirm();
+                        self.problems.clear(&peer);
                     }
                 }
                 Err(ping::Failure::Unsupported) => {}
@@ -478,6 +494,7 @@ impl Node {
         }
         let Some(connection) = self.connections.get_mut(&peer, connection) else { return };
         connection.confirm();
+        self.problems.clear(&peer);
         if connection.direction == Direction::Inbound && self.dialer.knows(&peer, &connection.remote) {
             self.dialer.handle_success(now, &peer, &connection.remote);
         }

@@ -448,7 +448,7 @@ impl Control {
         match event {
             NodeEvent::PeerConnected { peer, remote, first, .. } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
-                if first {
+                if first && !self.node.is_thrown_out_by(&peer) {
                     info!(peer = self.name(index), id = %peer, %remote, "connected");
                 }
                 self.cache.remember(peer, remote, unix_s());
@@ -456,7 +456,9 @@ impl Control {
             }
             NodeEvent::PeerDisconnected { peer } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
-                info!(peer = self.name(index), id = %peer, "disconnected");
+                if !self.node.is_thrown_out_by(&peer) {
+                    info!(peer = self.name(index), id = %peer, "disconnected");
+                }
                 self.coordinator.handle_disconnected(index);
             }
             NodeEvent::OfferReceived { peer, token, message } => {
@@ -515,10 +517,15 @@ impl Control {
                 self.coordinator.handle_lane_up(peer, index, up);
             }
             LaneOutcome::Failed { peer, index, reason } => {
-                debug!(peer = self.name(peer), lane = %index, %reason, "lane not set up");
                 let owner = index.owner(self.workers.commands.len() as u8);
                 let port = self.settings.dataplane.port.saturating_add(u16::from(owner.0));
                 let problem = format!("lane {index}, UDP port {port} here: {reason}");
+                // Each lane may fail at every try; the log tells of the first, status of the last.
+                if self.coordinator.link(peer).is_some_and(|link| link.problem().is_none()) {
+                    warn!(peer = self.name(peer), problem, "a lane is missing; trying again");
+                } else {
+                    debug!(peer = self.name(peer), problem, "a lane is missing");
+                }
                 self.coordinator.handle_lane_failed(peer, index, problem, now);
             }
         }

@@ -509,7 +509,10 @@ async fn listen_addresses_follow_what_is_set_and_errors_name_address_and_reason(
     let errors = second.set_listen_addresses(&[tcp.clone(), unspecified.clone()]);
     let in_use = errors.iter().find(|error| error.address == tcp).unwrap();
     assert!(matches!(in_use.fault, ListenFault::InUse));
-    assert_eq!(in_use.to_string(), format!("cannot listen on {tcp}: the address is in use by another process"));
+    assert_eq!(
+        in_use.to_string(),
+        format!("cannot listen on {tcp}: it is in use by another program: stop that one, or choose another port")
+    );
     assert!(errors.iter().any(|error| error.address == unspecified));
 }
 

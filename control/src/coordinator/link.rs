@@ -32,6 +32,10 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// moment later.
 const SETTLE: Duration = Duration::from_millis(250);
 
+/// What the server knows when the client asks for lanes that it has still under way.
+const GIVEN_UP: &str =
+    "the peer has given up on lanes and tries again; let UDP through to the lanes' ports on both sides";
+
 /// A lane that a worker owns, as control knows it.
 #[derive(Clone, Debug)]
 pub struct LaneUp {
@@ -197,6 +201,9 @@ impl Link {
         }
         self.meet(&theirs, context);
         let lanes = theirs.lanes.intersection(self.expected);
+        if !lanes.intersection(self.setting_up).is_empty() {
+            self.problem = Some(GIVEN_UP.to_owned());
+        }
         for index in lanes.iter() {
             self.retire(index, context);
         }
@@ -393,6 +400,19 @@ mod tests {
         }
     }
 
+    fn offer() -> Offer {
+        Offer {
+            instance: [2; 16],
+            secret: OfferSecret::new([3; 32]),
+            features: Features::default(),
+            workers: 2,
+            port: 8100,
+            lane_id_base: super::super::lane_id_base(PEER),
+            lanes: LaneSet(u64::MAX),
+            candidates: Vec::new(),
+        }
+    }
+
     /// The server's end of a link, which has agreed on two lanes with its peer.
     fn two_lanes_agreed(now: Instant) -> Coordinator<()> {
         let mut ids = [PeerId::random(), PeerId::random()];
@@ -402,17 +422,7 @@ mod tests {
         let us = Us { id: server, instance: [1; 16], features: Features::default(), workers: 2, port: 8100 };
         let mut coordinator = Coordinator::new(us, &[peer], Box::new(|bytes| bytes.fill(7)));
         coordinator.handle_connected(PEER, now);
-        let offer = Offer {
-            instance: [2; 16],
-            secret: OfferSecret::new([3; 32]),
-            features: Features::default(),
-            workers: 2,
-            port: 8100,
-            lane_id_base: super::super::lane_id_base(PEER),
-            lanes: LaneSet(u64::MAX),
-            candidates: Vec::new(),
-        };
-        coordinator.handle_offer(PEER, offer, ());
+        coordinator.handle_offer(PEER, offer(), ());
         coordinator
     }
 
@@ -429,7 +439,10 @@ mod tests {
         link.handle_lane_up(PEER, second, lane(1, now));
         assert_eq!(problem(&link), None);
 
-        link.handle_lane_failed(PEER, second, "blocked".to_owned(), now);
+        link.handle_offer(PEER, offer(), ());
+        assert_eq!(problem(&link), None);
+        link.handle_offer(PEER, offer(), ());
+        assert_eq!(problem(&link).as_deref(), Some(GIVEN_UP));
         link.handle_disconnected(PEER);
         assert_eq!(problem(&link), None);
     }

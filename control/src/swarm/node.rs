@@ -239,6 +239,12 @@ impl Node {
         self.problems.of(peer).or(nowhere)
     }
 
+    /// Whether the peer, when last connected, ended that at once. It is tried for ever, and each try looks like a
+    /// connection for a moment.
+    pub fn is_thrown_out_by(&self, peer: &PeerId) -> bool {
+        self.problems.is_thrown_out_by(peer)
+    }
+
     /// The addresses we really listen on.
     pub fn listen_addresses(&self) -> impl Iterator<Item = &Multiaddr> {
         self.swarm.listeners()
@@ -338,7 +344,9 @@ impl Node {
     fn dial_found(&mut self, Found { peer, fresh_port, addresses, failures }: Found) {
         for (address, error) in failures {
             tracing::warn!(%peer, %address, error, "the name cannot be looked up; trying again");
-            self.problems.handle_name_error(peer, &address, &error);
+            if self.connections.best(&peer).is_none() {
+                self.problems.handle_name_error(peer, &address, &error);
+            }
         }
         if addresses.is_empty() || self.connections.best(&peer).is_some() {
             self.dialer.handle_dial_ended(&peer);
@@ -432,12 +440,15 @@ impl Node {
     fn handle_dial_error(&mut self, id: ConnectionId, error: &DialError) {
         let Some(DialUnderWay { peer, named }) = self.dials.remove(&id) else { return };
         self.dialer.handle_dial_ended(&peer);
-        self.problems.handle_dial_error(peer, error);
+        if self.connections.best(&peer).is_none() {
+            self.problems.handle_dial_error(peer, error);
+        }
         match error {
             DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
                 let bare = address::without_peer(address, &peer);
                 let known = named.iter().find(|(address, _)| bare.as_ref() == Ok(address)).map(|(_, name)| name);
                 if self.dialer.handle_stranger(&peer, known.unwrap_or(address)) {
+                    let address = bare.as_ref().unwrap_or(address);
                     tracing::warn!(%peer, %address, "another node answers at this peer's address");
                 }
             }

@@ -7,7 +7,9 @@ use libp2p::{Multiaddr, PeerId};
 
 use super::address;
 
-/// At most one text per configured peer.
+const THROWN_OUT: &str = "it ends our connections at once; does its configuration list this node's id?";
+
+/// At most one text per configured peer. The first of an outage is logged.
 #[derive(Default)]
 pub(super) struct Problems(BTreeMap<PeerId, String>);
 
@@ -18,10 +20,25 @@ impl Problems {
 
     /// The peer has spoken on a connection.
     pub(super) fn clear(&mut self, peer: &PeerId) {
+        if self.is_thrown_out_by(peer) {
+            tracing::info!(%peer, "the peer takes our connections now");
+        }
         self.0.remove(peer);
     }
 
-    /// No address of the peer led to it. A name that was not found is more telling, and stays.
+    pub(super) fn is_thrown_out_by(&self, peer: &PeerId) -> bool {
+        self.of(peer) == Some(THROWN_OUT)
+    }
+
+    fn set(&mut self, peer: PeerId, problem: String) {
+        match self.0.insert(peer, problem.clone()) {
+            None => tracing::info!(%peer, problem, "the peer cannot be reached; trying on"),
+            Some(last) if last != problem => tracing::debug!(%peer, problem, "the peer cannot be reached"),
+            Some(_) => {}
+        }
+    }
+
+    /// No address of the peer led to it.
     pub(super) fn handle_dial_error(&mut self, peer: PeerId, error: &DialError) {
         let problem = match error {
             DialError::WrongPeerId { obtained, address } => {
@@ -35,25 +52,26 @@ impl Problems {
                 let Some((address, error)) = errors.first() else { return };
                 let others = match errors.len() - 1 {
                     0 => String::new(),
-                    others => format!("; and {others} more"),
+                    1 => "; one other address failed too".to_owned(),
+                    others => format!("; {others} other addresses failed too"),
                 };
                 format!("{}: {}{others}", bare(address, &peer), innermost(error))
             }
             DialError::Aborted | DialError::DialPeerConditionFalse(_) | DialError::NoAddresses => return,
             error => error.to_string(),
         };
-        self.0.insert(peer, problem);
+        self.set(peer, problem);
     }
 
     /// A name in the peer's configured addresses was not found.
     pub(super) fn handle_name_error(&mut self, peer: PeerId, address: &Multiaddr, error: &str) {
+        // Logged where it was found out.
         self.0.insert(peer, format!("{address}: the name cannot be looked up: {error}"));
     }
 
     /// The peer has ended its only connection right after it was made.
     pub(super) fn handle_thrown_out(&mut self, peer: PeerId) {
-        let problem = "it ends our connections at once; does its configuration list this node's id?";
-        self.0.insert(peer, problem.to_owned());
+        self.set(peer, THROWN_OUT.to_owned());
     }
 }
 
@@ -87,7 +105,10 @@ mod tests {
         assert_eq!(problems.of(&peer), None);
         let refused = || TransportError::Other(io::ErrorKind::ConnectionRefused.into());
         problems.handle_dial_error(peer, &DialError::Transport(vec![(full.clone(), refused()), (full, refused())]));
-        assert_eq!(problems.of(&peer), Some("/ip4/192.0.2.1/tcp/8001: connection refused; and 1 more"));
+        assert_eq!(
+            problems.of(&peer),
+            Some("/ip4/192.0.2.1/tcp/8001: connection refused; one other address failed too")
+        );
         problems.handle_dial_error(peer, &DialError::WrongPeerId { obtained: other, address });
         assert!(problems.of(&peer).is_some_and(|text| text.contains(&other.to_string())));
         assert_eq!(problems.of(&other), None);

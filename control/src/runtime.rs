@@ -25,14 +25,14 @@ use ringlane_shared::wire::offer::{Answer, Features, LENGTH_PREFIX_BYTES, Offer,
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::addresses::{ListenPlan, inner_networks};
 use crate::admin::{AdminCommand, AdminError, AdminRequest, AdminServer, socket_path};
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{AskFailure, AskId, Coordinator, Intent, LaneUp, Us};
-use crate::lanes::{LaneEngine, LaneEngineConfig, LaneEngineError, LaneOutcome, LinkStart};
+use crate::lanes::{LaneEngine, LaneEngineConfig, LaneEngineError, LaneOutcome, LinkStart, ListenError};
 use crate::netlink::{
     AddressChanges, InterfaceConfig, Netlink, NetlinkError, RouteConflict, forwarding_warnings, refuse_connected,
 };
@@ -45,6 +45,10 @@ use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeConfig, NodeError, NodeE
 const WORKERS_STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How long peers may take to hear that we go.
 const SWARM_STOP_LIMIT: Duration = Duration::from_secs(1);
+/// How long the lane sockets of a killed node may outlive it.
+const LINGER: Duration = Duration::from_secs(1);
+/// Between two tries to take their ports.
+const LINGER_STEP: Duration = Duration::from_millis(50);
 /// Between two writes of the peer cache.
 const CACHE_INTERVAL: Duration = Duration::from_secs(60);
 /// Packets the kernel queues for a worker: a burst of a few milliseconds, not a standing queue.
@@ -244,11 +248,9 @@ impl Control {
                 inner_networks: inner_networks(all_routes.chain(overlay_networks()), &connected),
             },
         })?;
-        if let Err(errors) = engine.set_local_addresses(&plan.lanes)
-            && let Some(error) = errors.into_iter().next()
-        {
-            return Err(ControlError::Listen(format!("{file}: dataplane.port: {error}")));
-        }
+        listen_with_lanes(&mut engine, &plan.lanes)
+            .await
+            .map_err(|error| ControlError::Listen(format!("{file}: dataplane.port: {error}")))?;
 
         // From here on there is something to take away again, which the end of the workers does.
         let woken = Arc::new(Notify::new());
@@ -542,6 +544,7 @@ impl Control {
                     if self.coordinator.handle_lane_ended(peer, index, serial, now) {
                         let end = match end {
                             LaneEnd::Retired => "retired".to_owned(),
+                            LaneEnd::Worn => "its keys are worn".to_owned(),
                             LaneEnd::TimedOut => "nothing heard from the peer".to_owned(),
                             LaneEnd::ClosedByPeer => "closed by the peer".to_owned(),
                             LaneEnd::Failed(error) => error,
@@ -654,6 +657,20 @@ async fn stop_workers(workers: &Workers, events: &PlaneReceiver<PlaneEvent>, wok
     });
     if waited.await.is_err() {
         warn!("not all workers have stopped in time");
+    }
+}
+
+/// Opens the lanes' listeners. The sockets of a node that was killed are closed in the background, so a port in use is
+/// tried again for a moment.
+async fn listen_with_lanes(engine: &mut LaneEngine, addresses: &[IpAddr]) -> Result<(), ListenError> {
+    let deadline = Instant::now() + LINGER;
+    loop {
+        let Err(errors) = engine.set_local_addresses(addresses) else { return Ok(()) };
+        let Some(error) = errors.into_iter().next() else { return Ok(()) };
+        if !matches!(error, ListenError::InUse(_)) || Instant::now() >= deadline {
+            return Err(error);
+        }
+        sleep(LINGER_STEP).await;
     }
 }
 

@@ -31,8 +31,12 @@ use crate::sys::ring::{Completion, Datagram, PacketRing, ReceiveBuffer, SendTag,
 use crate::sys::tun::VNET_HEADER_BYTES;
 use crate::wake::Wake;
 
-/// Code of the QUIC close that says a lane is not wanted any more.
-const CLOSE_RETIRED: u32 = 0;
+/// Code and reason of a QUIC close.
+type Close = (u32, &'static str);
+/// The lane is not wanted any more.
+const CLOSE_RETIRED: Close = (0, "retired");
+/// The lane's keys have sealed as many records as they may.
+const CLOSE_WORN: Close = (2, "worn");
 
 /// Everything a worker is made of.
 pub(crate) struct Worker {
@@ -61,6 +65,7 @@ pub(crate) struct State {
     /// The earliest QUIC deadline of all lanes.
     deadline: Option<Instant>,
     has_quic_news: bool,
+    has_worn_lanes: bool,
     /// Ends of lanes that control's queue had no room for yet: at most as many as there were lanes.
     untold: Vec<PlaneEvent>,
     stopping: bool,
@@ -76,6 +81,7 @@ impl Default for State {
             due: Vec::new(),
             deadline: None,
             has_quic_news: false,
+            has_worn_lanes: false,
             untold: Vec::new(),
             stopping: false,
         }
@@ -119,6 +125,9 @@ impl Worker {
         }
         self.drive_connections(now)?;
         self.flush()?;
+        if std::mem::take(&mut self.state.has_worn_lanes) {
+            self.end_worn_lanes(now)?;
+        }
         self.state.untold.retain_mut(|event| {
             let told = std::mem::replace(event, PlaneEvent::Stopped { worker: self.id });
             match self.events.try_send(told) {
@@ -268,7 +277,9 @@ impl Worker {
             };
             match joined {
                 Joined::Added => return Ok(()),
-                Joined::RecordFull => seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?,
+                Joined::RecordFull => {
+                    self.state.has_worn_lanes |= seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
+                }
                 Joined::TooBig => break,
             }
         }
@@ -299,7 +310,7 @@ impl Worker {
     fn flush(&mut self) -> io::Result<()> {
         while let Some(slot) = self.state.filling.pop() {
             if let Some(lane) = self.state.lanes.get_mut(slot) {
-                seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
+                self.state.has_worn_lanes |= seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
             }
         }
         Ok(())
@@ -375,12 +386,12 @@ impl Worker {
             PlaneCommand::AddLane(lane) => self.add_lane(*lane, now)?,
             PlaneCommand::RetireLane(serial) => {
                 if let Some(slot) = self.state.lanes.find(serial) {
-                    self.retire_lane(slot, now)?;
+                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
                 }
             }
             PlaneCommand::Stop => {
                 for slot in self.state.lanes.slots() {
-                    self.retire_lane(slot, now)?;
+                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
                 }
                 self.state.stopping = true;
             }
@@ -417,6 +428,7 @@ impl Worker {
             record: None,
             deadline: None,
             has_quic_news: true,
+            is_worn: false,
             overflow: 0,
         });
         self.state.has_quic_news = true;
@@ -459,14 +471,24 @@ impl Worker {
         }
     }
 
-    fn retire_lane(&mut self, slot: SocketSlot, now: Instant) -> io::Result<()> {
+    /// Ends the lanes whose keys may seal no more, after their last record. Control has them set up anew.
+    fn end_worn_lanes(&mut self, now: Instant) -> io::Result<()> {
+        for slot in self.state.lanes.slots() {
+            if self.state.lanes.get_mut(slot).is_some_and(|lane| lane.is_worn) {
+                self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_lane(&mut self, slot: SocketSlot, (code, reason): Close, end: LaneEnd, now: Instant) -> io::Result<()> {
         if let Some(lane) = self.state.lanes.get_mut(slot) {
-            lane.connection.close(now, CLOSE_RETIRED, "retired");
+            lane.connection.close(now, code, reason);
             let Worker { ring, .. } = self;
             // A lost close costs the peer its idle timeout, nothing more.
             lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
         }
-        self.remove_lane(slot, LaneEnd::Retired)
+        self.remove_lane(slot, end)
     }
 
     fn remove_lane(&mut self, slot: SocketSlot, end: LaneEnd) -> io::Result<()> {
@@ -540,9 +562,9 @@ fn count_drop(
     }
 }
 
-/// Seals the record a lane is filling and queues it; the lane then has none.
-fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, worker: WorkerId) -> io::Result<()> {
-    let Some((buffer, fill)) = lane.record.take() else { return Ok(()) };
+/// Seals the record a lane is filling and queues it; the lane then has none. Returns whether its keys are worn.
+fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, worker: WorkerId) -> io::Result<bool> {
+    let Some((buffer, fill)) = lane.record.take() else { return Ok(false) };
     let counters = peer_counters(snapshot, lane.peer, worker);
     match lane.sealer.seal(ring.send_bytes(&buffer), fill.frame_bytes) {
         Ok(bytes) => {
@@ -551,16 +573,17 @@ fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, wo
                 counters.packets_sent.add(u64::from(fill.packets));
                 counters.bytes_sent.add(fill.packet_bytes);
             }
-            ring.send(lane.socket, buffer, bytes, SendTag { peer: lane.peer, packets: fill.packets })
+            ring.send(lane.socket, buffer, bytes, SendTag { peer: lane.peer, packets: fill.packets })?;
         }
         Err(error) => {
             if let Some(counters) = counters {
                 counters.drops.count_many(error.into(), u64::from(fill.packets));
             }
             ring.return_send_buffer(buffer);
-            Ok(())
         }
     }
+    lane.is_worn = lane.sealer.is_exhausted();
+    Ok(lane.is_worn)
 }
 
 /// Gives a datagram that is not a lane's back to control; when control is that busy, the sender will try again.

@@ -94,7 +94,7 @@ pub(crate) struct UpArgs {
 /// Arguments of the commands that talk to a running node.
 #[derive(Debug, Args)]
 pub(crate) struct InterfaceArgs {
-    /// The node's TUN interface; names the socket /run/ringlane/<INTERFACE>.sock
+    /// The node's TUN interface; names the socket /run/ringlane/INTERFACE.sock
     #[arg(short, long)]
     pub(crate) interface: String,
     /// How to print

@@ -64,7 +64,7 @@ fn interface(socket: &Path) -> String {
     socket.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Sends one command to the node that listens on `socket` and waits for its answer, [`REQUEST_TIMEOUT`] at most.
+/// Sends one command to the node that listens on `socket` and waits for its answer, `REQUEST_TIMEOUT` at most.
 pub fn request<T: DeserializeOwned>(socket: &Path, command: AdminCommand) -> Result<T, ClientError> {
     let deadline = Instant::now() + REQUEST_TIMEOUT;
     let response = exchange(socket, command, deadline).map_err(|source| {

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tracing::warn;
@@ -40,6 +41,18 @@ pub enum TunError {
     },
 }
 
+/// How long the interface of a killed node may outlive it.
+const LINGER: Duration = Duration::from_secs(2);
+/// Between two looks at it.
+const LINGER_STEP: Duration = Duration::from_millis(20);
+
+/// Whether this is a TUN interface that goes with the process that made it, so that it may be about to go.
+fn is_transient_tun(interface: &Path) -> bool {
+    let Ok(flags) = std::fs::read_to_string(interface.join("tun_flags")) else { return false };
+    let flags = i32::from_str_radix(flags.trim().trim_start_matches("0x"), 16);
+    flags.is_ok_and(|flags| flags & libc::IFF_PERSIST == 0)
+}
+
 /// A new TUN interface with one queue per worker. It exists until the last queue is closed, so whatever ends the
 /// process removes it, with its addresses and routes.
 #[derive(Debug)]
@@ -49,9 +62,17 @@ pub struct Tun {
 
 impl Tun {
     /// Whether [`Tun::create`] has a chance, found out without touching anything.
+    ///
+    /// An interface that a killed node leaves behind lives until the kernel has taken the node's packet rings apart,
+    /// which it does in the background: such a one is given [`LINGER`] to go.
     pub fn check(interface: &str) -> Result<(), TunError> {
-        if Path::new("/sys/class/net").join(interface).exists() {
-            return Err(TunError::Exists { interface: interface.to_owned() });
+        let there = Path::new("/sys/class/net").join(interface);
+        let deadline = Instant::now() + LINGER;
+        while there.exists() {
+            if !is_transient_tun(&there) || Instant::now() >= deadline {
+                return Err(TunError::Exists { interface: interface.to_owned() });
+            }
+            std::thread::sleep(LINGER_STEP);
         }
         if !Path::new("/dev/net/tun").exists() {
             return Err(TunError::NoDevice);

@@ -89,9 +89,15 @@ fn expect_content(mut stream: TcpStream, seed: u64, bytes: usize) {
 /// default of 208 KiB, so that nothing but a fault can lose one.
 const UNDER_WAY_MAX: u32 = 64;
 
+/// Has every hop learn its neighbour's hardware address: until then the kernel keeps few packets and drops the oldest.
+fn introduce(client: &Namespace, address: IpAddr) {
+    client.run(&format!("ping -n -c 1 -W 5 {address}"));
+}
+
 /// Runs `flows` UDP flows at once, each from a port of its own: bursts of numbered datagrams that are echoed. Both
 /// ends assert that each flow's numbers arrive in order and none is missing.
 pub(crate) fn udp_flows(client: &Namespace, server: &Namespace, address: IpAddr, flows: u32, bursts: u32) {
+    introduce(client, address);
     let echo = Echo::bind(server, address);
     let burst = (UNDER_WAY_MAX / flows).max(1);
     thread::scope(|scope| {
@@ -112,9 +118,10 @@ pub(crate) fn udp_flows(client: &Namespace, server: &Namespace, address: IpAddr,
 }
 
 /// Sends `flows` UDP flows one way, each from a port of its own, in bursts of numbered datagrams, and asserts that each
-/// flow's numbers arrive in order and none is missing. Nothing returns through the tunnel, so the kernel chooses each
-/// flow's TUN queue by its hash alone, and never another.
+/// flow's numbers arrive in order and none is missing. Nothing returns through the tunnel, so nothing but the flow itself
+/// can decide which worker sends it.
 pub(crate) fn udp_one_way(client: &Namespace, server: &Namespace, address: IpAddr, flows: u32, bursts: u32) {
+    introduce(client, address);
     let receiver = receiver(server, address);
     receiver.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     let target = receiver.local_addr().expect("a bound socket has an address");

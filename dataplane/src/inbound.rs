@@ -91,7 +91,7 @@ pub(crate) fn admit(
             dropped(DropReason::SourceNotAllowed);
             continue;
         }
-        if frame.checksum.is_some_and(|checksum| !checksum.fits(header.total_bytes)) {
+        if frame.checksum.is_some_and(|checksum| !checksum.is_transports(&header)) {
             dropped(DropReason::FrameMalformed);
             continue;
         }
@@ -160,12 +160,35 @@ mod tests {
     #[test]
     fn a_partial_checksum_goes_to_the_tun_and_must_lie_within_the_trimmed_packet() {
         let mut good = packet([10, 20, 0, 2], 60);
-        let checksum = Some(PartialChecksum { start: 20, offset: 38 });
+        let checksum = Some(PartialChecksum { start: 20, offset: 6 });
         let (admitted, dropped) = outcome(&framed(&[good.clone()], checksum));
-        assert_eq!(admitted[0].header.partial_checksum, Some((20, 38)));
+        assert_eq!(admitted[0].header.partial_checksum, Some((20, 6)));
         assert_eq!((admitted[0].range.len(), dropped.len()), (60, 0));
-        good[3] = 59;
+        good[3] = 27;
         assert_eq!(outcome(&framed(&[good], checksum)), (vec![], vec![DropReason::FrameMalformed]));
+    }
+
+    #[test]
+    fn no_peer_has_the_kernel_write_anywhere_but_into_the_checksum_of_tcp_or_udp() {
+        let refused = |packet: &[u8], start, offset| {
+            let checksum = Some(PartialChecksum { start, offset });
+            assert_eq!(outcome(&framed(&[packet.to_vec()], checksum)), (vec![], vec![DropReason::FrameMalformed]));
+        };
+        let udp = packet([10, 20, 0, 2], 60);
+        // The source address, both ports, the payload, and the right field summed from elsewhere.
+        for (start, offset) in [(0, 12), (0, 14), (20, 0), (20, 2), (20, 30), (0, 26), (21, 5)] {
+            refused(&udp, start, offset);
+        }
+        let mut fragment = udp.clone();
+        fragment[6] = 0x20;
+        refused(&fragment, 20, 6);
+        let mut icmp = udp;
+        icmp[9] = 1;
+        refused(&icmp, 20, 6);
+        icmp[9] = 6;
+        refused(&icmp, 20, 6);
+        let checksum = Some(PartialChecksum { start: 20, offset: 16 });
+        assert_eq!(outcome(&framed(&[icmp], checksum)).1, []);
     }
 
     #[test]

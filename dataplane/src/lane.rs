@@ -30,8 +30,6 @@ pub(crate) struct Lane {
     pub(crate) deadline: Option<Instant>,
     /// The QUIC connection has been given datagrams since it was driven.
     pub(crate) has_quic_news: bool,
-    /// Its keys may seal no more records: it is to be ended.
-    pub(crate) is_worn: bool,
     /// The socket's last known total of dropped datagrams.
     pub(crate) overflow: u32,
 }

@@ -100,7 +100,7 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
         let counters = Arc::new(WorkerCounters::default());
         dataplane.commands.push(sender);
         dataplane.counters.push(Arc::clone(&counters));
-        let (events, started) = (events.clone(), started.clone());
+        let (events, report_start) = (events.clone(), started.clone());
         let core = (!cores.is_empty()).then(|| cores[worker % cores.len()]);
         let id = WorkerId(worker as u8);
         let thread = std::thread::Builder::new().name(format!("ringlane-w{worker}")).spawn(move || {
@@ -113,12 +113,12 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
             let ring = match PacketRing::new(queue, wake.eventfd(), mtu, datagram_bytes_max(mtu)) {
                 Ok(ring) => ring,
                 Err(error) => {
-                    let _ = started.send((worker, Err(error)));
+                    let _ = report_start.send((worker, Err(error)));
                     return;
                 }
             };
-            let _ = started.send((worker, Ok(())));
-            drop(started);
+            let _ = report_start.send((worker, Ok(())));
+            drop(report_start);
             let reports = events.clone();
             let worker = Worker {
                 id,
@@ -134,7 +134,12 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
             };
             run_to_end(worker, &reports);
         });
-        dataplane.threads.push(thread.map_err(system(worker))?);
+        match thread {
+            Ok(thread) => dataplane.threads.push(thread),
+            Err(error) => {
+                let _ = started.send((worker, Err(error)));
+            }
+        }
     }
     drop(started);
     let mut failure = None;

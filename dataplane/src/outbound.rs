@@ -3,6 +3,7 @@
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, record_bytes_max};
+use ringlane_shared::packet::checksum::complete;
 use ringlane_shared::packet::flow::flow_hash;
 use ringlane_shared::packet::ip::PacketHeader;
 use ringlane_shared::plane::Snapshot;
@@ -23,12 +24,13 @@ pub(crate) struct Routed {
     pub(crate) checksum: Option<PartialChecksum>,
 }
 
-/// Routes one packet as read from the TUN.
+/// Routes one packet as read from the TUN. A partial checksum that is not its TCP or UDP header's, as an encapsulated
+/// packet may have one, is finished here: peers take no other.
 pub(crate) fn route(
     snapshot: &Snapshot,
     hash_seed: u64,
     header: VnetHeader,
-    packet: &[u8],
+    packet: &mut [u8],
 ) -> Result<Routed, DropReason> {
     if header.segmentation != 0 {
         return Err(DropReason::OutboundMalformed);
@@ -42,7 +44,12 @@ pub(crate) fn route(
         Some((start, offset)) => {
             let offset = u8::try_from(offset).map_err(|_| DropReason::OutboundMalformed)?;
             let partial = PartialChecksum { start, offset };
-            Some(partial).filter(|partial| partial.fits(bytes)).ok_or(DropReason::OutboundMalformed).map(Some)?
+            if partial.is_transports(&parsed) {
+                Some(partial)
+            } else {
+                complete(&mut packet[..bytes], partial).map_err(|_| DropReason::OutboundMalformed)?;
+                None
+            }
         }
     };
     Ok(Routed { peer, flow_hash: flow_hash(packet, &parsed, hash_seed), bytes, checksum })
@@ -103,6 +110,7 @@ mod tests {
     use std::sync::Arc;
 
     use ringlane_shared::id::Generation;
+    use ringlane_shared::packet::checksum::Sum;
     use ringlane_shared::route::RouteTable;
     use ringlane_shared::wire::frame::Frames;
 
@@ -128,23 +136,33 @@ mod tests {
         let mut packet = udp_v4(40);
         let bytes = packet.len();
         packet.extend([0; 9]);
-        let routed = route(&snapshot(), 1, VnetHeader::default(), &packet).unwrap();
+        let routed = route(&snapshot(), 1, VnetHeader::default(), &mut packet).unwrap();
         assert_eq!((routed.peer, routed.bytes, routed.checksum), (PeerIndex(3), bytes, None));
         packet[16] = 11;
-        assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &packet), Err(DropReason::NoRoute));
-        assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &packet[..19]), Err(DropReason::OutboundMalformed));
+        assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &mut packet), Err(DropReason::NoRoute));
+        assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &mut packet[..19]), Err(DropReason::OutboundMalformed));
     }
 
     #[test]
     fn a_partial_checksum_is_passed_on_and_never_reaches_outside_the_packet() {
         let partial = |start, offset| VnetHeader { partial_checksum: Some((start, offset)), segmentation: 0 };
-        let packet = udp_v4(400);
-        let routed = route(&snapshot(), 1, partial(20, 6), &packet).unwrap();
+        let mut packet = udp_v4(400);
+        let routed = route(&snapshot(), 1, partial(20, 6), &mut packet).unwrap();
         assert_eq!(routed.checksum, Some(PartialChecksum { start: 20, offset: 6 }));
         for (start, offset) in [(427, 6), (20, 407), (u16::MAX, 300), (20, u16::MAX), (20, 300)] {
-            let result = route(&snapshot(), 1, partial(start, offset), &packet);
+            let result = route(&snapshot(), 1, partial(start, offset), &mut packet);
             assert_eq!(result, Err(DropReason::OutboundMalformed), "{start} {offset}");
         }
+        assert_eq!(packet, udp_v4(400));
+    }
+
+    #[test]
+    fn a_partial_checksum_that_is_not_the_packets_own_is_finished_before_it_leaves() {
+        let mut packet = udp_v4(400);
+        let header = VnetHeader { partial_checksum: Some((36, 6)), segmentation: 0 };
+        let routed = route(&snapshot(), 1, header, &mut packet).unwrap();
+        assert_eq!(routed.checksum, None);
+        assert_eq!(Sum::default().plus(&[0xab; 2]).plus(&packet[36..]).fold(), 0xffff, "the field held 0xabab");
     }
 
     #[test]

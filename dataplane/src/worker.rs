@@ -10,7 +10,7 @@
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
@@ -35,8 +35,11 @@ use crate::wake::Wake;
 type Close = (u32, &'static str);
 /// The lane is not wanted any more.
 const CLOSE_RETIRED: Close = (0, "retired");
-/// The lane's keys have sealed as many records as they may.
+/// The lane's key has sealed as many records as it may.
 const CLOSE_WORN: Close = (2, "worn");
+
+/// When a worker with nothing else to do tries again to tell control of ended lanes.
+const UNTOLD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Everything a worker is made of.
 pub(crate) struct Worker {
@@ -65,7 +68,6 @@ pub(crate) struct State {
     /// The earliest QUIC deadline of all lanes.
     deadline: Option<Instant>,
     has_quic_news: bool,
-    has_worn_lanes: bool,
     /// Ends of lanes that control's queue had no room for yet: at most as many as there were lanes.
     untold: Vec<PlaneEvent>,
     stopping: bool,
@@ -81,7 +83,6 @@ impl Default for State {
             due: Vec::new(),
             deadline: None,
             has_quic_news: false,
-            has_worn_lanes: false,
             untold: Vec::new(),
             stopping: false,
         }
@@ -100,7 +101,7 @@ impl Worker {
             }
             if self.may_sleep()? {
                 self.counters.sleeps.add(1);
-                sleeper.sleep_until(self.state.deadline).await;
+                sleeper.sleep_until(self.wake_at()).await;
             } else {
                 sleeper.visit().await;
             }
@@ -111,7 +112,9 @@ impl Worker {
 
     /// One pass over everything that may have happened.
     fn turn(&mut self, now: Instant) -> io::Result<()> {
-        while let Some(completion) = self.ring.next_completion() {
+        // What handling them brings in waits for the next turn: under load there would be no end, and nothing else.
+        for _ in 0..self.ring.completion_count() {
+            let Some(completion) = self.ring.next_completion() else { break };
             self.handle_completion(completion, now)?;
         }
         for _ in 0..COMMAND_BUDGET {
@@ -124,10 +127,7 @@ impl Worker {
             self.hand_over.empty(from, packet);
         }
         self.drive_connections(now)?;
-        self.flush()?;
-        if std::mem::take(&mut self.state.has_worn_lanes) {
-            self.end_worn_lanes(now)?;
-        }
+        self.flush(now)?;
         self.state.untold.retain_mut(|event| {
             let told = std::mem::replace(event, PlaneEvent::Stopped { worker: self.id });
             match self.events.try_send(told) {
@@ -146,14 +146,24 @@ impl Worker {
 
     /// Announces sleep and looks once more at everything that could have been missed.
     fn may_sleep(&mut self) -> io::Result<bool> {
-        if self.ring.has_completions() || !self.commands.is_empty() || !self.hand_over.is_empty() {
+        if !self.is_idle() {
             return Ok(false);
         }
         self.ring.set_wakeful(true);
         self.wake.prepare_sleep();
         self.ring.enter()?;
         self.count_enters();
-        Ok(!self.ring.has_completions() && self.commands.is_empty() && self.hand_over.is_empty())
+        Ok(self.is_idle())
+    }
+
+    fn is_idle(&mut self) -> bool {
+        self.ring.is_idle() && self.commands.is_empty() && self.hand_over.is_empty()
+    }
+
+    /// When there is something to do though nothing happens.
+    fn wake_at(&self) -> Option<Instant> {
+        let retry = (!self.state.untold.is_empty()).then(|| Instant::now() + UNTOLD_PAUSE);
+        [self.state.deadline, retry].into_iter().flatten().min()
     }
 
     fn count_enters(&self) {
@@ -277,9 +287,7 @@ impl Worker {
             };
             match joined {
                 Joined::Added => return Ok(()),
-                Joined::RecordFull => {
-                    self.state.has_worn_lanes |= seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
-                }
+                Joined::RecordFull => seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?,
                 Joined::TooBig => break,
             }
         }
@@ -306,11 +314,13 @@ impl Worker {
         self.count_drop(Some(peer), reason);
     }
 
-    /// Seals and queues every record the turn has begun.
-    fn flush(&mut self) -> io::Result<()> {
+    /// Seals and queues every record the turn has begun. A lane whose key is used up ends: control makes a new one.
+    fn flush(&mut self, now: Instant) -> io::Result<()> {
         while let Some(slot) = self.state.filling.pop() {
-            if let Some(lane) = self.state.lanes.get_mut(slot) {
-                self.state.has_worn_lanes |= seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
+            let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
+            seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
+            if lane.sealer.is_exhausted() {
+                self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
             }
         }
         Ok(())
@@ -428,7 +438,6 @@ impl Worker {
             record: None,
             deadline: None,
             has_quic_news: true,
-            is_worn: false,
             overflow: 0,
         });
         self.state.has_quic_news = true;
@@ -471,16 +480,7 @@ impl Worker {
         }
     }
 
-    /// Ends the lanes whose keys may seal no more, after their last record. Control has them set up anew.
-    fn end_worn_lanes(&mut self, now: Instant) -> io::Result<()> {
-        for slot in self.state.lanes.slots() {
-            if self.state.lanes.get_mut(slot).is_some_and(|lane| lane.is_worn) {
-                self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
-            }
-        }
-        Ok(())
-    }
-
+    /// Ends a lane from our side, telling the peer.
     fn close_lane(&mut self, slot: SocketSlot, (code, reason): Close, end: LaneEnd, now: Instant) -> io::Result<()> {
         if let Some(lane) = self.state.lanes.get_mut(slot) {
             lane.connection.close(now, code, reason);
@@ -493,8 +493,11 @@ impl Worker {
 
     fn remove_lane(&mut self, slot: SocketSlot, end: LaneEnd) -> io::Result<()> {
         let Some(lane) = self.state.lanes.remove(slot) else { return Ok(()) };
-        if let Some((buffer, _)) = lane.record {
+        if let Some((buffer, fill)) = lane.record {
             self.ring.return_send_buffer(buffer);
+            if let Some(counters) = peer_counters(&self.state.snapshot, lane.peer, self.id) {
+                counters.drops.count_many(DropReason::NoLane, u64::from(fill.packets));
+            }
         }
         self.ring.close_socket(slot)?;
         let ended = PlaneEvent::LaneEnded { serial: lane.serial, peer: lane.peer, index: lane.index, end };
@@ -562,9 +565,14 @@ fn count_drop(
     }
 }
 
-/// Seals the record a lane is filling and queues it; the lane then has none. Returns whether its keys are worn.
-fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, worker: WorkerId) -> io::Result<bool> {
-    let Some((buffer, fill)) = lane.record.take() else { return Ok(false) };
+/// Seals the record a lane is filling and queues it; the lane then has none.
+fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, worker: WorkerId) -> io::Result<()> {
+    let Some((buffer, fill)) = lane.record.take() else { return Ok(()) };
+    if fill.packets == 0 {
+        // The only packet that was to join it was too big.
+        ring.return_send_buffer(buffer);
+        return Ok(());
+    }
     let counters = peer_counters(snapshot, lane.peer, worker);
     match lane.sealer.seal(ring.send_bytes(&buffer), fill.frame_bytes) {
         Ok(bytes) => {
@@ -573,17 +581,16 @@ fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, wo
                 counters.packets_sent.add(u64::from(fill.packets));
                 counters.bytes_sent.add(fill.packet_bytes);
             }
-            ring.send(lane.socket, buffer, bytes, SendTag { peer: lane.peer, packets: fill.packets })?;
+            ring.send(lane.socket, buffer, bytes, SendTag { peer: lane.peer, packets: fill.packets })
         }
         Err(error) => {
             if let Some(counters) = counters {
                 counters.drops.count_many(error.into(), u64::from(fill.packets));
             }
             ring.return_send_buffer(buffer);
+            Ok(())
         }
     }
-    lane.is_worn = lane.sealer.is_exhausted();
-    Ok(lane.is_worn)
 }
 
 /// Gives a datagram that is not a lane's back to control; when control is that busy, the sender will try again.
@@ -606,3 +613,6 @@ fn lane_end(error: LaneConnectionError) -> LaneEnd {
         other => LaneEnd::Failed(other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -265,6 +265,7 @@ impl PacketRing {
             .dontfork()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(RING_ENTRIES * 4)
             .build(RING_ENTRIES)?;
@@ -359,9 +360,16 @@ impl PacketRing {
         self.completions.pop_front()
     }
 
-    /// Whether [`PacketRing::next_completion`] has something.
-    pub(crate) fn has_completions(&self) -> bool {
-        !self.completions.is_empty()
+    /// How many times [`PacketRing::next_completion`] has something.
+    pub(crate) fn completion_count(&self) -> usize {
+        self.completions.len()
+    }
+
+    /// Whether nothing is left to be handled, submitted or taken in: only what happens from now on signals the eventfd.
+    pub(crate) fn is_idle(&mut self) -> bool {
+        let submission = self.ring.submission();
+        // The kernel runs a limited amount of its deferred work in one go, and leaves what is over to the next.
+        self.completions.is_empty() && submission.is_empty() && !submission.taskrun() && !submission.cq_overflow()
     }
 
     /// Submits everything queued, runs the kernel's deferred work and takes in what has finished: the one system call
@@ -438,8 +446,13 @@ impl PacketRing {
         entry.buffer = buffer.0;
         entry.peer = peer;
         let write = opcode::Writev::new(Fd(self.tun.as_raw_fd()), entry.vectors.as_ptr(), 2).build();
+        if let Err(error) = self.push(write.user_data(user_data(Operation::TunWrite, id, 0))) {
+            self.free_writes.push(id);
+            return Err(error);
+        }
+        // No completion of it has been taken in yet: that takes an enter, and the entry was queued behind it.
         self.receive_states[usize::from(buffer.0)].writes += 1;
-        self.push(write.user_data(user_data(Operation::TunWrite, id, 0)))
+        Ok(())
     }
 
     /// Writes one packet to the TUN at once, outside the ring: for the few that arrived before their lane did.
@@ -742,7 +755,9 @@ impl Drop for PacketRing {
             }
         }
         // A leak at the end of a worker is harmless, memory under the kernel's hands is not.
-        if !self.is_busy() {
+        if self.is_busy() {
+            std::mem::forget(std::mem::take(&mut self.writes));
+        } else {
             // SAFETY: the field is not used again; the kernel has finished every operation that pointed into it.
             unsafe { ManuallyDrop::drop(&mut self.slab) };
         }
@@ -800,3 +815,6 @@ mod tests {
         assert_eq!(parse_overflow(&control[..10]), None);
     }
 }
+
+#[cfg(test)]
+mod on_the_kernel;

@@ -16,6 +16,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use crate::packet::ip::{PacketHeader, protocol};
+
 /// Largest frame header: first byte, length, checksum start and offset.
 pub use crate::limits::FRAME_HEADER_BYTES_MAX;
 
@@ -51,6 +53,20 @@ impl PartialChecksum {
     /// Whether the field it speaks of lies within a packet of `packet_bytes`.
     pub fn fits(self, packet_bytes: usize) -> bool {
         usize::from(self.start) + usize::from(self.offset) + 2 <= packet_bytes
+    }
+
+    /// Whether it is the checksum of the packet's own TCP or UDP header. Whoever finishes any other one, at any place a
+    /// peer likes, rewrites two bytes of a packet after it was looked at: its source address, say.
+    pub fn is_transports(self, packet: &PacketHeader) -> bool {
+        let offset = match packet.protocol {
+            protocol::TCP => 16,
+            protocol::UDP => 6,
+            _ => return false,
+        };
+        !packet.is_fragment
+            && usize::from(self.start) == packet.transport_offset
+            && self.offset == offset
+            && self.fits(packet.total_bytes)
     }
 }
 

@@ -1,0 +1,261 @@
+//! The packet path allocates nothing per packet: two dataplanes with a TUN and a worker each, and a real lane between
+//! them, in a network namespace of their own that the kernel removes with the process.
+#![allow(unsafe_code, reason = "a global allocator is unsafe to implement")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::env;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ringlane_control::lanes::{LaneEngine, LaneEngineConfig, LaneOutcome, LinkStart};
+use ringlane_dataplane::{Dataplane, Tun, spawn};
+use ringlane_shared::drop_reason::DropReason;
+use ringlane_shared::id::{Generation, LaneId, LaneIndex, PeerId, PeerIndex};
+use ringlane_shared::identity::keypair_from_seed;
+use ringlane_shared::lane::keys::Role;
+use ringlane_shared::path::candidate::AddressPolicy;
+use ringlane_shared::plane::queue::plane_queue;
+use ringlane_shared::plane::{
+    LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot,
+};
+use ringlane_shared::route::RouteTable;
+use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, Offer, OfferSecret};
+
+/// Counts the calls that make or grow an allocation, of all threads.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: everything is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { System.realloc(pointer, layout, bytes) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+const INSIDE: &str = "RINGLANE_TEST_INSIDE_NAMESPACE";
+const PATIENCE: Duration = Duration::from_secs(60);
+const MTU: u16 = 1420;
+const PORT: u16 = 18_200;
+const PEER: PeerIndex = PeerIndex(0);
+
+const WARM_UP_ROUNDS: u64 = 50;
+const ROUNDS: u64 = 800;
+/// Packets each way in one round. One worker handles some of them in a turn together, others alone, and sleeps after
+/// the last; a TUN's queue holds ten times as many.
+const ROUND_PACKETS: u64 = 50;
+
+/// What the window may see beside packets, per second that it lasts: QUIC keep-alives and their acknowledgements take a
+/// few allocations every 2.5 seconds. The machine carries tens of thousands of packets in that time.
+const ALLOCATIONS_PER_SECOND_MAX: u64 = 64;
+
+#[test]
+fn the_packet_path_allocates_nothing_per_packet() {
+    if env::var_os(INSIDE).is_none() {
+        return run_in_namespace("the_packet_path_allocates_nothing_per_packet");
+    }
+    ip("link set lo up");
+    let mut sides = [Side::new(0), Side::new(1)];
+    let lanes = establish();
+    for (side, lane) in sides.iter_mut().zip(lanes) {
+        side.own(lane);
+    }
+    let sockets = [sender(0, 1), sender(1, 0)];
+    // Of two sizes: packets that share a record, and such that have one alone.
+    let payloads = [[1; 200].as_slice(), &[2; 1200]];
+    (0..WARM_UP_ROUNDS).for_each(|round| carry(&sides, &sockets, payloads, round));
+    let (begun, before) = (Instant::now(), ALLOCATIONS.load(Ordering::Relaxed));
+    let sleeps = sides.each_ref().map(|side| side.dataplane.counters[0].sleeps.get());
+    (WARM_UP_ROUNDS..WARM_UP_ROUNDS + ROUNDS).for_each(|round| carry(&sides, &sockets, payloads, round));
+    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let (packets, seconds) = (2 * ROUNDS * ROUND_PACKETS, 1 + begun.elapsed().as_secs());
+    println!("{allocations} allocations for {packets} packets in less than {seconds} s");
+    assert!(allocations <= seconds * ALLOCATIONS_PER_SECOND_MAX, "{allocations} for {packets} packets");
+    for (side, sleeps) in sides.iter().zip(sleeps) {
+        assert!(side.dataplane.counters[0].sleeps.get() > sleeps, "going to sleep is part of it");
+        let counters = &side.counters[0];
+        let drops = DropReason::ALL.map(|reason| (reason.name(), counters.drops.get(reason)));
+        assert!(drops.iter().all(|(_, drops)| *drops == 0), "{drops:?}");
+        assert!(counters.records_received.get() < counters.packets_received.get(), "some shared a record");
+        assert!(side.events.is_empty(), "the lane and the worker live");
+    }
+    sides.into_iter().for_each(Side::stop);
+}
+
+/// Sends a round's packets both ways and waits until the TUNs have been given all of them. Allocates nothing.
+fn carry(sides: &[Side; 2], sockets: &[UdpSocket; 2], payloads: [&[u8]; 2], round: u64) {
+    for packet in 0..ROUND_PACKETS {
+        for socket in sockets {
+            socket.send(payloads[usize::from(packet % 8 == 7)]).unwrap();
+        }
+    }
+    let all = (round + 1) * ROUND_PACKETS;
+    let deadline = Instant::now() + PATIENCE;
+    while sides.iter().any(|side| side.counters[0].packets_received.get() < all) {
+        assert!(Instant::now() < deadline, "round {round}: packets got lost");
+        std::thread::yield_now();
+    }
+}
+
+/// A dataplane of one worker, its TUN, and control's ends of the queues.
+struct Side {
+    number: u8,
+    dataplane: Dataplane,
+    events: PlaneReceiver<PlaneEvent>,
+    counters: Arc<[PeerCounters]>,
+}
+
+impl Side {
+    /// Side n has 10.n.0.1 on its TUN and routes the other side's network into it; the kernel, which has both, throws
+    /// away what arrives there.
+    fn new(number: u8) -> Self {
+        let interface = format!("rlna{number}");
+        let tun = Tun::create(&interface, 1).unwrap();
+        ip(&format!("address add 10.{number}.0.1/32 dev {interface}"));
+        ip(&format!("link set {interface} up mtu {MTU}"));
+        ip(&format!("route add 10.{}.0.0/16 dev {interface}", 1 - number));
+        let (sender, events) = plane_queue(|| {});
+        let dataplane = spawn(tun, MTU, 1, &sender).unwrap();
+        Self { number, dataplane, events, counters: Arc::new([PeerCounters::default()]) }
+    }
+
+    fn own(&mut self, lane: Box<LaneHandOver>) {
+        let (mut routes, mut sources) = (RouteTable::default(), RouteTable::default());
+        let behind_peer = format!("10.{}.0.0/16", 1 - self.number).parse().unwrap();
+        routes.insert(behind_peer, PEER);
+        sources.insert(behind_peer, ());
+        let peer = PeerEntry {
+            id: PeerId::random(),
+            sources: Arc::new(sources),
+            workers_with_lane: 1,
+            counters: Arc::clone(&self.counters),
+        };
+        let snapshot = Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] };
+        let commands = &self.dataplane.commands[0];
+        commands.try_send(PlaneCommand::Publish(Arc::new(snapshot))).unwrap();
+        commands.try_send(PlaneCommand::AddLane(lane)).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while self.events.is_empty() {
+            assert!(Instant::now() < deadline, "the worker adopts the tables");
+            std::thread::yield_now();
+        }
+        assert!(matches!(self.events.try_recv(), Some(PlaneEvent::Adopted { .. })));
+    }
+
+    fn stop(self) {
+        self.dataplane.commands[0].try_send(PlaneCommand::Stop).unwrap();
+        self.dataplane.join();
+    }
+}
+
+/// A socket whose packets leave through side `from`'s TUN.
+fn sender(from: u8, to: u8) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::new(10, from, 0, 1), 4000)).unwrap();
+    socket.connect((Ipv4Addr::new(10, to, 0, 2), 4000)).unwrap();
+    socket
+}
+
+/// Both ends of a lane between two nodes on loopback.
+fn establish() -> [Box<LaneHandOver>; 2] {
+    let ips = [1, 2].map(|host| IpAddr::from(Ipv4Addr::new(127, 0, 0, host)));
+    let keypairs = [1, 2].map(|seed| keypair_from_seed([seed; 32].into()).unwrap());
+    let lanes = LaneIndex::all(1, 1).collect();
+    let offers = [0, 1].map(|node| Offer {
+        instance: [node as u8; 16],
+        secret: OfferSecret::new([node as u8; 32]),
+        features: Features::AES,
+        workers: 1,
+        port: PORT,
+        lane_id_base: LaneId::new(1 + node as u32).unwrap(),
+        lanes,
+        candidates: vec![Candidate { kind: CandidateKind::Host, ip: ips[node], port: PORT }],
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let [mut client, mut server] = [0, 1].map(|node| {
+            let policy = AddressPolicy { allow_loopback: true, ..AddressPolicy::default() };
+            let keypair = keypairs[node].clone();
+            let config = LaneEngineConfig { keypair, workers: 1, port: PORT, inner_mtu: MTU, policy };
+            let mut engine = LaneEngine::new(config).unwrap();
+            engine.set_local_addresses(&[ips[node]]).unwrap();
+            let start = LinkStart {
+                peer: PEER,
+                peer_id: keypairs[1 - node].public().to_peer_id(),
+                role: [Role::Client, Role::Server][node],
+                ours: offers[node].clone(),
+                theirs: offers[1 - node].clone(),
+                lanes,
+            };
+            engine.start(start, Instant::now());
+            engine
+        });
+        let (mut client_lane, mut server_lane) = (None, None);
+        let both = async {
+            while client_lane.is_none() || server_lane.is_none() {
+                tokio::select! {
+                    outcome = client.next() => client_lane = Some(established(outcome)),
+                    outcome = server.next() => server_lane = Some(established(outcome)),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, both).await.expect("the lane comes up");
+        let lanes = [client_lane.unwrap(), server_lane.unwrap()];
+        assert_eq!(lanes[0].remote, SocketAddr::new(ips[1], PORT));
+        lanes
+    })
+}
+
+fn established(outcome: LaneOutcome) -> Box<LaneHandOver> {
+    match outcome {
+        LaneOutcome::Established { lane, .. } => lane,
+        LaneOutcome::Failed { reason, .. } => panic!("{reason}"),
+    }
+}
+
+/// Runs this test again as a process of its own in a new network namespace.
+fn run_in_namespace(test: &str) {
+    let mut probe = Command::new("unshare");
+    probe.args(["--net", "ip", "tuntap", "add", "rlna9", "mode", "tun"]).stderr(Stdio::null());
+    if !probe.status().is_ok_and(|status| status.success()) {
+        let missing = "a network namespace with a TUN needs root, ip and /dev/net/tun";
+        assert!(env::var_os("RINGLANE_REQUIRE_NETNS").is_none_or(|value| value != "1"), "{missing}");
+        eprintln!("skipped: {missing}");
+        return;
+    }
+    let mut inside = Command::new("unshare");
+    inside.arg("--net").arg(env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]).env(INSIDE, "1");
+    let output = inside.output().unwrap();
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    println!("{text}");
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}

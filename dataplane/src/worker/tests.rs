@@ -1,0 +1,253 @@
+//! A worker's turns one by one, on this thread: a datagram socket pair is its TUN, and a lane's far end is opened and
+//! sealed by hand.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+
+use quinn_proto::crypto::rustls::QuicClientConfig;
+use quinn_proto::{ClientConfig, EndpointConfig};
+use ringlane_shared::id::{Generation, LaneId, LaneIndex, LaneSerial, PeerId};
+use ringlane_shared::lane::connection::LaneConnection;
+use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
+use ringlane_shared::lane::seal::{Opener, Sealer, split};
+use ringlane_shared::limits::{
+    PLANE_QUEUE_MESSAGES, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX, datagram_bytes_max,
+};
+use ringlane_shared::plane::queue::plane_queue;
+use ringlane_shared::plane::{LaneGauges, PeerCounters, PeerEntry};
+use ringlane_shared::route::RouteTable;
+use ringlane_shared::wire::frame::{Frames, PacketFrameHeader};
+
+use super::*;
+
+const MTU: u16 = 1420;
+const PEER: PeerIndex = PeerIndex(0);
+const SERIAL: LaneSerial = LaneSerial(7);
+
+struct Bed {
+    worker: Worker,
+    commands: PlaneSender<PlaneCommand>,
+    events: PlaneReceiver<PlaneEvent>,
+    counters: Arc<[PeerCounters]>,
+    tun: UnixDatagram,
+    far: UdpSocket,
+    far_sealer: Sealer,
+    far_opener: Opener,
+}
+
+impl Bed {
+    /// A worker with one lane, whose next record is number `sealed`.
+    fn new(sealed: u64) -> Self {
+        let (ours, tun) = UnixDatagram::pair().unwrap();
+        [&ours, &tun].into_iter().for_each(|end| end.set_nonblocking(true).unwrap());
+        let wake = Arc::new(Wake::new().unwrap());
+        let mut ring = PacketRing::new(ours.into(), wake.eventfd(), MTU, datagram_bytes_max(MTU)).unwrap();
+        ring.arm_tun_read().unwrap();
+        let (commands, received_commands) = plane_queue(|| {});
+        let (sent_events, events) = plane_queue(|| {});
+        let hand_over = HandOver::between(&[Arc::clone(&wake)], MTU).pop().unwrap();
+        let mut worker = Worker {
+            id: WorkerId(0),
+            mtu: MTU,
+            hash_seed: 1,
+            ring,
+            wake,
+            commands: received_commands,
+            events: sent_events,
+            hand_over,
+            counters: Arc::default(),
+            state: State::default(),
+        };
+        let counters: Arc<[PeerCounters]> = Arc::new([PeerCounters::default()]);
+        worker.state.snapshot = Arc::new(snapshot(Arc::clone(&counters)));
+        let [local, far] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        local.connect(far.local_addr().unwrap()).unwrap();
+        far.connect(local.local_addr().unwrap()).unwrap();
+        [&local, &far].into_iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
+        let [client, server] = [Role::Client, Role::Server].map(|role| {
+            let id = LaneId::new(5).unwrap();
+            split(LaneKeys::derive(Suite::Aes128Gcm, role, export).unwrap(), id, id)
+        });
+        let ((mut sealer, opener), (far_sealer, far_opener)) = (client, server);
+        sealer.skip(sealed);
+        let lane = LaneHandOver {
+            serial: SERIAL,
+            peer: PEER,
+            index: LaneIndex::new(0).unwrap(),
+            inbound_id: LaneId::new(5).unwrap(),
+            local: local.local_addr().unwrap(),
+            remote: far.local_addr().unwrap(),
+            connection: connection(far.local_addr().unwrap()),
+            socket: local.into(),
+            sealer,
+            opener,
+            early: Vec::new(),
+            gauges: Arc::new(LaneGauges::default()),
+        };
+        worker.add_lane(lane, Instant::now()).unwrap();
+        Self { worker, commands, events, counters, tun, far, far_sealer, far_opener }
+    }
+
+    fn turn(&mut self) {
+        self.worker.turn(Instant::now()).unwrap();
+    }
+
+    /// Turns until `done`, and returns what that found.
+    fn until<T>(&mut self, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
+        for _ in 0..1000 {
+            if let Some(found) = done(self) {
+                return found;
+            }
+            self.turn();
+        }
+        panic!("does not come");
+    }
+
+    fn lane_end(&mut self) -> Option<LaneEnd> {
+        std::iter::from_fn(|| self.events.try_recv()).find_map(|event| match event {
+            PlaneEvent::LaneEnded { serial: SERIAL, end, .. } => Some(end),
+            _ => None,
+        })
+    }
+
+    /// What reaches the far end in records: each one's number of packets.
+    fn records(&mut self) -> Vec<usize> {
+        let mut buffer = [0; 2048];
+        let mut records = Vec::new();
+        while let Ok(bytes) = self.far.recv(&mut buffer) {
+            if let Ok(frames) = self.far_opener.open(&mut buffer[..bytes]) {
+                records.push(Frames::new(frames).count());
+            }
+        }
+        records
+    }
+
+    /// Seals `count` packets of `bytes` each into one record and sends it to the worker.
+    fn send_record(&mut self, count: usize, bytes: usize) {
+        let mut record = vec![0; RECORD_HEADER_BYTES];
+        for _ in 0..count {
+            record.extend(PacketFrameHeader::fit(bytes, None, 2 * bytes + 16).unwrap().as_bytes());
+            record.extend(packet([10, 20, 0, 2], [10, 10, 0, 2], bytes));
+        }
+        let frames = record.len() - RECORD_HEADER_BYTES;
+        record.resize(frames + RECORD_OVERHEAD_BYTES, 0);
+        self.far_sealer.seal(&mut record, frames).unwrap();
+        self.far.send(&record).unwrap();
+    }
+
+    /// Has the worker read a packet to the peer from its TUN.
+    fn leave(&self, bytes: usize) {
+        let mut read = vec![0; VNET_HEADER_BYTES];
+        read.extend(packet([10, 10, 0, 2], [10, 20, 0, 2], bytes));
+        self.tun.send(&read).unwrap();
+    }
+}
+
+fn packet(from: [u8; 4], to: [u8; 4], bytes: usize) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, (bytes >> 8) as u8, bytes as u8, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend([from, to].concat());
+    packet.resize(bytes, 0);
+    packet
+}
+
+fn snapshot(counters: Arc<[PeerCounters]>) -> Snapshot {
+    let (mut routes, mut sources) = (RouteTable::default(), RouteTable::default());
+    routes.insert("10.20.0.0/16".parse().unwrap(), PEER);
+    sources.insert("10.20.0.0/16".parse().unwrap(), ());
+    let peer = PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane: 1, counters };
+    Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] }
+}
+
+fn export(output: &mut [u8], label: &[u8], context: &[u8]) -> Result<(), KeyError> {
+    for (position, byte) in output.iter_mut().enumerate() {
+        *byte = label[position % label.len()] ^ context[position % context.len()] ^ position as u8;
+    }
+    Ok(())
+}
+
+/// A connection that dials for ever, which is all a worker needs to own a lane.
+fn connection(remote: SocketAddr) -> LaneConnection {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    LaneConnection::connect(EndpointConfig::default(), client, remote, Instant::now()).unwrap()
+}
+
+/// Otherwise nothing else would be done while the network brings more than a core can take: no timer, no command, no
+/// record of the other direction.
+#[test]
+fn a_turn_handles_what_was_there_when_it_began() {
+    let mut bed = Bed::new(0);
+    bed.until(|bed| bed.worker.ring.is_idle().then_some(()));
+    // Small packets: more of them than can be written to the TUN without entering the ring in between.
+    (0..40).for_each(|_| bed.send_record(60, 20));
+    while bed.worker.ring.completion_count() < 40 {
+        bed.worker.ring.enter().unwrap();
+    }
+    (0..40).for_each(|_| bed.send_record(60, 20));
+    bed.turn();
+    assert_eq!(bed.counters[0].records_received.get(), 40);
+    bed.until(|bed| (bed.counters[0].records_received.get() == 80).then_some(()));
+}
+
+#[test]
+fn a_lane_whose_key_is_used_up_ends_so_that_another_can_be_made() {
+    let mut bed = Bed::new(RECORDS_PER_EPOCH_MAX - 2);
+    bed.leave(100);
+    let records = bed.until(|bed| Some(bed.records()).filter(|records| !records.is_empty()));
+    assert_eq!((records, bed.lane_end()), (vec![1], None));
+    bed.leave(100);
+    let end = bed.until(Bed::lane_end);
+    assert!(matches!(&end, LaneEnd::Failed(reason) if reason.contains("last record")), "{end:?}");
+    bed.turn();
+    assert_eq!(bed.records(), [1], "the last record has left");
+    assert_eq!(bed.counters[0].drops.get(DropReason::EpochExhausted), 0);
+    bed.leave(100);
+    let drops = |bed: &mut Bed| Some(bed.counters[0].drops.get(DropReason::NoLane)).filter(|drops| *drops > 0);
+    assert_eq!(bed.until(drops), 1);
+}
+
+#[test]
+fn a_worker_does_not_sleep_on_an_end_that_control_has_no_room_for() {
+    let mut bed = Bed::new(0);
+    while bed.worker.events.try_send(PlaneEvent::Stopped { worker: WorkerId(1) }).is_ok() {}
+    bed.commands.try_send(PlaneCommand::RetireLane(SERIAL)).unwrap();
+    bed.turn();
+    bed.turn();
+    let soon = Instant::now() + Duration::from_secs(1);
+    assert!(bed.worker.wake_at().is_some_and(|at| at < soon), "{:?}", bed.worker.wake_at());
+    let told = (0..PLANE_QUEUE_MESSAGES).filter_map(|_| bed.events.try_recv());
+    assert!(told.into_iter().all(|event| matches!(event, PlaneEvent::Stopped { .. })));
+    bed.turn();
+    assert_eq!(bed.lane_end(), Some(LaneEnd::Retired));
+    assert_eq!(bed.worker.wake_at(), None);
+}
+
+#[test]
+fn packets_that_a_retired_lane_takes_with_it_are_counted() {
+    let mut bed = Bed::new(0);
+    bed.until(|bed| bed.worker.ring.is_idle().then_some(()));
+    (0..3).for_each(|_| bed.leave(100));
+    bed.worker.ring.enter().unwrap();
+    bed.commands.try_send(PlaneCommand::RetireLane(SERIAL)).unwrap();
+    bed.turn();
+    assert_eq!(bed.lane_end(), Some(LaneEnd::Retired));
+    assert_eq!(bed.counters[0].drops.get(DropReason::NoLane), 3);
+    assert_eq!(bed.records(), vec![0; 0]);
+}
+
+#[test]
+fn a_packet_above_the_mtu_is_dropped_and_leaves_no_empty_record() {
+    let mut bed = Bed::new(0);
+    bed.leave(usize::from(MTU) + 4);
+    let drops = |bed: &mut Bed| Some(bed.counters[0].drops.get(DropReason::TooBig)).filter(|drops| *drops > 0);
+    assert_eq!(bed.until(drops), 1);
+    bed.turn();
+    assert_eq!((bed.records(), bed.counters[0].records_sent.get()), (vec![], 0));
+    bed.leave(usize::from(MTU));
+    assert_eq!(bed.until(|bed| Some(bed.records()).filter(|records| !records.is_empty())), [1]);
+}

@@ -97,6 +97,7 @@ impl<T> Reporter<'_, T> {
             (None, true) => PeerState::Connecting,
             (None, false) => PeerState::Offline,
         };
+        let unconnected = self.node.problem(&peer.id).filter(|_| state != PeerState::Direct);
         let last_handshake = link.and_then(|link| link.last_handshake_at());
         let mut status = PeerStatus {
             name: peer.name.clone(),
@@ -105,6 +106,7 @@ impl<T> Reporter<'_, T> {
             routes: peer.routes.clone(),
             state,
             carrier,
+            problem: unconnected.or_else(|| link?.problem()).map(str::to_owned),
             rtt_us: lanes.iter().filter_map(|lane| lane.rtt_us).min(),
             mtu_bytes: carrier.map(|_| self.inner_mtu(&lanes)),
             lanes,

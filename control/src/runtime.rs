@@ -133,7 +133,7 @@ pub enum ControlError {
 /// when this returns, and have, unless it is with an error.
 pub fn run(config: ControlConfig) -> Result<(), ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Runtime)?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut signals = Signals::catch().map_err(ControlError::Runtime)?;
         info!(version = config.version, interface = config.settings.interface, "starting");
         let Some(mut control) = Control::start(config, &mut signals).await? else { return Ok(()) };
@@ -143,7 +143,10 @@ pub fn run(config: ControlConfig) -> Result<(), ControlError> {
         }
         let stopped = control.stop().await;
         ended.and(stopped)
-    })
+    });
+    // A name may still be being looked up, on a thread that cannot be stopped. Nobody waits for it.
+    runtime.shutdown_background();
+    ended
 }
 
 struct Control {
@@ -302,14 +305,16 @@ impl Control {
         match event {
             NodeEvent::PeerConnected { peer, remote, first, .. } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
-                if first {
+                if first && !self.node.is_thrown_out_by(&peer) {
                     info!(peer = self.name(index), id = %peer, %remote, "connected");
                 }
                 self.coordinator.handle_connected(index, now);
             }
             NodeEvent::PeerDisconnected { peer } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
-                info!(peer = self.name(index), id = %peer, "disconnected");
+                if !self.node.is_thrown_out_by(&peer) {
+                    info!(peer = self.name(index), id = %peer, "disconnected");
+                }
                 self.coordinator.handle_disconnected(index);
             }
             NodeEvent::OfferReceived { peer, token, message } => {
@@ -356,7 +361,8 @@ impl Control {
                 let Some(commands) = self.workers.commands.get(worker.position()) else { return };
                 if commands.try_send(PlaneCommand::AddLane(lane)).is_err() {
                     warn!(peer = self.name(peer), lane = %index, %worker, "the worker takes no lane");
-                    self.coordinator.handle_lane_failed(peer, index, now);
+                    let problem = format!("lane {index}: {worker} takes no lane");
+                    self.coordinator.handle_lane_failed(peer, index, problem, now);
                     return;
                 }
                 info!(
@@ -370,8 +376,16 @@ impl Control {
                 self.coordinator.handle_lane_up(peer, index, up);
             }
             LaneOutcome::Failed { peer, index, reason } => {
-                debug!(peer = self.name(peer), lane = %index, %reason, "lane not set up");
-                self.coordinator.handle_lane_failed(peer, index, now);
+                let owner = index.owner(self.workers.commands.len() as u8);
+                let port = self.settings.dataplane.port.saturating_add(u16::from(owner.0));
+                let problem = format!("lane {index}, UDP port {port} here: {reason}");
+                // Each lane may fail at every try; the log tells of the first, status of the last.
+                if self.coordinator.link(peer).is_some_and(|link| link.problem().is_none()) {
+                    warn!(peer = self.name(peer), problem, "a lane is missing; trying again");
+                } else {
+                    debug!(peer = self.name(peer), problem, "a lane is missing");
+                }
+                self.coordinator.handle_lane_failed(peer, index, problem, now);
             }
         }
     }

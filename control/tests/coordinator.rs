@@ -277,7 +277,7 @@ impl World {
                 let found = self.sites[node].set_ups.iter().find(|(_, found)| found.id == set_up);
                 if let Some((&(peer, index), _)) = found {
                     self.sites[node].set_ups.remove(&(peer, index));
-                    self.sites[node].coordinator.handle_lane_failed(peer, index, self.now);
+                    self.sites[node].coordinator.handle_lane_failed(peer, index, "blocked".to_owned(), self.now);
                     self.carry_out(node);
                 }
             }

@@ -3,15 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::future::select_all;
 use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use ringlane_control::swarm::{
-    Direction, ExchangeError, ListenFault, Node, NodeConfig, NodeError, NodeEvent, OpenError, TransportName,
+    Direction, ExchangeError, ListenFault, Node, NodeConfig, NodeError, NodeEvent, OpenError, Resolver, TransportName,
 };
 use ringlane_shared::limits::OFFER_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot};
@@ -63,6 +65,7 @@ impl Site {
             allow_loopback: true,
             agent: "ringlane/test".into(),
             seed: u64::from(u32::from(self.ip)),
+            resolver: Resolver::system(),
         }
     }
 
@@ -427,6 +430,45 @@ async fn a_dead_first_address_and_a_strangers_do_not_keep_the_peer_from_being_fo
 }
 
 #[tokio::test]
+async fn a_name_in_an_address_is_looked_up_anew_for_every_dial() {
+    let [a, b] = Site::pair();
+    let stranger = Site::new();
+    let answers = [None, Some(stranger.ip), Some(b.ip)].map(|ip| ip.map(Into::into));
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
+    let resolver = Resolver::new(move |host| {
+        assert_eq!(host, "site-b.example");
+        let answer = answers[(count.fetch_add(1, Ordering::Relaxed) as usize).min(2)];
+        answer.map(|ip| vec![ip]).ok_or(std::io::ErrorKind::NotFound.into())
+    });
+    let name = "/dns/site-b.example/udp/8001/quic-v1".parse().unwrap();
+    let config = NodeConfig { resolver, ..a.config(vec![(b.id, vec![name])]) };
+    let mut nodes = [
+        Node::new(config).unwrap(),
+        b.node(TransportName::Quic, vec![(a.id, Vec::new())]),
+        stranger.node(TransportName::Quic, Vec::new()),
+    ];
+    run_until(&mut nodes, |_, index, event| index == 0 && is_connected(&event)).await;
+    assert!(asked.load(Ordering::Relaxed) >= 3);
+    let remote = &nodes[0].connections(&b.id).next().unwrap().remote;
+    assert_eq!(*remote, b.address(TransportName::Quic), "what is remembered is the address, not the name");
+    assert_eq!(nodes[0].known_addresses()[0].1[0].address, *remote);
+}
+
+#[tokio::test]
+async fn the_systems_resolver_is_asked() {
+    let [a, b] = Site::pair();
+    let listen = "/ip4/127.0.0.1/tcp/0".parse().unwrap();
+    let mut server = Node::new(b.config(vec![(a.id, Vec::new())])).unwrap();
+    assert!(server.set_listen_addresses(&[listen]).is_empty());
+    assert!(matches!(server.next().await, NodeEvent::AddressesChanged));
+    let port = server.listen_addresses().next().unwrap().iter().nth(1).unwrap();
+    let name = Multiaddr::from(Protocol::Dns4("localhost".into())).with(port);
+    let mut nodes = [Node::new(a.config(vec![(b.id, vec![name])])).unwrap(), server];
+    run_until(&mut nodes, |_, index, event| index == 0 && is_connected(&event)).await;
+}
+
+#[tokio::test]
 async fn addresses_of_our_own_are_not_dialled() {
     let [a, b] = Site::pair();
     let overlay = "/ip4/100.64.1.1/udp/8001/quic-v1".parse().unwrap();
@@ -467,7 +509,10 @@ async fn listen_addresses_follow_what_is_set_and_errors_name_address_and_reason(
     let errors = second.set_listen_addresses(&[tcp.clone(), unspecified.clone()]);
     let in_use = errors.iter().find(|error| error.address == tcp).unwrap();
     assert!(matches!(in_use.fault, ListenFault::InUse));
-    assert_eq!(in_use.to_string(), format!("cannot listen on {tcp}: the address is in use by another process"));
+    assert_eq!(
+        in_use.to_string(),
+        format!("cannot listen on {tcp}: it is in use by another program: stop that one, or choose another port")
+    );
     assert!(errors.iter().any(|error| error.address == unspecified));
 }
 

@@ -92,6 +92,9 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// How packets reach it.
     pub carrier: Option<Carrier>,
+    /// What was last seen to keep it from being connected, or from having all its lanes: a text for people.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// Its lanes, by index.
     pub lanes: Vec<LaneStatus>,
     /// The best lane's round-trip time.
@@ -270,6 +273,7 @@ mod tests {
             routes: Vec::new(),
             state: PeerState::Offline,
             carrier: None,
+            problem: None,
             lanes: Vec::new(),
             rtt_us: None,
             mtu_bytes: None,
@@ -284,7 +288,7 @@ mod tests {
         };
         peer.set_traffic(&workers);
 
-        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
+        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
         assert_eq!(serde_json::to_string(&peer).unwrap(), expected);
     }
 }

@@ -37,6 +37,10 @@ const STABLE_AFTER: Duration = RETRY_MAX;
 /// moment later.
 const SETTLE: Duration = Duration::from_millis(250);
 
+/// What the server knows when the client asks for lanes that it has still under way.
+const GIVEN_UP: &str =
+    "the peer has given up on lanes and tries again; let UDP through to the lanes' ports on both sides";
+
 /// A lane that a worker owns, as control knows it.
 #[derive(Clone, Debug)]
 pub struct LaneUp {
@@ -88,6 +92,8 @@ pub struct Link {
     /// Failures in a row; a question that waits to be asked counts for one, however many lanes it is for.
     attempts: u32,
     last_handshake_at: Option<SystemTime>,
+    /// Why a lane is missing, as far as we know.
+    problem: Option<String>,
 }
 
 impl Link {
@@ -107,6 +113,7 @@ impl Link {
             retry_at: None,
             attempts: 0,
             last_handshake_at: None,
+            problem: None,
         }
     }
 
@@ -128,6 +135,11 @@ impl Link {
     /// When the newest handshake of all its lanes was confirmed.
     pub fn last_handshake_at(&self) -> Option<SystemTime> {
         self.last_handshake_at
+    }
+
+    /// The last thing that kept a lane from standing, for the operator; `None` once all of them do.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     /// Whether packets of all workers reach the peer.
@@ -176,6 +188,7 @@ impl Link {
         self.asking = None;
         self.ask_again = false;
         self.retry_at = None;
+        self.problem = None;
     }
 
     pub(super) fn handle_address_change<T>(&mut self, _now: Instant, context: &mut Context<'_, T>) {
@@ -194,6 +207,9 @@ impl Link {
         }
         self.meet(&theirs, context);
         let lanes = theirs.lanes.intersection(self.expected);
+        if !lanes.intersection(self.setting_up).is_empty() {
+            self.problem = Some(GIVEN_UP.to_owned());
+        }
         for index in lanes.iter() {
             self.retire(index, context);
         }
@@ -235,10 +251,12 @@ impl Link {
             }
             Ok(Answer::Refused(reason)) => {
                 tracing::debug!(peer = self.peer.0, %reason, "the peer refuses a link");
+                self.problem = Some(format!("the peer refuses a link: {reason}"));
                 self.retry_later(now, context);
             }
             Err(error) => {
                 tracing::debug!(peer = self.peer.0, %error, "no answer to our offer");
+                self.problem = Some(format!("no answer to our offer: {error}"));
                 self.retry_later(now, context);
             }
         }
@@ -262,13 +280,21 @@ impl Link {
         }
         if self.missing().is_empty() {
             self.retry_at = None;
+            self.problem = None;
         } else {
             self.retry_later(now, context);
         }
     }
 
-    pub(super) fn handle_lane_failed<T>(&mut self, index: LaneIndex, now: Instant, context: &mut Context<'_, T>) {
+    pub(super) fn handle_lane_failed<T>(
+        &mut self,
+        index: LaneIndex,
+        problem: String,
+        now: Instant,
+        context: &mut Context<'_, T>,
+    ) {
         self.setting_up.0 &= !bit(index);
+        self.problem = Some(problem);
         self.announce();
         if self.setting_up.is_empty() {
             self.retry_later(now, context);

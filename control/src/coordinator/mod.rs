@@ -239,9 +239,9 @@ impl<T> Coordinator<T> {
         self.publish_if_changed();
     }
 
-    /// A lane could not be set up.
-    pub fn handle_lane_failed(&mut self, peer: PeerIndex, index: LaneIndex, now: Instant) {
-        self.with_link(peer, |link, context| link.handle_lane_failed(index, now, context));
+    /// A lane could not be set up; `problem` says why, for the operator.
+    pub fn handle_lane_failed(&mut self, peer: PeerIndex, index: LaneIndex, problem: String, now: Instant) {
+        self.with_link(peer, |link, context| link.handle_lane_failed(index, problem, now, context));
         self.publish_if_changed();
     }
 

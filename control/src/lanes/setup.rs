@@ -46,10 +46,10 @@ pub enum LaneFailure {
     #[error("too many lanes in the making")]
     Busy,
     /// No pair of addresses answered a probe: something on the way drops UDP to this lane's port.
-    #[error("no answer from any of the peer's addresses")]
+    #[error("no answer from any of the peer's addresses; let UDP through to the lanes' ports on both sides")]
     NoPath,
     /// The peer, which should dial, did not.
-    #[error("the peer did not dial")]
+    #[error("the peer did not dial, as probes do not pass; let UDP through to the lanes' ports on both sides")]
     NotDialled,
     /// The kernel refused the lane's socket.
     #[error("lane socket: {0}")]

@@ -28,7 +28,7 @@ use crate::netlink::{HostAddress, InterfaceConfig, Netlink, NetlinkError, forwar
 use crate::signals::Signals;
 use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
-use crate::swarm::{Node, NodeConfig};
+use crate::swarm::{Node, NodeConfig, Resolver};
 
 /// Packets the kernel queues for a worker: a burst of a few milliseconds, not a standing queue.
 const TX_QUEUE_PACKETS: u32 = 500;
@@ -75,6 +75,7 @@ impl Control {
             allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
+            resolver: Resolver::system(),
         })?;
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
         let file = settings.file.display();

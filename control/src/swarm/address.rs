@@ -19,9 +19,9 @@ const OVERLAY_V6: [u16; 4] = [0xfd00, 0x6879, 0x7072, 0x7370];
 /// Why we do not dial an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum AddressRefusal {
-    /// It has a name to resolve.
-    #[error("names are not resolved: write the IP address instead of /dns")]
-    NeedsDns,
+    /// It has a name. Those that the configuration gives are looked up before they come here (`names`).
+    #[error("it has a name, and only names in the configuration are looked up")]
+    Name,
     /// It is not `/ip4|ip6/../tcp/..` or `/ip4|ip6/../udp/../quic-v1`.
     #[error("only /ip4 or /ip6 with /tcp/<port> or /udp/<port>/quic-v1 is supported")]
     Unsupported,
@@ -66,7 +66,7 @@ pub fn parse(address: &Multiaddr) -> Result<Destination, AddressRefusal> {
         Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
         Some(Protocol::Ip6(ip)) => IpAddr::V6(ip).to_canonical(),
         Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => {
-            return Err(AddressRefusal::NeedsDns);
+            return Err(AddressRefusal::Name);
         }
         _ => return Err(AddressRefusal::Unsupported),
     };
@@ -183,7 +183,7 @@ mod tests {
         let policy = AddressPolicy::new(false);
         policy.set_denied(|ip| ip == IpAddr::from([10, 0, 0, 1]));
         for (address, reason) in [
-            ("/dns4/example.org/tcp/1", AddressRefusal::NeedsDns),
+            ("/dns4/example.org/tcp/1", AddressRefusal::Name),
             ("/ip4/10.0.0.2/udp/1", AddressRefusal::Unsupported),
             ("/ip4/10.0.0.2/udp/1/quic", AddressRefusal::Unsupported),
             ("/ip4/10.0.0.2/tcp/1/ws", AddressRefusal::Unsupported),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use libp2p::{Multiaddr, PeerId};
 use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, DIALS_PER_PEER_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
 
-use super::address;
+use super::{address, names};
 
 /// First pause between two dials, and the longest wait before the first dial after a loss.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -25,7 +25,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again. A peer that
 /// refuses us does so within a round trip of the handshake.
-const STABLE_AFTER: Duration = Duration::from_secs(2);
+pub(super) const STABLE_AFTER: Duration = Duration::from_secs(2);
 
 /// One dial in this many goes to an address where a stranger answered before.
 const STRANGER_EVERY: u32 = 4;
@@ -50,6 +50,9 @@ pub(super) enum Source {
 pub(super) struct Dial {
     pub(super) peer: PeerId,
     pub(super) addresses: Vec<Multiaddr>,
+    /// Addresses with a name, to be dialled when it has been looked up. As slow as that may be, the others do not wait
+    /// for it, so this counts as a second dial.
+    pub(super) names: Vec<Multiaddr>,
     /// Dial from a fresh port and let the kernel choose the source address. Every second dial does: QUIC otherwise
     /// leaves from *some* listener's socket, on a router with several networks perhaps from a wrong address.
     pub(super) fresh_port: bool,
@@ -119,6 +122,11 @@ impl Dialer {
         self.peers.get(peer).is_some_and(|state| state.addresses.iter().any(|known| known.address == *address))
     }
 
+    /// Whether any address of the peer is known.
+    pub(super) fn knows_any(&self, peer: &PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|state| !state.addresses.is_empty())
+    }
+
     /// The peer has its first connection.
     pub(super) fn handle_connected(&mut self, now: Instant, peer: &PeerId) {
         if let Some(state) = self.peers.get_mut(peer) {
@@ -137,7 +145,7 @@ impl Dialer {
         state.next = now + pause;
     }
 
-    /// A dial ordered by [`Self::poll_dial`] has ended, well or not.
+    /// A dial ordered by [`Self::poll_dial`] has ended, well or not; of one with addresses and names, either half.
     pub(super) fn handle_dial_ended(&mut self, peer: &PeerId) {
         if let Some(state) = self.peers.get_mut(peer) {
             state.dials = state.dials.saturating_sub(1);
@@ -148,11 +156,11 @@ impl Dialer {
     pub(super) fn poll_dial(&mut self, now: Instant) -> Option<Dial> {
         let (&peer, state) = self.peers.iter_mut().find(|(_, state)| state.due().is_some_and(|due| due <= now))?;
         let fresh_port = state.dials_in_vain % 2 == 1;
-        let addresses = state.choose(now);
+        let (names, addresses): (Vec<_>, Vec<_>) = state.choose(now).into_iter().partition(names::is_name);
         state.next = now + self.jitter.around(pause(state.dials_in_vain));
         state.dials_in_vain = state.dials_in_vain.saturating_add(1);
-        state.dials += 1;
-        Some(Dial { peer, addresses, fresh_port })
+        state.dials += u8::from(!addresses.is_empty()) + u8::from(!names.is_empty());
+        Some(Dial { peer, addresses, names, fresh_port })
     }
 
     /// When [`Self::poll_dial`] should be asked again.

@@ -198,6 +198,7 @@ mod tests {
                 allow_loopback: true,
                 agent: "ringlane/test".into(),
                 seed: 0,
+                resolver: crate::swarm::Resolver::system(),
             })
             .unwrap();
             let listen: Multiaddr = format!("/ip4/{}/udp/0/quic-v1", Ipv4Addr::LOCALHOST).parse().unwrap();

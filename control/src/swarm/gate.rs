@@ -77,7 +77,7 @@ impl Gate {
         }
         self.refused += 1;
         if self.log.admit(peer, Instant::now()) {
-            tracing::info!(%peer, %remote, refused = self.refused, "refused a connection: the peer is not configured");
+            tracing::info!(%peer, %remote, refused = self.refused, "refused a connection: no [[peers]] entry has this id");
         }
         Err(ConnectionDenied::new(Refusal::NotConfigured(peer)))
     }

@@ -29,13 +29,13 @@ pub struct ListenError {
 #[derive(Debug, Error)]
 pub enum ListenFault {
     /// Another socket has it.
-    #[error("the address is in use by another process")]
+    #[error("it is in use by another program: stop that one, or choose another port")]
     InUse,
     /// The host does not have this IP address.
-    #[error("this host has no such address")]
+    #[error("this host has no such address: correct it, or use /ip4/0.0.0.0 and /ip6/:: for whatever addresses it has")]
     NotLocal,
     /// The port is a privileged one.
-    #[error("no permission to use this port")]
+    #[error("no permission to use this port: choose one above 1023, or give the node CAP_NET_BIND_SERVICE")]
     NotPermitted,
     /// It is not an address of a kind we listen on.
     #[error("{0}")]

@@ -9,8 +9,10 @@
 //! | `gate` | refuses the connections of peers that are not configured |
 //! | `streams` | raw streams of our protocols, on the connection we choose |
 //! | [`exchange`], `exchanges` | one question and one answer on a stream; those under way |
+//! | `names` | what names in configured addresses stand for, asked anew for every dial |
 //! | `dialer` | when to dial whom and where: pure |
 //! | `connections` | who is connected how, and which connections are too many: pure |
+//! | `problems` | why a peer is not connected, for the operator |
 //! | `listeners` | the addresses we listen on |
 //! | `behaviour` | the above and the stock behaviours, put together |
 //! | `node` | the event loop's body |
@@ -23,7 +25,9 @@ pub mod exchange;
 mod exchanges;
 mod gate;
 mod listeners;
+mod names;
 mod node;
+mod problems;
 mod streams;
 mod transport;
 
@@ -32,4 +36,5 @@ pub use exchange::{ExchangeError, OpenError};
 pub use exchanges::{ExchangeId, ExchangeToken};
 pub use libp2p::swarm::ConnectionId;
 pub use listeners::{ListenError, ListenFault};
+pub use names::Resolver;
 pub use node::{KnownAddress, Node, NodeConfig, NodeError, NodeEvent};

@@ -21,10 +21,12 @@ use tokio::time::Sleep;
 use super::address::{self, AddressPolicy};
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::connections::{ConnectionInfo, Connections, Direction};
-use super::dialer::{Dial, Dialer, Source};
+use super::dialer::{Dial, Dialer, STABLE_AFTER, Source};
 use super::exchange::{self, ExchangeError};
 use super::exchanges::{ExchangeId, ExchangeToken, Exchanges, Progress};
 use super::listeners::{ListenError, Listeners};
+use super::names::{self, Found, LookUps, Resolver};
+use super::problems::Problems;
 use super::streams::StreamEvent;
 use super::transport;
 
@@ -47,6 +49,8 @@ pub struct NodeConfig {
     pub agent: String,
     /// Spreads dials in time; should differ from node to node.
     pub seed: u64,
+    /// Looks up names in the configured addresses.
+    pub resolver: Resolver,
 }
 
 /// Why there is no node.
@@ -125,15 +129,23 @@ pub struct KnownAddress {
     pub last_success: SystemTime,
 }
 
+struct DialUnderWay {
+    peer: PeerId,
+    /// Of the addresses that came from a name, each with that one.
+    named: Vec<(Multiaddr, Multiaddr)>,
+}
+
 /// The libp2p part of a node. Owned by the control loop; must be made and polled on its runtime.
 pub struct Node {
     swarm: Swarm<Behaviour>,
     policy: AddressPolicy,
     dialer: Dialer,
-    dials: HashMap<ConnectionId, PeerId>,
+    dials: HashMap<ConnectionId, DialUnderWay>,
+    look_ups: LookUps,
     connections: Connections,
     listeners: Listeners,
     exchanges: Exchanges,
+    problems: Problems,
     events: VecDeque<NodeEvent>,
     timer: Pin<Box<Sleep>>,
 }
@@ -158,7 +170,8 @@ impl Node {
         for (source, list) in [(Source::Configured, config.peers), (Source::Cache, config.cached)] {
             for (peer, addresses) in list {
                 for address in addresses {
-                    if let Err(refusal) = address::parse(&address) {
+                    let is_name = source == Source::Configured && names::is_name(&address);
+                    if !is_name && let Err(refusal) = address::parse(&address) {
                         tracing::warn!(%peer, %address, %refusal, "this address cannot be dialled");
                         continue;
                     }
@@ -171,9 +184,11 @@ impl Node {
             policy,
             dialer,
             dials: HashMap::new(),
+            look_ups: LookUps::new(config.resolver),
             connections: Connections::new(local),
             listeners: Listeners::default(),
             exchanges: Exchanges::default(),
+            problems: Problems::default(),
             events: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         })
@@ -217,6 +232,19 @@ impl Node {
         self.connections.all()
     }
 
+    /// What keeps a configured peer from being connected, for the operator; `None` if nothing is known to.
+    pub fn problem(&self, peer: &PeerId) -> Option<&str> {
+        let nowhere = self.connections.best(peer).is_none() && !self.dialer.knows_any(peer);
+        let nowhere = nowhere.then_some("no address of it is known here; it has to dial us");
+        self.problems.of(peer).or(nowhere)
+    }
+
+    /// Whether the peer, when last connected, ended that at once. It is tried for ever, and each try looks like a
+    /// connection for a moment.
+    pub fn is_thrown_out_by(&self, peer: &PeerId) -> bool {
+        self.problems.is_thrown_out_by(peer)
+    }
+
     /// The addresses we really listen on.
     pub fn listen_addresses(&self) -> impl Iterator<Item = &Multiaddr> {
         self.swarm.listeners()
@@ -248,7 +276,8 @@ impl Node {
     pub async fn shutdown(mut self, limit: Duration) {
         self.dialer.stop();
         self.swarm.behaviour_mut().gate.shut();
-        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().chain(self.dials.values().copied()).collect();
+        let dialled = self.dials.values().map(|dial| dial.peer);
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().chain(dialled).collect();
         for peer in peers {
             // An error means that there was no connection, but dials are aborted all the same.
             let _ = self.swarm.disconnect_peer_id(peer);
@@ -279,8 +308,17 @@ impl Node {
                 progress = true;
             }
             let now = Instant::now();
-            if let Some(dial) = self.dialer.poll_dial(now) {
-                self.dial(dial);
+            if let Some(Dial { peer, addresses, names, fresh_port }) = self.dialer.poll_dial(now) {
+                if !names.is_empty() {
+                    self.look_ups.start(peer, names, fresh_port);
+                }
+                if !addresses.is_empty() {
+                    self.dial(peer, addresses, Vec::new(), fresh_port);
+                }
+                progress = true;
+            }
+            if let Poll::Ready(found) = self.look_ups.poll(cx) {
+                self.dial_found(found);
                 progress = true;
             }
             for connection in self.connections.poll_surplus(now) {
@@ -302,14 +340,29 @@ impl Node {
         self.timer.as_mut().poll(cx)
     }
 
-    fn dial(&mut self, Dial { peer, addresses, fresh_port }: Dial) {
+    /// Dials what a peer's names stand for, unless the peer has been reached meanwhile.
+    fn dial_found(&mut self, Found { peer, fresh_port, addresses, failures }: Found) {
+        for (address, error) in failures {
+            tracing::warn!(%peer, %address, error, "the name cannot be looked up; trying again");
+            if self.connections.best(&peer).is_none() {
+                self.problems.handle_name_error(peer, &address, &error);
+            }
+        }
+        if addresses.is_empty() || self.connections.best(&peer).is_some() {
+            self.dialer.handle_dial_ended(&peer);
+            return;
+        }
+        self.dial(peer, addresses.iter().map(|(address, _)| address.clone()).collect(), addresses, fresh_port);
+    }
+
+    fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, named: Vec<(Multiaddr, Multiaddr)>, fresh_port: bool) {
         tracing::debug!(%peer, ?addresses, "dialling");
         let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
         let options = if fresh_port { options.allocate_new_port() } else { options }.build();
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
-                self.dials.insert(id, peer);
+                self.dials.insert(id, DialUnderWay { peer, named });
             }
             Err(error) => {
                 tracing::debug!(%peer, %error, "cannot dial");
@@ -373,6 +426,9 @@ impl Node {
             if !connection.relayed && self.dialer.knows(&peer, &connection.remote) {
                 self.dialer.handle_success(now, &peer, &connection.remote);
             }
+            if last && now.duration_since(connection.established) < STABLE_AFTER {
+                self.problems.handle_thrown_out(peer);
+            }
             self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
         }
         if last {
@@ -382,11 +438,17 @@ impl Node {
     }
 
     fn handle_dial_error(&mut self, id: ConnectionId, error: &DialError) {
-        let Some(peer) = self.dials.remove(&id) else { return };
+        let Some(DialUnderWay { peer, named }) = self.dials.remove(&id) else { return };
         self.dialer.handle_dial_ended(&peer);
+        if self.connections.best(&peer).is_none() {
+            self.problems.handle_dial_error(peer, error);
+        }
         match error {
             DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
-                if self.dialer.handle_stranger(&peer, address) {
+                let bare = address::without_peer(address, &peer);
+                let known = named.iter().find(|(address, _)| bare.as_ref() == Ok(address)).map(|(_, name)| name);
+                if self.dialer.handle_stranger(&peer, known.unwrap_or(address)) {
+                    let address = bare.as_ref().unwrap_or(address);
                     tracing::warn!(%peer, %address, "another node answers at this peer's address");
                 }
             }
@@ -405,6 +467,7 @@ impl Node {
                     if let Some(connection) = self.connections.get_mut(&peer, connection) {
                         connection.rtt = Some(rtt);
                         connection.confirm();
+                        self.problems.clear(&peer);
                     }
                 }
                 Err(ping::Failure::Unsupported) => {}
@@ -442,6 +505,7 @@ impl Node {
         }
         let Some(connection) = self.connections.get_mut(&peer, connection) else { return };
         connection.confirm();
+        self.problems.clear(&peer);
         if connection.direction == Direction::Inbound && self.dialer.knows(&peer, &connection.remote) {
             self.dialer.handle_success(now, &peer, &connection.remote);
         }

@@ -58,6 +58,7 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
 
 fn peer_details(out: &mut String, peer: &PeerStatus) {
     let _ = writeln!(out, "\n{}", text::name_or_id(&peer.name, &peer.id));
+    detail(out, "problem", peer.problem.as_deref().unwrap_or_default());
     detail(out, "id", &peer.id);
     detail(out, "addresses", &text::list(&peer.addresses));
     detail(out, "routes", &text::list(&peer.routes));
@@ -122,6 +123,7 @@ mod tests {
             routes: Vec::new(),
             state: PeerState::Offline,
             carrier: None,
+            problem: Some("no address of it is known here; it has to dial us".to_owned()),
             lanes: Vec::new(),
             rtt_us: None,
             mtu_bytes: None,
@@ -144,6 +146,7 @@ mod tests {
             routes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/64".parse().unwrap()],
             state: PeerState::Direct,
             carrier: Some(Carrier::Lane),
+            problem: None,
             lanes: vec![
                 LaneStatus {
                     index: 0,
@@ -226,6 +229,7 @@ site-b
   dropped     replayed 3, source_not_allowed 1
 
 12D3KooWCarol
+  problem     no address of it is known here; it has to dial us
   id          12D3KooWCarol
   addresses   100.64.9.9
   sent        0 packets in 0 records

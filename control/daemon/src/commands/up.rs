@@ -85,7 +85,9 @@ fn hash_seed() -> u64 {
 
 fn start_logging(json: bool) -> anyhow::Result<()> {
     let filter = match std::env::var("RINGLANE_LOG") {
-        Ok(filter) => EnvFilter::try_new(&filter).with_context(|| format!("RINGLANE_LOG={filter} is no filter"))?,
+        Ok(filter) => EnvFilter::try_new(&filter).with_context(|| {
+            format!("RINGLANE_LOG={filter} is no filter; write one such as debug or ringlane_control=debug,info")
+        })?,
         Err(_) => EnvFilter::new(DEFAULT_FILTER),
     };
     // Whoever read our log may have gone; telling of that on the same stream would panic.

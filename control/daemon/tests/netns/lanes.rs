@@ -1,7 +1,7 @@
 //! What a link does when not all of its lanes can be had.
 
 use crate::lab::{Lab, Site};
-use crate::node::{LANE_PORT, Node, mesh};
+use crate::node::{LANE_PORT, Node, Status, mesh};
 use crate::traffic::{tcp_both_ways, udp_flows, udp_one_way};
 
 /// Flows enough that each of two workers gets some: all sixteen on one has a chance of 1 in 32 768.
@@ -30,5 +30,17 @@ fn with_a_lane_port_blocked_every_flow_crosses_in_order_by_the_other_lane() {
     for node in &nodes {
         let status = node.status();
         assert!(status.sum("handed_over") > 100, "a worker without a lane passes its packets on: {status:?}");
+    }
+
+    let peers = [Site::B, Site::A];
+    for (node, peer) in nodes.iter_mut().zip(peers) {
+        let problem = |status: &Status| status.peer(peer).and_then(|peer| peer["problem"].as_str()).map(str::to_owned);
+        let names_the_ports = |status: &Status| problem(status).is_some_and(|text| text.contains("the lanes' ports"));
+        node.wait_until("told what keeps the lane from standing", names_the_ports);
+    }
+    router.run("nft delete table inet lab");
+    for (node, peer) in nodes.iter_mut().zip(peers) {
+        let status = node.wait_direct(&[peer], 2);
+        assert!(status.peer(peer).is_some_and(|peer| peer["problem"].is_null()), "{status:?}");
     }
 }

@@ -71,7 +71,9 @@ impl Fixture {
     }
 
     fn fail(&mut self, index: u8) {
-        self.act(|link, now, context| link.handle_lane_failed(lane_index(index), now, context));
+        self.act(|link, now, context| {
+            link.handle_lane_failed(lane_index(index), format!("lane {index} is blocked"), now, context)
+        });
     }
 
     fn end(&mut self, index: u8) {
@@ -276,4 +278,23 @@ fn lanes_that_end_together_are_one_failure_and_a_lane_that_ends_early_is_another
         (0..WORKERS).for_each(|index| client.up(index));
         (0..WORKERS).for_each(|index| client.end(index));
     }
+}
+
+#[test]
+fn what_keeps_a_lane_from_standing_is_told_until_all_of_them_stand_or_the_peer_is_gone() {
+    let mut client = Fixture::client_without(&[1]);
+    assert_eq!(client.link.problem(), Some("lane 1 is blocked"));
+    client.time_out();
+    client.answer(2, Ok(offer(1)));
+    client.up(1);
+    assert_eq!(client.link.problem(), None);
+
+    let mut server = Fixture::new(Role::Server);
+    server.act(|link, now, context| link.handle_connected(now, context));
+    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    assert_eq!(server.link.problem(), None);
+    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    assert_eq!(server.link.problem(), Some(GIVEN_UP), "the client asks for what we thought was being set up");
+    server.link.handle_disconnected();
+    assert_eq!(server.link.problem(), None);
 }

@@ -529,6 +529,7 @@ impl Control {
                     if self.coordinator.handle_lane_ended(peer, index, serial, now) {
                         let end = match end {
                             LaneEnd::Retired => "retired".to_owned(),
+                            LaneEnd::Worn => "its keys are worn".to_owned(),
                             LaneEnd::TimedOut => "nothing heard from the peer".to_owned(),
                             LaneEnd::ClosedByPeer => "closed by the peer".to_owned(),
                             LaneEnd::Failed(error) => error,

@@ -16,7 +16,6 @@ use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::lane::connection::LaneConnectionError;
-use ringlane_shared::lane::seal::SealError;
 use ringlane_shared::limits::{COMMAND_BUDGET, HAND_OVER_BUDGET, LANES_PER_WORKER_MAX, TUN_READS_IN_FLIGHT};
 use ringlane_shared::plane::{
     LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, Snapshot, Stray, WorkerCounters,
@@ -32,8 +31,12 @@ use crate::sys::ring::{Completion, Datagram, PacketRing, ReceiveBuffer, SendTag,
 use crate::sys::tun::VNET_HEADER_BYTES;
 use crate::wake::Wake;
 
-/// Code of the QUIC close that says a lane is not wanted any more.
-const CLOSE_RETIRED: u32 = 0;
+/// Code and reason of a QUIC close.
+type Close = (u32, &'static str);
+/// The lane is not wanted any more.
+const CLOSE_RETIRED: Close = (0, "retired");
+/// The lane's key has sealed as many records as it may.
+const CLOSE_WORN: Close = (2, "worn");
 
 /// When a worker with nothing else to do tries again to tell control of ended lanes.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(20);
@@ -317,7 +320,7 @@ impl Worker {
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
             if lane.sealer.is_exhausted() {
-                self.close_lane(slot, LaneEnd::Failed(SealError::EpochExhausted.to_string()), now)?;
+                self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
             }
         }
         Ok(())
@@ -393,12 +396,12 @@ impl Worker {
             PlaneCommand::AddLane(lane) => self.add_lane(*lane, now)?,
             PlaneCommand::RetireLane(serial) => {
                 if let Some(slot) = self.state.lanes.find(serial) {
-                    self.close_lane(slot, LaneEnd::Retired, now)?;
+                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
                 }
             }
             PlaneCommand::Stop => {
                 for slot in self.state.lanes.slots() {
-                    self.close_lane(slot, LaneEnd::Retired, now)?;
+                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
                 }
                 self.state.stopping = true;
             }
@@ -478,9 +481,9 @@ impl Worker {
     }
 
     /// Ends a lane from our side, telling the peer.
-    fn close_lane(&mut self, slot: SocketSlot, end: LaneEnd, now: Instant) -> io::Result<()> {
+    fn close_lane(&mut self, slot: SocketSlot, (code, reason): Close, end: LaneEnd, now: Instant) -> io::Result<()> {
         if let Some(lane) = self.state.lanes.get_mut(slot) {
-            lane.connection.close(now, CLOSE_RETIRED, "retired");
+            lane.connection.close(now, code, reason);
             let Worker { ring, .. } = self;
             // A lost close costs the peer its idle timeout, nothing more.
             lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));

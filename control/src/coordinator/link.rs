@@ -22,8 +22,8 @@ use thiserror::Error;
 
 use super::{AskId, Context, Intent};
 
-/// First pause before missing lanes are asked for again.
-const RETRY_MIN: Duration = Duration::from_millis(200);
+/// First pause before missing lanes are asked for again: short, for a lane whose keys are worn is missed at once.
+const RETRY_MIN: Duration = Duration::from_millis(20);
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -339,7 +339,7 @@ impl Link {
         if self.role != Role::Client || !self.connected {
             return;
         }
-        let pause = RETRY_MIN.saturating_mul(1 << self.attempts.min(10)).min(RETRY_MAX);
+        let pause = RETRY_MIN.saturating_mul(1 << self.attempts.min(11)).min(RETRY_MAX);
         self.attempts = self.attempts.saturating_add(1);
         let jitter = Duration::from_millis(context.below(pause.as_millis() as u64 / 2));
         let at = now + pause + jitter;

@@ -51,6 +51,8 @@ pub enum PlaneEvent {
 pub enum LaneEnd {
     /// Control retired it.
     Retired,
+    /// Its keys have sealed as many records as they may; a new lane has new keys.
+    Worn,
     /// Nothing authentic was heard from the peer for the idle timeout.
     TimedOut,
     /// The peer closed it.

@@ -1,5 +1,6 @@
 //! The packet path allocates nothing per packet: two dataplanes with a TUN and a worker each, and a real lane between
 //! them, in a network namespace of their own that the kernel removes with the process.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 #![allow(unsafe_code, reason = "a global allocator is unsafe to implement")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 

@@ -486,7 +486,10 @@ impl PacketRing {
         entry.socket = Some(socket);
         entry.closing = false;
         let slot = SocketSlot { index, generation: entry.generation };
-        self.arm_receive(slot)?;
+        if let Err(error) = self.arm_receive(slot) {
+            self.close_socket(slot)?;
+            return Err(error);
+        }
         Ok(slot)
     }
 
@@ -499,7 +502,13 @@ impl PacketRing {
         };
         let receive = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), message, RECEIVE_GROUP).build();
         entry.receiving = true;
-        self.push(receive.user_data(user_data(Operation::Receive, slot.index, slot.generation)))
+        let queued = self.push(receive.user_data(user_data(Operation::Receive, slot.index, slot.generation)));
+        if queued.is_err()
+            && let Some(entry) = self.entry(slot)
+        {
+            entry.receiving = false;
+        }
+        queued
     }
 
     /// Stops receiving on a socket and closes it once the kernel has let go of it. No completion of it follows.
@@ -602,7 +611,20 @@ impl PacketRing {
             .build();
         entry.sends += 1;
         self.sends_queued += 1;
-        self.push(send.user_data(user_data(Operation::Send, id, 0)))
+        let queued = self.push(send.user_data(user_data(Operation::Send, id, 0)));
+        if queued.is_err() {
+            self.end_send(id, slot);
+        }
+        queued
+    }
+
+    fn end_send(&mut self, id: u16, slot: SocketSlot) {
+        self.sends_queued -= 1;
+        if let Some(entry) = self.entry(slot) {
+            entry.sends -= 1;
+        }
+        self.free_sends.push(id);
+        self.close_if_idle(slot);
     }
 
     // Inside
@@ -687,24 +709,21 @@ impl PacketRing {
 
     fn complete_send(&mut self, id: u16, error: Option<io::Error>) {
         let SendEntry { socket, tag, retried, .. } = self.sends[usize::from(id)];
-        self.sends_queued -= 1;
-        if let Some(entry) = self.entry(socket) {
-            entry.sends -= 1;
-        }
-        match error {
-            // A past ICMP error is told by the next send, which then did not happen.
-            Some(error) if error.kind() == io::ErrorKind::ConnectionRefused && !retried => {
-                self.sends[usize::from(id)].retried = true;
-                if let Err(error) = self.queue_send(id) {
-                    self.completions.push_back(Completion::SendFailed { tag, error });
-                }
-                return;
+        let Some(error) = error else { return self.end_send(id, socket) };
+        // A past ICMP error is told by the next send, which then did not happen.
+        if error.kind() == io::ErrorKind::ConnectionRefused && !retried {
+            self.sends_queued -= 1;
+            if let Some(entry) = self.entry(socket) {
+                entry.sends -= 1;
             }
-            Some(error) => self.completions.push_back(Completion::SendFailed { tag, error }),
-            None => {}
+            self.sends[usize::from(id)].retried = true;
+            if let Err(error) = self.queue_send(id) {
+                self.completions.push_back(Completion::SendFailed { tag, error });
+            }
+            return;
         }
-        self.free_sends.push(id);
-        self.close_if_idle(socket);
+        self.completions.push_back(Completion::SendFailed { tag, error });
+        self.end_send(id, socket);
     }
 
     fn close_if_idle(&mut self, slot: SocketSlot) {

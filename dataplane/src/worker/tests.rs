@@ -201,8 +201,7 @@ fn a_lane_whose_key_is_used_up_ends_so_that_another_can_be_made() {
     let records = bed.until(|bed| Some(bed.records()).filter(|records| !records.is_empty()));
     assert_eq!((records, bed.lane_end()), (vec![1], None));
     bed.leave(100);
-    let end = bed.until(Bed::lane_end);
-    assert_eq!(end, LaneEnd::Worn);
+    assert_eq!(bed.until(Bed::lane_end), LaneEnd::Worn);
     bed.turn();
     assert_eq!(bed.records(), [1], "the last record has left");
     assert_eq!(bed.counters[0].drops.get(DropReason::EpochExhausted), 0);

@@ -542,26 +542,3 @@ async fn twenty_nodes_mesh_and_settle_at_one_connection_per_pair() {
     })
     .await;
 }
-
-/// Multicast does not cross loopback, so this wants a network namespace with an interface that has an IPv4 address
-/// (one end of a veth pair will do) and `RINGLANE_TEST_MDNS_IP` set to it.
-#[tokio::test]
-#[ignore = "needs an interface that carries multicast"]
-async fn configured_peers_are_found_by_mdns() {
-    let ip = std::env::var("RINGLANE_TEST_MDNS_IP").unwrap();
-    let [a, b] = Site::pair();
-    let mut nodes = [&a, &b].map(|site| {
-        let other = if site.id == a.id { b.id } else { a.id };
-        let config = NodeConfig { mdns: true, ..site.config(vec![(other, Vec::new())]) };
-        let mut node = Node::new(config).unwrap();
-        let listen = format!("/ip4/{ip}/udp/0/quic-v1").parse().unwrap();
-        assert!(node.set_listen_addresses(&[listen]).is_empty());
-        node
-    });
-    let mut connected = 0;
-    run_until(&mut nodes, |_, _, event| {
-        connected += u32::from(is_connected(&event));
-        connected == 2
-    })
-    .await;
-}

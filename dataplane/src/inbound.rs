@@ -9,7 +9,7 @@ use ringlane_shared::plane::PeerEntry;
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 use ringlane_shared::wire::record::DatagramKind;
 
-use crate::sys::ring::VnetHeader;
+use crate::sys::vnet_header::VnetHeader;
 
 /// What a datagram that a lane's socket received is to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ use ringlane_shared::packet::ip::PacketHeader;
 use ringlane_shared::plane::Snapshot;
 use ringlane_shared::wire::frame::{PacketFrameHeader, PartialChecksum};
 
-use crate::sys::ring::VnetHeader;
+use crate::sys::vnet_header::VnetHeader;
 
 /// Where a packet from the TUN goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

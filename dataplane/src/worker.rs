@@ -27,8 +27,9 @@ use crate::inbound::{Admitted, Arrival, admit};
 use crate::lane::{Lane, Lanes};
 use crate::outbound::{Joined, RecordFill, route};
 use crate::sleep::Sleeper;
-use crate::sys::ring::{Completion, Datagram, PacketRing, ReceiveBuffer, SendTag, SocketSlot, TunBuffer, VnetHeader};
-use crate::sys::tun::VNET_HEADER_BYTES;
+use crate::sys::datagram::Datagram;
+use crate::sys::ring::{Completion, PacketRing, ReceiveBuffer, SendTag, SocketSlot, TunBuffer};
+use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 use crate::wake::Wake;
 
 /// Code and reason of a QUIC close.

@@ -2,7 +2,6 @@
 //! them, in a network namespace of their own that the kernel removes with the process.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 #![allow(unsafe_code, reason = "a global allocator is unsafe to implement")]
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::env;

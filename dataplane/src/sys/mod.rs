@@ -6,8 +6,11 @@
 //! made up: a completion yields one, and queueing an operation or recycling takes it back.
 #![allow(unsafe_code)]
 
+pub(crate) mod datagram;
+mod provided_buffers;
 pub(crate) mod ring;
 pub(crate) mod slab;
 pub(crate) mod socket;
 pub(crate) mod steering;
 pub(crate) mod tun;
+pub(crate) mod vnet_header;

@@ -12,11 +12,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -25,9 +24,11 @@ use ringlane_shared::limits::{
     RING_ENTRIES, SENDS_IN_FLIGHT, TUN_READS_IN_FLIGHT, TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
 };
 
+use super::datagram::{Datagram, parse_overflow, parse_socket_address};
+use super::provided_buffers::ProvidedBuffers;
 use super::slab::Slab;
 use super::socket::report_receive_overflow;
-use super::tun::VNET_HEADER_BYTES;
+use super::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 
 const TUN_GROUP: u16 = 0;
 const RECEIVE_GROUP: u16 = 1;
@@ -103,50 +104,6 @@ pub(crate) enum Completion {
     TunWriteFailed { peer: PeerIndex },
 }
 
-/// Where and from whom a received datagram is.
-#[derive(Clone, Debug)]
-pub(crate) struct Datagram {
-    /// Its bytes within the receive buffer.
-    pub(crate) range: Range<usize>,
-    /// The sender; `None` if the kernel gave no usable address.
-    pub(crate) from: Option<SocketAddr>,
-    /// The socket's running total of datagrams dropped for want of buffer space, when the kernel tells.
-    pub(crate) overflow: Option<u32>,
-}
-
-/// The header before a packet on the TUN (`struct virtio_net_hdr`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct VnetHeader {
-    /// The packet's checksum is partial: where summing starts and, from there, where the sum goes.
-    pub(crate) partial_checksum: Option<(u16, u16)>,
-    /// What the kernel calls `gso_type`; 0 for one whole packet.
-    pub(crate) segmentation: u8,
-}
-
-impl VnetHeader {
-    const NEEDS_CSUM: u8 = 1;
-
-    /// Reads the header; `None` if the bytes are too few.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.first_chunk::<VNET_HEADER_BYTES>()?;
-        let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
-        let partial_checksum = (bytes[0] & Self::NEEDS_CSUM != 0).then(|| (word(6), word(8)));
-        Some(Self { partial_checksum, segmentation: bytes[1] })
-    }
-
-    /// The header's bytes, as the kernel reads them.
-    pub(crate) fn to_bytes(self) -> [u8; VNET_HEADER_BYTES] {
-        let mut bytes = [0; VNET_HEADER_BYTES];
-        bytes[1] = self.segmentation;
-        if let Some((start, offset)) = self.partial_checksum {
-            bytes[0] = Self::NEEDS_CSUM;
-            bytes[6..8].copy_from_slice(&start.to_ne_bytes());
-            bytes[8..10].copy_from_slice(&offset.to_ne_bytes());
-        }
-        bytes
-    }
-}
-
 /// Which operation a completion belongs to; travels through the kernel as `user_data`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -160,46 +117,6 @@ enum Operation {
 
 fn user_data(operation: Operation, index: u16, generation: u16) -> u64 {
     (operation as u64) << 32 | u64::from(generation) << 16 | u64::from(index)
-}
-
-/// One group of provided buffers: the kernel takes from its head, we put back at its tail.
-struct ProvidedBuffers {
-    entries: NonNull<BufRingEntry>,
-    count: u16,
-    tail: u16,
-    offset: usize,
-    bytes_each: usize,
-}
-
-impl ProvidedBuffers {
-    fn range(&self, id: u16) -> usize {
-        debug_assert!(id < self.count);
-        self.offset + usize::from(id) * self.bytes_each
-    }
-
-    /// Gives buffer `id` to the kernel. It must not be in its hands already: the callers hold the buffer's token.
-    fn provide(&mut self, slab: &Slab, id: u16) {
-        let address = slab.address(self.range(id), self.bytes_each);
-        let position = usize::from(self.tail & (self.count - 1));
-        // SAFETY: `entries` points at `count` entries within the slab and `position` is below `count`.
-        let mut entry = unsafe { self.entries.add(position) };
-        // SAFETY: an entry is plain integers in mapped memory, which the kernel only reads, and only below the tail.
-        let entry = unsafe { entry.as_mut() };
-        entry.set_addr(address.as_ptr() as u64);
-        entry.set_len(self.bytes_each as u32);
-        entry.set_bid(id);
-        self.tail = self.tail.wrapping_add(1);
-    }
-
-    /// Makes the buffers given since the last call visible to the kernel.
-    fn publish(&self) {
-        // SAFETY: `entries` is the base of a registered, page-aligned buffer ring.
-        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
-        // SAFETY: the tail is an aligned `u16` of the slab that only we write and the kernel reads; the atomic store
-        // orders the entries before it.
-        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
-    }
 }
 
 struct SocketEntry {
@@ -780,58 +697,6 @@ impl Drop for PacketRing {
             // SAFETY: the field is not used again; the kernel has finished every operation that pointed into it.
             unsafe { ManuallyDrop::drop(&mut self.slab) };
         }
-    }
-}
-
-fn parse_socket_address(name: &[u8]) -> Option<SocketAddr> {
-    let family = u16::from_ne_bytes(*name.first_chunk()?);
-    let port = u16::from_be_bytes([*name.get(2)?, *name.get(3)?]);
-    match i32::from(family) {
-        libc::AF_INET => {
-            let address: [u8; 4] = name.get(4..8)?.try_into().ok()?;
-            Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(address)), port))
-        }
-        libc::AF_INET6 => {
-            let address: [u8; 16] = name.get(8..24)?.try_into().ok()?;
-            Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(address)), port))
-        }
-        _ => None,
-    }
-}
-
-/// Finds the drop total in one control message: length (8 bytes), level (4), type (4), value (4).
-fn parse_overflow(control: &[u8]) -> Option<u32> {
-    let word = |at: usize| Some(i32::from_ne_bytes(control.get(at..at + 4)?.try_into().ok()?));
-    (word(8)? == libc::SOL_SOCKET && word(12)? == libc::SO_RXQ_OVFL).then(|| word(16))?.map(|total| total as u32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_vnet_header_reads_back_as_written() {
-        for header in [
-            VnetHeader::default(),
-            VnetHeader { partial_checksum: Some((40, 16)), segmentation: 0 },
-            VnetHeader { partial_checksum: Some((20, 6)), segmentation: 1 },
-        ] {
-            assert_eq!(VnetHeader::parse(&header.to_bytes()), Some(header));
-        }
-        assert_eq!(VnetHeader::parse(&[0; VNET_HEADER_BYTES - 1]), None);
-    }
-
-    #[test]
-    fn an_overflow_total_is_found_only_in_its_own_message() {
-        let mut control = Vec::new();
-        control.extend(20u64.to_ne_bytes());
-        control.extend(libc::SOL_SOCKET.to_ne_bytes());
-        control.extend(libc::SO_RXQ_OVFL.to_ne_bytes());
-        control.extend(7u32.to_ne_bytes());
-        assert_eq!(parse_overflow(&control), Some(7));
-        control[12] ^= 1;
-        assert_eq!(parse_overflow(&control), None);
-        assert_eq!(parse_overflow(&control[..10]), None);
     }
 }
 

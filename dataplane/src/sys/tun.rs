@@ -6,9 +6,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Bytes of the header before every packet read or written: `struct virtio_net_hdr`.
-pub(crate) const VNET_HEADER_BYTES: usize = 10;
-
 /// Opens queue number `index` of the TUN interface `name`; the first one creates it, and fails with `EBUSY` if
 /// there is an interface of that name already.
 ///

@@ -64,7 +64,7 @@ impl Tun {
     /// Whether [`Tun::create`] has a chance, found out without touching anything.
     ///
     /// An interface that a killed node leaves behind lives until the kernel has taken the node's packet rings apart,
-    /// which it does in the background: such a one is given [`LINGER`] to go.
+    /// which it does in the background: such a one is given two seconds to go.
     pub fn check(interface: &str) -> Result<(), TunError> {
         let there = Path::new("/sys/class/net").join(interface);
         let deadline = Instant::now() + LINGER;

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::thread;
 
-use crate::lab::{Lab, PATIENCE, Site, wait_for};
+use crate::lab::{Lab, Namespace, PATIENCE, Site, wait_for};
 use crate::node::{CONTROL_PORT, LANE_PORT, Node, Setup, mesh, two_direct};
 use crate::traffic::{Content, Echo, receiver, sender, tcp_both_ways, udp_flows};
 use crate::wire::{Capture, Datagram, Injector};
@@ -133,56 +133,66 @@ const GARBAGE_PER_CHECK: usize = 32;
 /// All lengths that fit one packet of the underlay.
 const WHOLE_LENGTHS: std::ops::RangeInclusive<usize> = 0..=1472;
 
+/// Throws garbage of every length at site A's lane, lane port and control ports, and calls `check` now and then.
+fn throw_garbage(attacker: &Namespace, mut check: impl FnMut()) {
+    let injector = Injector::open(attacker);
+    let mut content = Content::of(0x6a5b);
+    let mut thrown = |count: usize| {
+        if count.is_multiple_of(GARBAGE_PER_CHECK) {
+            check();
+        }
+    };
+    // Into the lane itself, with the peer's address and port.
+    let lane = |site: Site| SocketAddrV4::new(site.underlay(), LANE_PORT);
+    for length in WHOLE_LENGTHS {
+        let payload = garbage(&mut content, length);
+        injector.send(&Datagram { source: lane(Site::B), destination: lane(Site::A), payload });
+        thrown(length);
+    }
+    // At the listeners, from a port of nobody's; the longest arrive in fragments.
+    for port in [LANE_PORT, CONTROL_PORT] {
+        let socket = attacker.enter(|| sender(SocketAddrV4::new(Site::A.underlay(), port).into()));
+        for length in 0..=1500 {
+            socket.send(&garbage(&mut content, length)).expect("somebody listens there");
+            thrown(length);
+        }
+    }
+    // At libp2p's TCP port, which may hang up at any byte.
+    for length in [1, 20, 300, 5000] {
+        let target = SocketAddr::from((Site::A.underlay(), CONTROL_PORT));
+        let stream = attacker.enter(|| TcpStream::connect_timeout(&target, PATIENCE));
+        let mut stream = stream.expect("somebody listens there");
+        let _ = std::io::Write::write_all(&mut stream, &garbage(&mut content, length));
+        thrown(0);
+    }
+}
+
 #[test]
 fn garbage_of_every_length_costs_no_packet() {
     let Some(lab) = Lab::up(2) else { return };
     let (_setups, mut nodes) = two_direct(&lab, [1, 1]);
     let (a, b) = (lab.host(Site::A), lab.host(Site::B));
     let before = nodes[0].status().drops();
-    let echo = Echo::bind(&a, Site::A.host_v4().into());
     let attacker = lab.router(Site::B);
-    let injector = Injector::open(&attacker);
 
+    // First beside one datagram at a time, of which none may be lost; then beside bulk, which may fill a queue by itself
+    // and lose a datagram to that, but no content.
+    let echo = Echo::bind(&a, Site::A.host_v4().into());
     thread::scope(|scope| {
         scope.spawn(|| echo.serve());
-        scope.spawn(|| tcp_both_ways(&a, &b, Site::B.host_v4().into(), 2, 4 << 20));
         let attack = scope.spawn(|| {
             let mut flow = echo.flow(&b, 0);
-            let mut content = Content::of(0x6a5b);
-            let mut check = |count: usize| {
-                if count.is_multiple_of(GARBAGE_PER_CHECK) {
-                    flow.exchange(1);
-                }
-            };
-            // Into the lane itself, with the peer's address and port.
-            let lane = |site: Site| SocketAddrV4::new(site.underlay(), LANE_PORT);
-            for length in WHOLE_LENGTHS {
-                let payload = garbage(&mut content, length);
-                injector.send(&Datagram { source: lane(Site::B), destination: lane(Site::A), payload });
-                check(length);
-            }
-            // At the listeners, from a port of nobody's; the longest arrive in fragments.
-            for port in [LANE_PORT, CONTROL_PORT] {
-                let socket = attacker.enter(|| sender(SocketAddrV4::new(Site::A.underlay(), port).into()));
-                for length in 0..=1500 {
-                    socket.send(&garbage(&mut content, length)).expect("somebody listens there");
-                    check(length);
-                }
-            }
-            // At libp2p's TCP port, which may hang up at any byte.
-            for length in [1, 20, 300, 5000] {
-                let target = SocketAddr::from((Site::A.underlay(), CONTROL_PORT));
-                let stream = attacker.enter(|| TcpStream::connect_timeout(&target, PATIENCE));
-                let mut stream = stream.expect("somebody listens there");
-                let _ = std::io::Write::write_all(&mut stream, &garbage(&mut content, length));
-                check(0);
-            }
+            throw_garbage(&attacker, || flow.exchange(1));
         });
         let attack = attack.join();
         echo.stop();
         if let Err(panic) = attack {
             std::panic::resume_unwind(panic);
         }
+    });
+    thread::scope(|scope| {
+        scope.spawn(|| tcp_both_ways(&a, &b, Site::B.host_v4().into(), 2, 4 << 20));
+        scope.spawn(|| throw_garbage(&attacker, || {}));
     });
 
     let status = nodes[0].wait_direct(&[Site::B], 1);

@@ -60,6 +60,7 @@ fn read_packets(mut socket: Socket, stopped: &AtomicBool) -> Vec<Vec<u8>> {
                     return packets;
                 }
             }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("capturing: {error}"),
         }
     }

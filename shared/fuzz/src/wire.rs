@@ -77,6 +77,9 @@ fn packet_frame(record: &[u8], frame: &Frame) {
         let trimmed = header.trim(payload);
         assert_eq!(PacketHeader::parse(trimmed), Ok(header));
         assert_eq!(flow_hash(payload, &header, 1), flow_hash(trimmed, &header, 1));
+        if let Some(partial) = frame.checksum.filter(|partial| partial.is_transports(&header)) {
+            assert!(partial.fits(trimmed.len()) && usize::from(partial.start) >= 20, "no field of the IP header");
+        }
     }
 }
 

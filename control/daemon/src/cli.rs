@@ -22,7 +22,7 @@ pub(crate) enum Command {
     Init(InitArgs),
     /// Validate a configuration without starting anything
     Check(ConfigArgs),
-    /// Run a node in the foreground until SIGINT or SIGTERM
+    /// Run a node in the foreground until SIGINT, SIGTERM or SIGHUP
     Up(UpArgs),
     /// Stop the node that runs an interface
     Down(InterfaceArgs),
@@ -86,9 +86,9 @@ pub(crate) struct UpArgs {
     /// The configuration file: Ringlane's TOML or Hyprspace's JSON
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// How to log: one line of JSON per event instead of text
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
+    /// Log one line of JSON per event instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Arguments of the commands that talk to a running node.

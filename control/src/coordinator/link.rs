@@ -127,11 +127,6 @@ impl Link {
         self.up.iter().map(|(index, lane)| (*index, lane))
     }
 
-    /// How many lanes the link should have; 0 before the first agreement.
-    pub fn lanes_expected(&self) -> u32 {
-        self.expected.0.count_ones()
-    }
-
     /// When the newest handshake of all its lanes was confirmed.
     pub fn last_handshake_at(&self) -> Option<SystemTime> {
         self.last_handshake_at

@@ -155,11 +155,6 @@ impl LaneConnection {
         self.lost.clone().map(LaneConnectionError::Lost)
     }
 
-    /// Whether nothing is left to send after a close.
-    pub fn is_drained(&self) -> bool {
-        self.connection.is_drained()
-    }
-
     /// Tells the peer that the lane ends; [`Self::drive`] sends it.
     pub fn close(&mut self, now: Instant, code: u32, reason: &'static str) {
         self.connection.close(now, VarInt::from_u32(code), Bytes::from_static(reason.as_bytes()));
@@ -186,11 +181,6 @@ impl LaneConnection {
         LaneKeys::derive(suite, self.role, |output, label, context| {
             session.export_keying_material(output, label, context)
         })
-    }
-
-    /// What the handshake negotiated: downcast to the type of the crypto session that was configured.
-    pub fn handshake_data(&self) -> Option<Box<dyn std::any::Any>> {
-        self.connection.crypto_session().handshake_data()
     }
 
     /// Smoothed round-trip time of the path.

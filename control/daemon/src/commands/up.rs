@@ -18,7 +18,7 @@ use crate::notify;
 const DEFAULT_FILTER: &str = "ringlane=info,ringlane_control=info,ringlane_dataplane=info,warn";
 
 pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
-    start_logging(args.output.json)?;
+    start_logging(args.json)?;
     let Loaded { settings, keypair, .. } = load(&args.config)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");

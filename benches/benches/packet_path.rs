@@ -13,16 +13,16 @@ use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
 use ringlane_shared::lane::replay::ReplayWindow;
 use ringlane_shared::lane::seal::{Opener, Sealer, split};
 use ringlane_shared::limits::{
-    FRAME_HEADER_BYTES_MAX_LAST, INNER_MTU_DEFAULT, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX,
+    FRAME_HEADER_ROOM_BYTES, INNER_MTU_DEFAULT, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX,
     REPLAY_WINDOW,
 };
 use ringlane_shared::packet::{PacketHeader, checksum, flow_hash};
 use ringlane_shared::route::RouteTable;
-use ringlane_shared::wire::frame::{Frames, PacketFrameHeader, PartialChecksum};
+use ringlane_shared::wire::frame::{FrameHeader, FramedPacket, Frames};
 
 const SMALL: usize = 64;
 const FULL: usize = INNER_MTU_DEFAULT as usize;
-const ROOM: usize = FULL + FRAME_HEADER_BYTES_MAX_LAST;
+const ROOM: usize = FULL + FRAME_HEADER_ROOM_BYTES;
 
 /// A TCP packet whose checksum the kernel left partial.
 fn packet(v6: bool, bytes: usize) -> Vec<u8> {
@@ -66,7 +66,9 @@ fn checksums(c: &mut Criterion) {
         let mut packet = packet(false, bytes);
         group.throughput(Throughput::Bytes(bytes as u64));
         group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
-            b.iter(|| checksum::complete(black_box(&mut packet), PartialChecksum { start: 20, offset: 16 }).unwrap());
+            b.iter(|| {
+                checksum::complete(black_box(&mut packet), checksum::PartialChecksum { start: 20, offset: 16 }).unwrap()
+            });
         });
     }
 }
@@ -163,13 +165,12 @@ fn open_records(suite: Suite, bytes: usize, count: u64) -> Duration {
 }
 
 fn frames(c: &mut Criterion) {
-    let checksum = Some(PartialChecksum { start: 20, offset: 16 });
     let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
     for (name, bytes) in [("one full packet", FULL), ("twenty small packets", SMALL)] {
         let packet = packet(false, bytes);
         let mut write = || {
             let (body, mut at) = (&mut record[RECORD_HEADER_BYTES..], 0);
-            while let Some(header) = PacketFrameHeader::fit(packet.len(), checksum, body.len() - at) {
+            while let Some(header) = FrameHeader::fit(FramedPacket::Partial, packet.len(), body.len() - at) {
                 let header_bytes = header.as_bytes().len();
                 body[at..][..header_bytes].copy_from_slice(header.as_bytes());
                 body[at + header_bytes..][..packet.len()].copy_from_slice(black_box(&packet));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::limits::HAND_OVER_QUEUE_PACKETS;
-use ringlane_shared::wire::frame::PartialChecksum;
+use ringlane_shared::packet::checksum::PartialChecksum;
 
 use crate::wake::Wake;
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, TOKEN_BYTES};
+use ringlane_shared::packet::checksum::PartialChecksum;
 use ringlane_shared::packet::ip::PacketHeader;
 use ringlane_shared::plane::PeerEntry;
 use ringlane_shared::wire::frame::{FrameKind, Frames};
@@ -72,11 +73,11 @@ pub(crate) fn admit(
         };
         match frame.kind {
             FrameKind::Pad => continue,
-            FrameKind::Segment | FrameKind::Fragment => {
+            FrameKind::Fragment => {
                 dropped(DropReason::FrameUnsupported);
                 continue;
             }
-            FrameKind::Packet => {}
+            FrameKind::Packet | FrameKind::Segment => {}
         }
         let packet = &frames[frame.payload.clone()];
         let Ok(header) = PacketHeader::parse(packet) else {
@@ -91,7 +92,8 @@ pub(crate) fn admit(
             dropped(DropReason::SourceNotAllowed);
             continue;
         }
-        if frame.checksum.is_some_and(|checksum| !checksum.is_transports(&header)) {
+        let checksum = PartialChecksum::of_transport(&header).filter(|_| frame.is_partial);
+        if checksum.is_none() && frame.is_partial {
             dropped(DropReason::FrameMalformed);
             continue;
         }
@@ -99,7 +101,7 @@ pub(crate) fn admit(
         admitted(Admitted {
             range: start..start + header.total_bytes,
             header: VnetHeader {
-                partial_checksum: frame.checksum.map(|checksum| (checksum.start, u16::from(checksum.offset))),
+                partial_checksum: checksum.map(|checksum| (checksum.start, u16::from(checksum.offset))),
                 segmentation: 0,
             },
         });
@@ -112,7 +114,7 @@ mod tests {
 
     use ringlane_shared::id::PeerId;
     use ringlane_shared::route::RouteTable;
-    use ringlane_shared::wire::frame::{PacketFrameHeader, PartialChecksum};
+    use ringlane_shared::wire::frame::{FrameHeader, FramedPacket};
 
     use super::*;
 
@@ -130,10 +132,10 @@ mod tests {
         packet
     }
 
-    fn framed(packets: &[Vec<u8>], checksum: Option<PartialChecksum>) -> Vec<u8> {
+    fn framed(packets: &[Vec<u8>], what: FramedPacket) -> Vec<u8> {
         let mut frames = Vec::new();
         for packet in packets {
-            frames.extend_from_slice(PacketFrameHeader::fit(packet.len(), checksum, 9000).unwrap().as_bytes());
+            frames.extend_from_slice(FrameHeader::fit(what, packet.len(), 9000).unwrap().as_bytes());
             frames.extend_from_slice(packet);
         }
         frames
@@ -152,7 +154,7 @@ mod tests {
         let too_big = packet([10, 20, 0, 2], 1421);
         let nonsense = vec![0x15; 40];
         let (admitted, dropped) =
-            outcome(&framed(&[good.clone(), spoofed, good.clone(), too_big, nonsense, good], None));
+            outcome(&framed(&[good.clone(), spoofed, good.clone(), too_big, nonsense, good], FramedPacket::Complete));
         assert_eq!(admitted.len(), 3);
         assert_eq!(dropped, [DropReason::SourceNotAllowed, DropReason::PacketTooBig, DropReason::PacketMalformed]);
     }
@@ -160,41 +162,34 @@ mod tests {
     #[test]
     fn a_partial_checksum_goes_to_the_tun_and_must_lie_within_the_trimmed_packet() {
         let mut good = packet([10, 20, 0, 2], 60);
-        let checksum = Some(PartialChecksum { start: 20, offset: 6 });
-        let (admitted, dropped) = outcome(&framed(&[good.clone()], checksum));
+        let (admitted, dropped) = outcome(&framed(&[good.clone()], FramedPacket::Partial));
         assert_eq!(admitted[0].header.partial_checksum, Some((20, 6)));
         assert_eq!((admitted[0].range.len(), dropped.len()), (60, 0));
         good[3] = 27;
-        assert_eq!(outcome(&framed(&[good], checksum)), (vec![], vec![DropReason::FrameMalformed]));
+        assert_eq!(outcome(&framed(&[good], FramedPacket::Partial)), (vec![], vec![DropReason::FrameMalformed]));
     }
 
     #[test]
     fn no_peer_has_the_kernel_write_anywhere_but_into_the_checksum_of_tcp_or_udp() {
-        let refused = |packet: &[u8], start, offset| {
-            let checksum = Some(PartialChecksum { start, offset });
-            assert_eq!(outcome(&framed(&[packet.to_vec()], checksum)), (vec![], vec![DropReason::FrameMalformed]));
-        };
-        let udp = packet([10, 20, 0, 2], 60);
-        // The source address, both ports, the payload, and the right field summed from elsewhere.
-        for (start, offset) in [(0, 12), (0, 14), (20, 0), (20, 2), (20, 30), (0, 26), (21, 5)] {
-            refused(&udp, start, offset);
-        }
-        let mut fragment = udp.clone();
+        let partial = |packet: &[u8]| outcome(&framed(&[packet.to_vec()], FramedPacket::Partial));
+        let refused = (vec![], vec![DropReason::FrameMalformed]);
+        let mut fragment = packet([10, 20, 0, 2], 60);
         fragment[6] = 0x20;
-        refused(&fragment, 20, 6);
-        let mut icmp = udp;
+        assert_eq!(partial(&fragment), refused);
+        let mut icmp = packet([10, 20, 0, 2], 60);
         icmp[9] = 1;
-        refused(&icmp, 20, 6);
+        assert_eq!(partial(&icmp), refused);
         icmp[9] = 6;
-        refused(&icmp, 20, 6);
-        let checksum = Some(PartialChecksum { start: 20, offset: 16 });
-        assert_eq!(outcome(&framed(&[icmp], checksum)).1, []);
+        assert_eq!(partial(&icmp).0[0].header.partial_checksum, Some((20, 16)));
+        let mut short = packet([10, 20, 0, 2], 37);
+        short[9] = 6;
+        assert_eq!(partial(&short), refused);
     }
 
     #[test]
     fn frames_of_later_versions_are_skipped_and_broken_ones_end_the_record() {
-        let mut frames = vec![0b0101_0000, 0, 2, 9, 9];
-        frames.extend(framed(&[packet([10, 20, 0, 2], 60)], None));
+        let mut frames = vec![0b0111_0000, 0, 2, 9, 9];
+        frames.extend(framed(&[packet([10, 20, 0, 2], 60)], FramedPacket::Complete));
         frames.extend([0b1110_0000, 1, 2, 3]);
         let (admitted, dropped) = outcome(&frames);
         assert_eq!(admitted.len(), 1);

@@ -3,11 +3,11 @@
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, record_bytes_max};
-use ringlane_shared::packet::checksum::complete;
+use ringlane_shared::packet::checksum::{PartialChecksum, complete};
 use ringlane_shared::packet::flow::flow_hash;
 use ringlane_shared::packet::ip::PacketHeader;
 use ringlane_shared::plane::Snapshot;
-use ringlane_shared::wire::frame::{PacketFrameHeader, PartialChecksum};
+use ringlane_shared::wire::frame::{FrameHeader, FramedPacket};
 
 use crate::sys::vnet_header::VnetHeader;
 
@@ -44,7 +44,7 @@ pub(crate) fn route(
         Some((start, offset)) => {
             let offset = u8::try_from(offset).map_err(|_| DropReason::OutboundMalformed)?;
             let partial = PartialChecksum { start, offset };
-            if partial.is_transports(&parsed) {
+            if PartialChecksum::of_transport(&parsed) == Some(partial) {
                 Some(partial)
             } else {
                 complete(&mut packet[..bytes], partial).map_err(|_| DropReason::OutboundMalformed)?;
@@ -90,7 +90,8 @@ impl RecordFill {
     ) -> Joined {
         let capacity = record_bytes_max(mtu).min(record.len()).saturating_sub(RECORD_OVERHEAD_BYTES);
         let room = if self.complete { 0 } else { capacity - self.frame_bytes };
-        let Some(header) = PacketFrameHeader::fit(packet.len(), checksum, room) else {
+        let what = if checksum.is_some() { FramedPacket::Partial } else { FramedPacket::Complete };
+        let Some(header) = FrameHeader::fit(what, packet.len(), room) else {
             return if self.packets == 0 { Joined::TooBig } else { Joined::RecordFull };
         };
         let at = RECORD_HEADER_BYTES + self.frame_bytes;

@@ -17,10 +17,10 @@ use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::lane::connection::LaneConnectionError;
 use ringlane_shared::limits::{COMMAND_BUDGET, HAND_OVER_BUDGET, LANES_PER_WORKER_MAX, TUN_READS_IN_FLIGHT};
+use ringlane_shared::packet::checksum::PartialChecksum;
 use ringlane_shared::plane::{
     LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, Snapshot, Stray, WorkerCounters,
 };
-use ringlane_shared::wire::frame::PartialChecksum;
 
 use crate::hand_over::HandOver;
 use crate::inbound::{Admitted, Arrival, admit};

@@ -52,10 +52,13 @@ pub const RECORD_TAG_BYTES: usize = 16;
 /// Header and tag.
 pub const RECORD_OVERHEAD_BYTES: usize = RECORD_HEADER_BYTES + RECORD_TAG_BYTES;
 
-/// Header of the only or last packet frame of a record: kind and flags, checksum start (16 bits), checksum offset.
-pub const FRAME_HEADER_BYTES_MAX_LAST: usize = 4;
-/// Header of a packet frame that others follow: as above and a 16-bit length.
-pub const FRAME_HEADER_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX_LAST + 2;
+/// Header of the only or last packet or segment frame of a record: kind and flags.
+pub const FRAME_HEADER_BYTES_MIN: usize = 1;
+/// Header of one that others follow: as above and a 16-bit length.
+pub const FRAME_HEADER_BYTES_MAX: usize = FRAME_HEADER_BYTES_MIN + 2;
+/// What a record has room for besides a whole inner packet: the longest header that any frame which ends a record may
+/// have, so that a later version can say more of a packet without lowering anybody's MTU.
+pub const FRAME_HEADER_ROOM_BYTES: usize = 4;
 
 /// Counters a lane may be behind the newest and still be accepted once.
 pub const REPLAY_WINDOW: u64 = 8192;
@@ -75,14 +78,15 @@ pub const INNER_MTU_DEFAULT: u16 = 1420;
 pub const OUTER_HEADER_BYTES_MAX: usize = 40 + 8;
 
 const _: () = assert!(
-    INNER_MTU_DEFAULT as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES + OUTER_HEADER_BYTES_MAX == 1500
+    INNER_MTU_DEFAULT as usize + FRAME_HEADER_ROOM_BYTES + RECORD_OVERHEAD_BYTES + OUTER_HEADER_BYTES_MAX == 1500
 );
 
-/// Largest record a lane sends for a given inner MTU: one whole inner packet with the longest last-frame header.
+/// Largest record a lane sends for a given inner MTU: one whole inner packet with room for the longest
+/// header of a last frame.
 ///
 /// Records that several packets share are no longer than that, so whatever path carries one full packet carries all.
 pub const fn record_bytes_max(inner_mtu: u16) -> usize {
-    inner_mtu as usize + FRAME_HEADER_BYTES_MAX_LAST + RECORD_OVERHEAD_BYTES
+    inner_mtu as usize + FRAME_HEADER_ROOM_BYTES + RECORD_OVERHEAD_BYTES
 }
 
 /// Largest UDP payload a lane sends or receives for a given inner MTU: one whole inner packet in a record, and never

@@ -13,10 +13,10 @@ use ringlane_shared::id::{LaneId, LaneIndex};
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::lane::replay::ReplayWindow;
 use ringlane_shared::limits::{CANDIDATES_MAX, RECORD_OVERHEAD_BYTES, REPLAY_WINDOW, WORKERS_MAX};
-use ringlane_shared::packet::checksum::{Sum, complete};
+use ringlane_shared::packet::checksum::{PartialChecksum, Sum, complete};
 use ringlane_shared::packet::{PacketHeader, flow_hash};
 use ringlane_shared::route::RouteTable;
-use ringlane_shared::wire::frame::{FrameKind, Frames, PacketFrameHeader, PartialChecksum};
+use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
 use ringlane_shared::wire::offer::{
     Answer, Candidate, CandidateKind, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Offer, OfferSecret,
     message_bytes,
@@ -130,6 +130,10 @@ proptest! {
 
 // --- frames and records -------------------------------------------------------------------------------------------
 
+fn framed_packet() -> impl Strategy<Value = FramedPacket> {
+    select(&[FramedPacket::Complete, FramedPacket::Partial, FramedPacket::Segment, FramedPacket::NextSegment][..])
+}
+
 fn partial_checksum(packet_bytes: usize) -> impl Strategy<Value = Option<PartialChecksum>> {
     (any::<u16>(), any::<u8>()).prop_map(move |(start, offset)| {
         let offset = usize::from(offset).min(packet_bytes.checked_sub(2)?);
@@ -147,13 +151,15 @@ fn packet_and_checksum() -> impl Strategy<Value = (Vec<u8>, Option<PartialChecks
 
 proptest! {
     #[test]
-    fn frames_read_back_as_written(packets in vec(packet_and_checksum(), 0..12), room in 0..2000usize) {
+    fn frames_read_back_as_written(
+        packets in vec((vec(any::<u8>(), 1..700), framed_packet()), 0..12), room in 0..2000usize,
+    ) {
         let (mut bytes, mut written) = (Vec::new(), Vec::new());
-        for (packet, checksum) in packets {
-            let Some(header) = PacketFrameHeader::fit(packet.len(), checksum, room - bytes.len()) else { continue };
+        for (packet, what) in packets {
+            let Some(header) = FrameHeader::fit(what, packet.len(), room - bytes.len()) else { continue };
             bytes.extend_from_slice(header.as_bytes());
             bytes.extend_from_slice(&packet);
-            written.push((packet, checksum));
+            written.push((packet, what));
             prop_assert!(bytes.len() <= room);
             if header.ends_record() {
                 break;
@@ -161,8 +167,14 @@ proptest! {
         }
         let read = Frames::new(&bytes).map(|frame| {
             let frame = frame.unwrap();
-            assert_eq!(frame.kind, FrameKind::Packet);
-            (bytes[frame.payload].to_vec(), frame.checksum)
+            let what = match (frame.kind, frame.is_partial, frame.continues) {
+                (FrameKind::Packet, false, false) => FramedPacket::Complete,
+                (FrameKind::Packet, true, false) => FramedPacket::Partial,
+                (FrameKind::Segment, true, false) => FramedPacket::Segment,
+                (FrameKind::Segment, true, true) => FramedPacket::NextSegment,
+                other => panic!("{other:?}"),
+            };
+            (bytes[frame.payload].to_vec(), what)
         });
         prop_assert_eq!(read.collect::<Vec<_>>(), written);
     }
@@ -175,7 +187,8 @@ proptest! {
             match frame {
                 Ok(frame) => {
                     prop_assert!(end < frame.payload.start && frame.payload.end <= bytes.len());
-                    prop_assert!(frame.checksum.is_none_or(|checksum| checksum.fits(frame.payload.len())));
+                    prop_assert!(frame.is_partial || frame.kind != FrameKind::Segment);
+                    prop_assert!(!frame.continues || frame.kind == FrameKind::Segment);
                     end = frame.payload.end;
                 }
                 Err(_) => failed = true,

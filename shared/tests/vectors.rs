@@ -9,7 +9,7 @@ use ringlane_shared::id::{LaneId, LaneIndex};
 use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
 use ringlane_shared::lane::seal::split;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
-use ringlane_shared::wire::frame::{Frames, PacketFrameHeader, PartialChecksum};
+use ringlane_shared::wire::frame::{FrameHeader, FramedPacket, Frames};
 use ringlane_shared::wire::offer::{
     Answer, Candidate, CandidateKind, Features, LaneSet, LinkSecrets, Offer, OfferSecret, RefusalReason,
 };
@@ -41,36 +41,35 @@ fn export(output: &mut [u8], label: &[u8], context: &[u8]) -> Result<(), KeyErro
 
 /// 100.64.1.2:1024 to 100.64.3.4:53, UDP without payload.
 const PACKET: &str = "4500001c000000004011000064400102644003040035003500080000";
-/// Packet, no length, partial checksum: start 20, offset 6.
-const FRAME_HEADER: &str = "28001406";
+/// Packet, no length, partial checksum.
+const FRAME_HEADER: &str = "28";
 
 /// What the client sends first and second in epoch 0 to the server's lane 0xabcdef: one frame, PACKET.
 const RECORDS: [(Suite, [&str; 2]); 2] = [
     (
         Suite::Aes128Gcm,
         [
-            "30abcdef00000000000000007d7ebe277275428966e33d0a0df9a548ac7b9b80\
-             dc0730495d4dd401ba7cd55be2effaa95f39d5a79bf7c6d0a1b0d6e6",
-            "30abcdef0000000000000001d7af51735e4429705fc8e441db5b4b5f13628e47\
-             831fc5d12730419fd3109da504b11dccde671bc65126bbc9cd6c3b9c",
+            "30abcdef00000000000000007d3baa212b75429566a32c0a4d8ce549ca5fda81\
+             bc47064d6878dc34ba793aa6502bd8692e97327e318cc36ff7",
+            "30abcdef0000000000000001d7ea45750744296c5f88f5419b2e0b5e7546cf46\
+             e35ff3d5120549aad332b0b33fbcd7e6faad57d1018644b077",
         ],
     ),
     (
         Suite::ChaCha20Poly1305,
         [
-            "30abcdef0000000000000000feff135a4ae06d04a445443222714a151ce3220d\
-             736ddd24f69830c0e9453f2551ca428c839897bfb21295a5b9a06196",
-            "30abcdef0000000000000001151966390f4f500c84d478a3bb4e0ea81e4cebea\
-             725278b82332d1d16059d8a4b7a78248cd9d9c8abeff7068ddd1b893",
+            "30abcdef0000000000000000feba075c13e06d18a405553262040a147ac7630c\
+             132deb20c3ad38f5e910f7fce80da75f923198e5aec1fe7505",
+            "30abcdef0000000000000001155c723f564f5010849469a3fb3b4ea97868aaeb\
+             12124ebc1607d9e4608008f3b3b98a7bb40154818cb02fd521",
         ],
     ),
 ];
 
 #[test]
 fn the_client_seals_the_known_records_and_the_server_opens_them() {
-    let checksum = Some(PartialChecksum { start: 20, offset: 6 });
     let packet = bytes(PACKET);
-    let header = PacketFrameHeader::fit(packet.len(), checksum, 4 + packet.len()).unwrap();
+    let header = FrameHeader::fit(FramedPacket::Partial, packet.len(), 1 + packet.len()).unwrap();
     assert_eq!(hex(header.as_bytes()), FRAME_HEADER);
     let frame = [header.as_bytes(), &packet].concat();
 
@@ -85,7 +84,7 @@ fn the_client_seals_the_known_records_and_the_server_opens_them() {
             assert_eq!(hex(&record), expected, "{suite:?}");
             let frames = opener.open(&mut record).unwrap();
             let read = Frames::new(frames).next().unwrap().unwrap();
-            assert_eq!((&frames[read.payload], read.checksum), (&packet[..], checksum));
+            assert_eq!((&frames[read.payload], read.is_partial), (&packet[..], true));
         }
     }
 }

@@ -16,7 +16,7 @@ use ringlane_shared::limits::{
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{LaneGauges, PeerCounters, PeerEntry};
 use ringlane_shared::route::RouteTable;
-use ringlane_shared::wire::frame::{Frames, PacketFrameHeader};
+use ringlane_shared::wire::frame::{FrameHeader, FramedPacket, Frames};
 
 use super::*;
 
@@ -126,7 +126,7 @@ impl Bed {
     fn send_record(&mut self, count: usize, bytes: usize) {
         let mut record = vec![0; RECORD_HEADER_BYTES];
         for _ in 0..count {
-            record.extend(PacketFrameHeader::fit(bytes, None, 2 * bytes + 16).unwrap().as_bytes());
+            record.extend(FrameHeader::fit(FramedPacket::Complete, bytes, 2 * bytes + 16).unwrap().as_bytes());
             record.extend(packet([10, 20, 0, 2], [10, 10, 0, 2], bytes));
         }
         let frames = record.len() - RECORD_HEADER_BYTES;

@@ -4,8 +4,9 @@ use ringlane_shared::id::{LaneId, LaneIndex};
 use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
 use ringlane_shared::lane::seal::{OpenError, split};
 use ringlane_shared::limits::{FRAME_HEADER_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
+use ringlane_shared::packet::checksum::PartialChecksum;
 use ringlane_shared::packet::{PacketHeader, checksum, flow_hash};
-use ringlane_shared::wire::frame::{Frame, FrameKind, Frames, PacketFrameHeader};
+use ringlane_shared::wire::frame::{Frame, FrameHeader, FrameKind, FramedPacket, Frames};
 use ringlane_shared::wire::offer::{Answer, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Offer, OfferSecret};
 use ringlane_shared::wire::probe::UnverifiedProbe;
 use ringlane_shared::wire::record::{DatagramKind, RecordHeader};
@@ -54,7 +55,7 @@ fn frames(record: &[u8]) {
     for frame in Frames::new(record).map_while(Result::ok) {
         assert!(end < frame.payload.start && frame.payload.end <= record.len());
         end = frame.payload.end;
-        if frame.kind == FrameKind::Packet {
+        if matches!(frame.kind, FrameKind::Packet | FrameKind::Segment) {
             packet_frame(record, &frame);
         }
     }
@@ -62,23 +63,27 @@ fn frames(record: &[u8]) {
 
 fn packet_frame(record: &[u8], frame: &Frame) {
     let payload = &record[frame.payload.clone()];
-    let header = PacketFrameHeader::fit(payload.len(), frame.checksum, FRAME_HEADER_BYTES_MAX + payload.len());
+    let what = match (frame.kind, frame.is_partial, frame.continues) {
+        (FrameKind::Segment, _, true) => FramedPacket::NextSegment,
+        (FrameKind::Segment, _, false) => FramedPacket::Segment,
+        (_, true, _) => FramedPacket::Partial,
+        (_, false, _) => FramedPacket::Complete,
+    };
+    let header = FrameHeader::fit(what, payload.len(), FRAME_HEADER_BYTES_MAX + payload.len());
     let again = [header.expect("there is room").as_bytes(), payload].concat();
     let read = Frames::new(&again).next().expect("one frame").expect("a good one");
-    assert_eq!((&again[read.payload], read.checksum, read.kind), (payload, frame.checksum, frame.kind));
+    let said = |frame: &Frame| (frame.kind, frame.is_partial, frame.continues);
+    assert_eq!((&again[read.payload.clone()], said(&read)), (payload, said(frame)));
 
-    if let Some(partial) = frame.checksum {
-        let mut packet = payload.to_vec();
-        checksum::complete(&mut packet, partial).expect("the frame has been checked");
-    }
     if let Ok(header) = PacketHeader::parse(payload) {
         assert!(header.total_bytes <= payload.len());
         assert_eq!(header.source.is_ipv4(), header.destination.is_ipv4());
         let trimmed = header.trim(payload);
         assert_eq!(PacketHeader::parse(trimmed), Ok(header));
         assert_eq!(flow_hash(payload, &header, 1), flow_hash(trimmed, &header, 1));
-        if let Some(partial) = frame.checksum.filter(|partial| partial.is_transports(&header)) {
+        if let Some(partial) = PartialChecksum::of_transport(&header) {
             assert!(partial.fits(trimmed.len()) && usize::from(partial.start) >= 20, "no field of the IP header");
+            checksum::complete(&mut trimmed.to_vec(), partial).expect("it lies within the packet");
         }
     }
 }

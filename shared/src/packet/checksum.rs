@@ -2,7 +2,39 @@
 
 use thiserror::Error;
 
-use crate::wire::frame::PartialChecksum;
+use super::ip::{PacketHeader, protocol};
+
+/// A checksum that covers `start..` of the packet and belongs at `start + offset`, and of which only the
+/// pseudo-header's part is there: the kernel, or the far end's kernel, finishes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartialChecksum {
+    /// Where summing starts: bytes from the packet's first, the kernel's `csum_start`.
+    pub start: u16,
+    /// Where the sum goes: bytes from `start`, the kernel's `csum_offset`.
+    pub offset: u8,
+}
+
+impl PartialChecksum {
+    /// The checksum of the packet's own TCP or UDP header, the only one that peers take from each other. `None` where
+    /// there is no such header, or not all of it.
+    ///
+    /// Whoever finishes any other one, at any place a peer likes, rewrites two bytes of a packet after it was looked at:
+    /// its source address, say.
+    pub fn of_transport(packet: &PacketHeader) -> Option<Self> {
+        let offset = match packet.protocol {
+            protocol::TCP => 16,
+            protocol::UDP => 6,
+            _ => return None,
+        };
+        let start = u16::try_from(packet.transport_offset).ok()?;
+        Some(Self { start, offset }).filter(|partial| !packet.is_fragment && partial.fits(packet.total_bytes))
+    }
+
+    /// Whether the field it speaks of lies within a packet of `packet_bytes`.
+    pub fn fits(self, packet_bytes: usize) -> bool {
+        usize::from(self.start) + usize::from(self.offset) + 2 <= packet_bytes
+    }
+}
 
 /// The partial checksum's field lies outside the packet: who made the packet is at fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::offload::OffloadGauges;
 use crate::drop_reason::DropReason;
 
 /// A number that only grows, written by one thread.
@@ -80,8 +81,22 @@ pub struct WorkerCounters {
     pub tun_buffer_shortages: Counter,
     /// Times a lane's receive ran out of buffers and was armed again.
     pub udp_buffer_shortages: Counter,
+    /// Super-segments read from the TUN.
+    pub super_segments_read: Counter,
+    /// Super-segments written to the TUN.
+    pub super_segments_written: Counter,
+    /// Writes to the TUN, of packets and of super-segments.
+    pub tun_writes: Counter,
+    /// Sends of records to lanes' sockets, each of one record or a train of them.
+    pub trains_sent: Counter,
+    /// Receives from lanes' sockets, each of one datagram or a train of them.
+    pub trains_received: Counter,
+    /// Trains that the kernel did not take whole and that were sent again, record by record.
+    pub trains_resent: Counter,
     /// Drops that belong to no peer.
     pub drops: DropCounters,
+    /// What became of the offloads this worker uses.
+    pub offloads: OffloadGauges,
 }
 
 /// What a worker reports of one lane.

@@ -11,11 +11,13 @@
 pub mod command;
 pub mod counters;
 pub mod event;
+pub mod offload;
 pub mod queue;
 pub mod snapshot;
 
 pub use command::{LaneHandOver, PlaneCommand};
 pub use counters::{LaneGauges, PeerCounters, WorkerCounters};
 pub use event::{LaneEnd, PlaneEvent, Stray};
+pub use offload::{Offload, OffloadGauges, OffloadState, Offloads};
 pub use queue::{PlaneReceiver, PlaneSender, QueueFull};
 pub use snapshot::{PeerEntry, Snapshot};

@@ -1,29 +1,35 @@
 //! Frames: what a record carries between its header and its tag.
 //!
 //! ```text
-//! 0            1                3                 5        6
-//! +------------+----------------+-----------------+--------+---------+
-//! | kkklc000   | [length (16)]  | [start (16)     | offset]| payload |
-//! +------------+----------------+-----------------+--------+---------+
+//! 0            1                3
+//! +------------+----------------+---------+
+//! | kkklcn00   | [length (16)]  | payload |
+//! +------------+----------------+---------+
 //! kkk  kind: 0 pad, 1 packet, 2 segment, 3 fragment
 //! l    a length follows; without it the payload ends where the record does
-//! c    checksum partial: its start and offset follow (as the kernel's csum_start and csum_offset)
+//! c    packet: its TCP or UDP checksum is partial; otherwise zero
+//! n    segment: continues the segment frame before it; otherwise zero
 //! ```
-//! The three low bits are zero. A frame that ends a record needs no length, so the frame header of a single packet is
-//! 1 byte, or 4 with a partial checksum.
+//! The two low bits are zero. A frame that ends a record needs no length, so the frame header of a single packet is
+//! one byte.
+//!
+//! A **segment** is a piece of a super-segment: a complete packet whose checksum is partial, so that each piece that
+//! arrives is worth something whatever became of the others. One with `n` continues the segment frame before it, which
+//! is in the same record or was the last frame of the record with the counter before: same headers, the next bytes.
+//! Nothing else is said, so nothing else can be lied about.
 
 use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::packet::ip::{PacketHeader, protocol};
-
-/// Largest frame header: first byte, length, checksum start and offset.
+/// Largest frame header: first byte and length.
 pub use crate::limits::FRAME_HEADER_BYTES_MAX;
 
 const LENGTH_FLAG: u8 = 0b0001_0000;
 const PARTIAL_FLAG: u8 = 0b0000_1000;
-const RESERVED: u8 = 0b0000_0111;
+const CONTINUES_FLAG: u8 = 0b0000_0100;
+const FLAGS: u8 = PARTIAL_FLAG | CONTINUES_FLAG;
+const RESERVED: u8 = 0b0000_0011;
 
 /// What a frame is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,41 +39,10 @@ pub enum FrameKind {
     Pad = 0,
     /// A whole inner packet.
     Packet = 1,
-    /// A piece of a super-segment. Reserved: not agreed on by this version.
+    /// A piece of a super-segment.
     Segment = 2,
     /// A piece of an inner packet that is larger than the record. Reserved: not agreed on by this version.
     Fragment = 3,
-}
-
-/// A checksum that covers `start..` of the packet and belongs at `start + offset`, and of which only the
-/// pseudo-header's part is there: the kernel, or the far end's kernel, finishes it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PartialChecksum {
-    /// Where summing starts: bytes from the packet's first, the kernel's `csum_start`.
-    pub start: u16,
-    /// Where the sum goes: bytes from `start`, the kernel's `csum_offset`.
-    pub offset: u8,
-}
-
-impl PartialChecksum {
-    /// Whether the field it speaks of lies within a packet of `packet_bytes`.
-    pub fn fits(self, packet_bytes: usize) -> bool {
-        usize::from(self.start) + usize::from(self.offset) + 2 <= packet_bytes
-    }
-
-    /// Whether it is the checksum of the packet's own TCP or UDP header. Whoever finishes any other one, at any place a
-    /// peer likes, rewrites two bytes of a packet after it was looked at: its source address, say.
-    pub fn is_transports(self, packet: &PacketHeader) -> bool {
-        let offset = match packet.protocol {
-            protocol::TCP => 16,
-            protocol::UDP => 6,
-            _ => return false,
-        };
-        !packet.is_fragment
-            && usize::from(self.start) == packet.transport_offset
-            && self.offset == offset
-            && self.fits(packet.total_bytes)
-    }
 }
 
 /// The frame makes no sense: the peer is at fault, for the record was authentic.
@@ -79,14 +54,11 @@ pub enum FrameError {
     /// A kind this version does not know.
     #[error("frame of unknown kind {0}")]
     UnknownKind(u8),
-    /// Reserved bits are set.
-    #[error("frame with reserved bits {0:#05b} set")]
+    /// Bits are set that mean nothing for a frame of this kind.
+    #[error("frame with reserved bits {0:#06b} set")]
     Reserved(u8),
-    /// The partial checksum's field lies outside the packet.
-    #[error("partial checksum lies outside its packet")]
-    Checksum,
-    /// A packet frame without a packet.
-    #[error("packet frame without a packet")]
+    /// A packet or segment frame without a packet.
+    #[error("frame without a packet")]
     Empty,
 }
 
@@ -95,8 +67,10 @@ pub enum FrameError {
 pub struct Frame {
     /// What it is.
     pub kind: FrameKind,
-    /// Set when the payload's checksum is partial.
-    pub checksum: Option<PartialChecksum>,
+    /// Whether the TCP or UDP checksum of the payload is partial.
+    pub is_partial: bool,
+    /// Whether it continues the segment frame before it.
+    pub continues: bool,
     /// Where the payload lies.
     pub payload: Range<usize>,
 }
@@ -134,29 +108,23 @@ impl<'a> Frames<'a> {
         if first & RESERVED != 0 {
             return Err(FrameError::Reserved(first & RESERVED));
         }
-        let kind = match first >> 5 {
-            0 => FrameKind::Pad,
-            1 => FrameKind::Packet,
-            2 => FrameKind::Segment,
-            3 => FrameKind::Fragment,
+        let (kind, allowed) = match first >> 5 {
+            0 => (FrameKind::Pad, 0),
+            1 => (FrameKind::Packet, PARTIAL_FLAG),
+            2 => (FrameKind::Segment, CONTINUES_FLAG),
+            3 => (FrameKind::Fragment, 0),
             other => return Err(FrameError::UnknownKind(other)),
         };
+        if first & FLAGS & !allowed != 0 {
+            return Err(FrameError::Reserved(first & FLAGS & !allowed));
+        }
         let length = if first & LENGTH_FLAG != 0 { Some(self.take_u16()?) } else { None };
-        let checksum = if first & PARTIAL_FLAG != 0 {
-            let start = self.take_u16()?;
-            let offset = self.bytes[self.take(1)?.start];
-            Some(PartialChecksum { start, offset })
-        } else {
-            None
-        };
         let payload = self.take(length.map_or(self.bytes.len() - self.position, usize::from))?;
-        if kind == FrameKind::Packet && payload.is_empty() {
+        if matches!(kind, FrameKind::Packet | FrameKind::Segment) && payload.is_empty() {
             return Err(FrameError::Empty);
         }
-        if checksum.is_some_and(|checksum| !checksum.fits(payload.len())) {
-            return Err(FrameError::Checksum);
-        }
-        Ok(Frame { kind, checksum, payload })
+        let is_partial = kind == FrameKind::Segment || first & PARTIAL_FLAG != 0;
+        Ok(Frame { kind, is_partial, continues: first & CONTINUES_FLAG != 0, payload })
     }
 }
 
@@ -175,50 +143,55 @@ impl Iterator for Frames<'_> {
     }
 }
 
-/// The header of a packet frame, made to fit what is left of a record.
+/// What a frame says of the packet in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PacketFrameHeader {
+pub enum FramedPacket {
+    /// A packet with a complete checksum, or none.
+    Complete,
+    /// A packet whose own TCP or UDP checksum is partial.
+    Partial,
+    /// The first piece of a super-segment.
+    Segment,
+    /// A further piece, right behind the one before it.
+    NextSegment,
+}
+
+impl FramedPacket {
+    fn first_byte(self) -> u8 {
+        match self {
+            Self::Complete => (FrameKind::Packet as u8) << 5,
+            Self::Partial => (FrameKind::Packet as u8) << 5 | PARTIAL_FLAG,
+            Self::Segment => (FrameKind::Segment as u8) << 5,
+            Self::NextSegment => (FrameKind::Segment as u8) << 5 | CONTINUES_FLAG,
+        }
+    }
+}
+
+/// The header of a packet or segment frame, made to fit what is left of a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameHeader {
     bytes: [u8; FRAME_HEADER_BYTES_MAX],
     length: u8,
     ends_record: bool,
 }
 
-impl PacketFrameHeader {
+impl FrameHeader {
     /// The header of a packet of `packet_bytes` for a record with `room` bytes left, or `None` if it does not fit.
     ///
     /// The length is left out where nothing could follow anyway, which is always the case for a packet that fills its
     /// record.
-    pub fn fit(packet_bytes: usize, checksum: Option<PartialChecksum>, room: usize) -> Option<Self> {
-        let short = 1 + if checksum.is_some() { 3 } else { 0 };
-        let length = u16::try_from(packet_bytes).ok()?;
-        if short + packet_bytes > room {
+    pub fn fit(what: FramedPacket, packet_bytes: usize, room: usize) -> Option<Self> {
+        let [high, low] = u16::try_from(packet_bytes).ok()?.to_be_bytes();
+        if 1 + packet_bytes > room {
             return None;
         }
         // A record with the length written and at least a one-byte frame behind it is one that can be shared.
-        let ends_record = short + 2 + packet_bytes + 2 > room;
-        let mut header = Self { bytes: [0; FRAME_HEADER_BYTES_MAX], length: 0, ends_record };
-        let mut first = (FrameKind::Packet as u8) << 5;
-        if !ends_record {
-            first |= LENGTH_FLAG;
-        }
-        if checksum.is_some() {
-            first |= PARTIAL_FLAG;
-        }
-        header.push(&[first]);
-        if !ends_record {
-            header.push(&length.to_be_bytes());
-        }
-        if let Some(checksum) = checksum {
-            header.push(&checksum.start.to_be_bytes());
-            header.push(&[checksum.offset]);
-        }
-        Some(header)
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        let at = usize::from(self.length);
-        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
-        self.length += bytes.len() as u8;
+        let ends_record = FRAME_HEADER_BYTES_MAX + packet_bytes + 2 > room;
+        let first = what.first_byte();
+        Some(match ends_record {
+            true => Self { bytes: [first, 0, 0], length: 1, ends_record },
+            false => Self { bytes: [first | LENGTH_FLAG, high, low], length: 3, ends_record },
+        })
     }
 
     /// The wire bytes that go before the packet.
@@ -236,10 +209,10 @@ impl PacketFrameHeader {
 mod tests {
     use super::*;
 
-    fn record(packets: &[(&[u8], Option<PartialChecksum>)], room: usize) -> Vec<u8> {
+    fn record(packets: &[(&[u8], FramedPacket)], room: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (packet, checksum) in packets {
-            let header = PacketFrameHeader::fit(packet.len(), *checksum, room - bytes.len()).expect("fits");
+        for (packet, what) in packets {
+            let header = FrameHeader::fit(*what, packet.len(), room - bytes.len()).expect("fits");
             bytes.extend_from_slice(header.as_bytes());
             bytes.extend_from_slice(packet);
         }
@@ -248,55 +221,66 @@ mod tests {
     }
 
     #[test]
-    fn packets_read_back_in_order_with_their_checksums() {
-        let checksum = Some(PartialChecksum { start: 20, offset: 16 });
+    fn packets_read_back_in_order_with_what_was_said_of_them() {
+        use FramedPacket::{Complete, NextSegment, Partial, Segment};
         let (small, large) = ([1u8; 60], [2u8; 900]);
-        let bytes = record(&[(&small, checksum), (&large, None), (&small, None)], 1424);
+        let bytes = record(
+            &[(&small, Partial), (&large, Complete), (&small, Segment), (&small, NextSegment), (&small, Complete)],
+            1424,
+        );
         let frames: Vec<_> = Frames::new(&bytes).map(|frame| frame.unwrap()).collect();
-        assert_eq!(frames.len(), 3);
-        assert_eq!(frames[0].checksum, checksum);
+        let said: Vec<_> = frames.iter().map(|frame| (frame.kind, frame.is_partial, frame.continues)).collect();
+        assert_eq!(
+            said,
+            [
+                (FrameKind::Packet, true, false),
+                (FrameKind::Packet, false, false),
+                (FrameKind::Segment, true, false),
+                (FrameKind::Segment, true, true),
+                (FrameKind::Packet, false, false),
+            ]
+        );
         assert_eq!(&bytes[frames[1].payload.clone()], &large);
-        assert_eq!(&bytes[frames[2].payload.clone()], &small);
+        assert_eq!(&bytes[frames[4].payload.clone()], &small);
     }
 
     #[test]
     fn a_packet_that_fills_its_record_has_the_shortest_header() {
         let packet = [7u8; 1420];
-        let plain = record(&[(&packet, None)], 1421);
-        assert_eq!(plain.len(), 1421);
-        let partial = record(&[(&packet, Some(PartialChecksum { start: 40, offset: 16 }))], 1424);
-        assert_eq!(partial.len(), 1424);
-        assert_eq!(Frames::new(&partial).next().unwrap().unwrap().payload, 4..1424);
-        assert_eq!(PacketFrameHeader::fit(1420, None, 1420), None);
+        let bytes = record(&[(&packet, FramedPacket::NextSegment)], 1421);
+        assert_eq!(bytes.len(), 1421);
+        assert_eq!(Frames::new(&bytes).next().unwrap().unwrap().payload, 1..1421);
+        assert_eq!(FrameHeader::fit(FramedPacket::Complete, 1420, 1420), None);
+        assert_eq!(FrameHeader::fit(FramedPacket::Complete, 65_536, 70_000), None);
     }
 
     #[test]
     fn every_room_either_holds_the_packet_or_says_no() {
         for room in 0..80 {
-            for checksum in [None, Some(PartialChecksum { start: 20, offset: 6 })] {
-                match PacketFrameHeader::fit(40, checksum, room) {
-                    Some(header) => {
-                        assert!(header.as_bytes().len() + 40 <= room);
-                        let mut bytes = header.as_bytes().to_vec();
-                        bytes.extend([0u8; 40]);
-                        let frame = Frames::new(&bytes).next().unwrap().unwrap();
-                        assert_eq!((frame.payload.len(), frame.checksum), (40, checksum));
-                    }
-                    None => assert!(room < 41 + checksum.map_or(0, |_| 3)),
+            match FrameHeader::fit(FramedPacket::Partial, 40, room) {
+                Some(header) => {
+                    assert!(header.as_bytes().len() + 40 <= room);
+                    let mut bytes = header.as_bytes().to_vec();
+                    bytes.extend([0u8; 40]);
+                    assert_eq!(Frames::new(&bytes).next().unwrap().unwrap().payload.len(), 40);
                 }
+                None => assert!(room < 41),
             }
         }
     }
 
     #[test]
     fn nonsense_is_an_error_and_ends_the_record() {
-        let cases: [(&[u8], FrameError); 6] = [
+        let cases: [(&[u8], FrameError); 9] = [
             (&[0b0011_0000, 0], FrameError::Truncated),
             (&[0b0011_0000, 0, 9, 1, 2], FrameError::Truncated),
             (&[0b1000_0000, 1], FrameError::UnknownKind(4)),
             (&[0b0010_0001, 1], FrameError::Reserved(1)),
-            (&[0b0010_1000, 0, 1, 0, 1, 2], FrameError::Checksum),
+            (&[0b0010_0100, 1], FrameError::Reserved(0b100)),
+            (&[0b0100_1000, 1], FrameError::Reserved(0b1000)),
+            (&[0b0000_1100, 1], FrameError::Reserved(0b1100)),
             (&[0b0010_0000], FrameError::Empty),
+            (&[0b0101_0000, 0, 0], FrameError::Empty),
         ];
         for (bytes, error) in cases {
             let frames: Vec<_> = Frames::new(bytes).collect();
@@ -306,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_pad_frame_swallows_the_rest() {
-        let mut bytes = record(&[(&[5; 30], None)], 500);
+        let mut bytes = record(&[(&[5; 30], FramedPacket::Complete)], 500);
         bytes.extend([0; 40]);
         let kinds: Vec<_> = Frames::new(&bytes).map(|frame| frame.unwrap().kind).collect();
         assert_eq!(kinds, [FrameKind::Packet, FrameKind::Pad]);

@@ -1,16 +1,18 @@
-//! Network to TUN, pure: what a datagram on a lane's socket is, and which inner packets of a record are admitted.
-
-use std::ops::Range;
+//! Network to TUN, pure: what a datagram on a lane's socket is, which inner packets of a record are admitted, and how
+//! they become writes to the TUN.
 
 use ringlane_shared::drop_reason::DropReason;
-use ringlane_shared::limits::{RECORD_HEADER_BYTES, TOKEN_BYTES};
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::limits::{COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX, COALESCE_RUNS_MAX, TOKEN_BYTES};
 use ringlane_shared::packet::checksum::PartialChecksum;
+use ringlane_shared::packet::coalesce::{Coalescer, Joined, Span};
 use ringlane_shared::packet::ip::PacketHeader;
-use ringlane_shared::plane::PeerEntry;
+use ringlane_shared::plane::{PeerCounters, PeerEntry};
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 use ringlane_shared::wire::record::DatagramKind;
 
-use crate::sys::vnet_header::VnetHeader;
+use crate::sys::ring::{SocketSlot, TunWrite, WriteTag};
+use crate::sys::vnet_header::{Segmentation, VnetHeader};
 
 /// What a datagram that a lane's socket received is to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,63 +50,206 @@ fn opens_a_lane(datagram: &[u8]) -> bool {
     datagram[0] & 0xf0 == 0xc0 && datagram.get(5).copied().map(usize::from) == Some(TOKEN_BYTES)
 }
 
-/// An inner packet that may be written to the TUN: only [`admit`] makes one.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Admitted {
-    /// Where it lies, counted from the record's first byte.
-    pub(crate) range: Range<usize>,
-    /// What to tell the TUN of it.
-    pub(crate) header: VnetHeader,
-}
-
-/// Takes an opened record's frames apart, calls `admitted` for every inner packet the peer may send us, and `dropped`
-/// for everything else. One bad packet does not cost its neighbours; a bad frame ends the record.
+/// Whether an inner packet may go to the TUN: `packet` is trimmed to what the header says.
 pub(crate) fn admit(
     peer: &PeerEntry,
     mtu: u16,
-    frames: &[u8],
-    mut admitted: impl FnMut(Admitted),
-    mut dropped: impl FnMut(DropReason),
-) {
-    for frame in Frames::new(frames) {
-        let Ok(frame) = frame else {
-            dropped(DropReason::FrameMalformed);
-            return;
-        };
-        match frame.kind {
-            FrameKind::Pad => continue,
-            FrameKind::Fragment => {
-                dropped(DropReason::FrameUnsupported);
-                continue;
+    packet: &[u8],
+    is_partial: bool,
+) -> Result<(PacketHeader, Option<PartialChecksum>), DropReason> {
+    let header = PacketHeader::parse(packet).map_err(|_| DropReason::PacketMalformed)?;
+    if header.total_bytes > usize::from(mtu) {
+        return Err(DropReason::PacketTooBig);
+    }
+    if !peer.admits_source(header.source) {
+        return Err(DropReason::SourceNotAllowed);
+    }
+    let checksum = PartialChecksum::of_transport(&header).filter(|_| is_partial);
+    if is_partial && checksum.is_none() {
+        return Err(DropReason::FrameMalformed);
+    }
+    Ok((header, checksum))
+}
+
+/// An opened record, and where its frames lie: it waits for the others of its turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenedRecord {
+    pub(crate) slot: SocketSlot,
+    pub(crate) counter: u64,
+    pub(crate) peer: PeerIndex,
+    /// Which of the turn's receive buffers, by position.
+    pub(crate) held: u16,
+    /// Its frames.
+    pub(crate) frames: Span,
+}
+
+/// Turns records into writes to the TUN: admits their packets, and puts back together what belongs together.
+pub(crate) struct Rebuilder {
+    coalescer: Coalescer,
+    /// The record before: its lane and counter.
+    last: Option<(SocketSlot, u64)>,
+    /// The frame before was a segment that was taken.
+    after_segment: bool,
+    pub(crate) writes: Writes,
+}
+
+impl Rebuilder {
+    /// One for a kernel that takes super-segments of TCP and UDP or not.
+    pub(crate) fn new(joins_tcp: bool, joins_udp: bool) -> Self {
+        Self {
+            coalescer: Coalescer::new(joins_tcp, joins_udp),
+            last: None,
+            after_segment: false,
+            writes: Writes::new(),
+        }
+    }
+
+    /// Takes a record of `peer`, whose opened frames are `frames`. One bad packet does not cost its neighbours; a bad
+    /// frame ends the record.
+    pub(crate) fn record(
+        &mut self,
+        peer: &PeerEntry,
+        counters: &PeerCounters,
+        mtu: u16,
+        record: &OpenedRecord,
+        frames: &[u8],
+    ) {
+        let Self { coalescer, last, after_segment, writes } = self;
+        let follows = record.counter.checked_sub(1).map(|before| (record.slot, before));
+        if follows.is_none() || *last != follows {
+            *after_segment = false;
+        }
+        *last = Some((record.slot, record.counter));
+        let owner = record.peer;
+        let (mut packets, mut bytes) = (0, 0);
+        for frame in Frames::new(frames) {
+            let Ok(frame) = frame else {
+                *after_segment = false;
+                counters.drops.count(DropReason::FrameMalformed);
+                break;
+            };
+            let packet = &frames[frame.payload.clone()];
+            let span = |bytes: usize| Span {
+                buffer: record.frames.buffer,
+                offset: record.frames.offset + frame.payload.start as u32,
+                bytes: bytes as u32,
+            };
+            let continues = std::mem::take(after_segment) && frame.continues;
+            match frame.kind {
+                FrameKind::Pad => continue,
+                FrameKind::Fragment => {
+                    counters.drops.count(DropReason::FrameUnsupported);
+                    continue;
+                }
+                FrameKind::Segment if continues && coalescer.continue_segments(packet, span(packet.len())) => {
+                    *after_segment = true;
+                    packets += 1;
+                    bytes += packet.len() as u64;
+                    continue;
+                }
+                FrameKind::Packet | FrameKind::Segment => {}
             }
-            FrameKind::Packet | FrameKind::Segment => {}
+            let (header, checksum) = match admit(peer, mtu, packet, frame.is_partial) {
+                Ok(admitted) => admitted,
+                Err(reason) => {
+                    counters.drops.count(reason);
+                    continue;
+                }
+            };
+            let packet = &packet[..header.total_bytes];
+            let place = span(packet.len());
+            let write = |joined: Joined<'_>| writes.push(&joined);
+            if frame.kind == FrameKind::Segment {
+                coalescer.begin_segments(owner, packet, &header, place, write);
+                *after_segment = true;
+            } else {
+                coalescer.break_segments();
+                coalescer.add(owner, packet, &header, place, checksum, write);
+            }
+            packets += 1;
+            bytes += packet.len() as u64;
         }
-        let packet = &frames[frame.payload.clone()];
-        let Ok(header) = PacketHeader::parse(packet) else {
-            dropped(DropReason::PacketMalformed);
-            continue;
+        counters.packets_received.add(packets);
+        counters.bytes_received.add(bytes);
+    }
+
+    /// The turn's last record was taken: nothing waits for company.
+    pub(crate) fn flush(&mut self) {
+        let Self { coalescer, writes, .. } = self;
+        coalescer.flush(|joined| writes.push(&joined));
+        self.after_segment = false;
+    }
+}
+
+/// Writes to the TUN that are yet to be queued: what one record makes, at most. Allocates nothing once it has grown.
+pub(crate) struct Writes {
+    writes: Vec<Write>,
+    heads: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+struct Write {
+    header: VnetHeader,
+    head_bytes: usize,
+    spans: usize,
+    tag: WriteTag,
+}
+
+impl Writes {
+    fn new() -> Self {
+        // A record has at most a packet for each 21 bytes, and may end every run there is.
+        let packets = 512;
+        Self {
+            writes: Vec::with_capacity(packets),
+            heads: Vec::with_capacity(COALESCE_RUNS_MAX * COALESCE_HEADER_BYTES_MAX),
+            spans: Vec::with_capacity(packets + COALESCE_RUNS_MAX * COALESCE_PIECES_MAX),
+        }
+    }
+
+    fn push(&mut self, joined: &Joined<'_>) {
+        let write = match *joined {
+            Joined::Whole { owner, packet, checksum } => {
+                self.spans.push(packet);
+                let tag = WriteTag { peer: owner, packets: 1 };
+                Write { header: VnetHeader::whole(checksum), head_bytes: 0, spans: 1, tag }
+            }
+            Joined::Super {
+                owner,
+                header,
+                payloads,
+                transport,
+                is_ipv6,
+                segment_bytes,
+                has_cwr,
+                checksum,
+                packets,
+            } => {
+                self.heads.extend_from_slice(header);
+                self.spans.extend_from_slice(payloads);
+                let header_bytes = header.len() as u16;
+                let segmentation = Segmentation { transport, is_ipv6, has_cwr, segment_bytes, header_bytes };
+                Write {
+                    header: VnetHeader { segmentation: Some(segmentation), ..VnetHeader::whole(Some(checksum)) },
+                    head_bytes: header.len(),
+                    spans: payloads.len(),
+                    tag: WriteTag { peer: owner, packets: packets as u16 },
+                }
+            }
         };
-        if header.total_bytes > usize::from(mtu) {
-            dropped(DropReason::PacketTooBig);
-            continue;
+        self.writes.push(write);
+    }
+
+    /// Gives out all writes, in order, and forgets them.
+    pub(crate) fn drain(&mut self, mut write: impl FnMut(&TunWrite<'_>)) {
+        let (mut heads, mut spans) = (&self.heads[..], &self.spans[..]);
+        for each in self.writes.drain(..) {
+            let (head, other_heads) = heads.split_at(each.head_bytes);
+            let (own, other_spans) = spans.split_at(each.spans);
+            (heads, spans) = (other_heads, other_spans);
+            write(&TunWrite { header: each.header, head, spans: own, tag: each.tag });
         }
-        if !peer.admits_source(header.source) {
-            dropped(DropReason::SourceNotAllowed);
-            continue;
-        }
-        let checksum = PartialChecksum::of_transport(&header).filter(|_| frame.is_partial);
-        if checksum.is_none() && frame.is_partial {
-            dropped(DropReason::FrameMalformed);
-            continue;
-        }
-        let start = RECORD_HEADER_BYTES + frame.payload.start;
-        admitted(Admitted {
-            range: start..start + header.total_bytes,
-            header: VnetHeader {
-                partial_checksum: checksum.map(|checksum| (checksum.start, u16::from(checksum.offset))),
-                segmentation: 0,
-            },
-        });
+        self.heads.clear();
+        self.spans.clear();
     }
 }
 
@@ -141,10 +286,53 @@ mod tests {
         frames
     }
 
-    fn outcome(frames: &[u8]) -> (Vec<Admitted>, Vec<DropReason>) {
-        let (mut admitted, mut dropped) = (Vec::new(), Vec::new());
-        admit(&peer(), 1420, frames, |packet| admitted.push(packet), |reason| dropped.push(reason));
-        (admitted, dropped)
+    /// A Rebuilder's input is one record after the other, all in one buffer's bytes.
+    struct Bed {
+        rebuilder: Rebuilder,
+        peer: PeerEntry,
+        counters: PeerCounters,
+        bytes: Vec<u8>,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            Self {
+                rebuilder: Rebuilder::new(true, true),
+                peer: peer(),
+                counters: PeerCounters::default(),
+                bytes: Vec::new(),
+            }
+        }
+
+        fn record(&mut self, counter: u64, frames: &[u8]) {
+            let offset = self.bytes.len() as u32;
+            self.bytes.extend(frames);
+            let frames_at = Span { buffer: 3, offset, bytes: frames.len() as u32 };
+            let record =
+                OpenedRecord { slot: SocketSlot::default(), counter, peer: PeerIndex(5), held: 0, frames: frames_at };
+            self.rebuilder.record(&self.peer, &self.counters, 1420, &record, frames);
+        }
+
+        /// What would go to the TUN: each write's header, its bytes, and for how many packets it stands.
+        fn written(&mut self) -> Vec<(VnetHeader, Vec<u8>, u16)> {
+            self.rebuilder.flush();
+            let mut written = Vec::new();
+            let bytes = &self.bytes;
+            self.rebuilder.writes.drain(|write| {
+                let mut packet = write.head.to_vec();
+                for span in write.spans {
+                    assert_eq!(span.buffer, 3);
+                    packet.extend(&bytes[span.offset as usize..][..span.bytes as usize]);
+                }
+                assert_eq!(write.tag.peer, PeerIndex(5));
+                written.push((write.header, packet, write.tag.packets));
+            });
+            written
+        }
+
+        fn dropped(&self, reason: DropReason) -> u64 {
+            self.counters.drops.get(reason)
+        }
     }
 
     #[test]
@@ -153,37 +341,104 @@ mod tests {
         let spoofed = packet([10, 21, 0, 2], 60);
         let too_big = packet([10, 20, 0, 2], 1421);
         let nonsense = vec![0x15; 40];
-        let (admitted, dropped) =
-            outcome(&framed(&[good.clone(), spoofed, good.clone(), too_big, nonsense, good], FramedPacket::Complete));
-        assert_eq!(admitted.len(), 3);
-        assert_eq!(dropped, [DropReason::SourceNotAllowed, DropReason::PacketTooBig, DropReason::PacketMalformed]);
+        let mut bed = Bed::new();
+        let packets = [good.clone(), spoofed, good.clone(), too_big, nonsense, good.clone()];
+        bed.record(0, &framed(&packets, FramedPacket::Complete));
+        let written = bed.written();
+        assert_eq!(written.iter().map(|(_, packet, _)| packet).collect::<Vec<_>>(), [&good; 3]);
+        let reasons = [DropReason::SourceNotAllowed, DropReason::PacketTooBig, DropReason::PacketMalformed];
+        assert_eq!(reasons.map(|reason| bed.dropped(reason)), [1; 3]);
+        assert_eq!((bed.counters.packets_received.get(), bed.counters.bytes_received.get()), (3, 180));
     }
 
     #[test]
     fn a_partial_checksum_goes_to_the_tun_and_must_lie_within_the_trimmed_packet() {
         let mut good = packet([10, 20, 0, 2], 60);
-        let (admitted, dropped) = outcome(&framed(&[good.clone()], FramedPacket::Partial));
-        assert_eq!(admitted[0].header.partial_checksum, Some((20, 6)));
-        assert_eq!((admitted[0].range.len(), dropped.len()), (60, 0));
+        let mut bed = Bed::new();
+        bed.record(0, &framed(&[good.clone()], FramedPacket::Partial));
+        let written = bed.written();
+        assert_eq!((written[0].0.partial_checksum, written[0].1.len()), (Some((20, 6)), 60));
         good[3] = 27;
-        assert_eq!(outcome(&framed(&[good], FramedPacket::Partial)), (vec![], vec![DropReason::FrameMalformed]));
+        bed.record(1, &framed(&[good], FramedPacket::Partial));
+        assert_eq!((bed.written(), bed.dropped(DropReason::FrameMalformed)), (vec![], 1));
     }
 
     #[test]
     fn no_peer_has_the_kernel_write_anywhere_but_into_the_checksum_of_tcp_or_udp() {
-        let partial = |packet: &[u8]| outcome(&framed(&[packet.to_vec()], FramedPacket::Partial));
-        let refused = (vec![], vec![DropReason::FrameMalformed]);
         let mut fragment = packet([10, 20, 0, 2], 60);
         fragment[6] = 0x20;
-        assert_eq!(partial(&fragment), refused);
         let mut icmp = packet([10, 20, 0, 2], 60);
         icmp[9] = 1;
-        assert_eq!(partial(&icmp), refused);
-        icmp[9] = 6;
-        assert_eq!(partial(&icmp).0[0].header.partial_checksum, Some((20, 16)));
         let mut short = packet([10, 20, 0, 2], 37);
         short[9] = 6;
-        assert_eq!(partial(&short), refused);
+        for refused in [fragment, icmp.clone(), short] {
+            for what in [FramedPacket::Partial, FramedPacket::Segment, FramedPacket::NextSegment] {
+                assert_eq!(admit(&peer(), 1420, &refused, true), Err(DropReason::FrameMalformed));
+                let mut bed = Bed::new();
+                bed.record(0, &framed(std::slice::from_ref(&refused), what));
+                assert_eq!((bed.written(), bed.dropped(DropReason::FrameMalformed)), (vec![], 1));
+            }
+        }
+        icmp[9] = 6;
+        let mut bed = Bed::new();
+        bed.record(0, &framed(&[icmp], FramedPacket::Partial));
+        assert_eq!(bed.written()[0].0.partial_checksum, Some((20, 16)));
+    }
+
+    /// Pieces of a UDP super-segment with 100 bytes of payload each, all bytes of piece i being i.
+    fn pieces(count: u8) -> Vec<Vec<u8>> {
+        let piece = |number| {
+            let mut piece = packet([10, 20, 0, 2], 128);
+            piece[20..28].copy_from_slice(&[0x30, 0x39, 0x14, 0x51, 0, 108, 0, 0]);
+            piece[28..].fill(number);
+            piece
+        };
+        (0..count).map(piece).collect()
+    }
+
+    fn segment(piece: &[u8], is_first: bool) -> Vec<u8> {
+        framed(&[piece.to_vec()], if is_first { FramedPacket::Segment } else { FramedPacket::NextSegment })
+    }
+
+    #[test]
+    fn segments_of_records_in_a_row_are_one_write_and_a_lost_record_makes_it_two() {
+        let pieces = pieces(6);
+        let mut bed = Bed::new();
+        for lost in [None, Some(0), Some(2), Some(5)] {
+            for (counter, piece) in pieces.iter().enumerate() {
+                if lost != Some(counter) {
+                    bed.record(counter as u64, &segment(piece, counter == 0));
+                }
+            }
+            let written = bed.written();
+            let counts: Vec<_> = written.iter().map(|(.., packets)| *packets).collect();
+            match lost {
+                None => assert_eq!(counts, [6]),
+                Some(2) => assert_eq!(counts, [2, 3]),
+                Some(_) => assert_eq!(counts, [5]),
+            }
+            let payload: Vec<u8> = written.iter().flat_map(|(_, packet, _)| packet[28..].to_vec()).collect();
+            let expected = pieces.iter().enumerate().filter(|(number, _)| lost != Some(*number));
+            assert_eq!(payload, expected.flat_map(|(_, piece)| piece[28..].to_vec()).collect::<Vec<_>>());
+            assert_eq!(written[0].0.segmentation.unwrap().segment_bytes, 100);
+        }
+        assert_eq!(bed.counters.packets_received.get(), 6 + 3 * 5);
+    }
+
+    #[test]
+    fn segments_that_share_a_record_continue_each_other_and_nothing_comes_between() {
+        let pieces = pieces(4);
+        let mut bed = Bed::new();
+        let first = [segment(&pieces[0], true), segment(&pieces[1], false)].concat();
+        bed.record(7, &first);
+        bed.record(8, &[segment(&pieces[2], false), segment(&pieces[3], true)].concat());
+        assert_eq!(bed.written().iter().map(|(.., packets)| *packets).collect::<Vec<_>>(), [3, 1]);
+        let other = framed(&[packet([10, 20, 0, 9], 60)], FramedPacket::Complete);
+        bed.record(9, &[first, other, segment(&pieces[2], false)].concat());
+        assert_eq!(bed.written().iter().map(|(.., packets)| *packets).sum::<u16>(), 4);
+        // The lane's next turn: what went to the TUN is not continued.
+        bed.record(10, &segment(&pieces[3], false));
+        assert_eq!(bed.written().len(), 1);
     }
 
     #[test]
@@ -191,9 +446,10 @@ mod tests {
         let mut frames = vec![0b0111_0000, 0, 2, 9, 9];
         frames.extend(framed(&[packet([10, 20, 0, 2], 60)], FramedPacket::Complete));
         frames.extend([0b1110_0000, 1, 2, 3]);
-        let (admitted, dropped) = outcome(&frames);
-        assert_eq!(admitted.len(), 1);
-        assert_eq!(dropped, [DropReason::FrameUnsupported, DropReason::FrameMalformed]);
+        let mut bed = Bed::new();
+        bed.record(0, &frames);
+        assert_eq!(bed.written().len(), 1);
+        assert_eq!((bed.dropped(DropReason::FrameUnsupported), bed.dropped(DropReason::FrameMalformed)), (1, 1));
     }
 
     #[test]

@@ -1,17 +1,23 @@
-//! TUN to network, pure: which peer a packet goes to, and how packets share records.
+//! TUN to network, pure: which peer a packet goes to, how packets share records, and how records make a train.
+
+use std::ops::Range;
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
-use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, record_bytes_max};
+use ringlane_shared::limits::{
+    RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, TRAIN_BYTES_MAX, TRAIN_RECORDS_MAX, record_bytes_max,
+};
 use ringlane_shared::packet::checksum::{PartialChecksum, complete};
 use ringlane_shared::packet::flow::flow_hash;
 use ringlane_shared::packet::ip::PacketHeader;
+use ringlane_shared::packet::segment::Split;
 use ringlane_shared::plane::Snapshot;
 use ringlane_shared::wire::frame::{FrameHeader, FramedPacket};
 
+use crate::sys::ring::Train;
 use crate::sys::vnet_header::VnetHeader;
 
-/// Where a packet from the TUN goes.
+/// Where what was read from the TUN goes, and what it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Routed {
     /// To whom.
@@ -20,11 +26,20 @@ pub(crate) struct Routed {
     pub(crate) flow_hash: u32,
     /// Its length without anything that trails it.
     pub(crate) bytes: usize,
-    /// Set when its checksum is partial and stays so.
-    pub(crate) checksum: Option<PartialChecksum>,
+    /// What it is.
+    pub(crate) content: Content,
 }
 
-/// Routes one packet as read from the TUN. A partial checksum that is not its TCP or UDP header's, as an encapsulated
+/// What a TUN read holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Content {
+    /// One packet; `is_partial` if its TCP or UDP checksum is.
+    Packet { is_partial: bool },
+    /// A super-segment, and how it splits.
+    SuperSegment(Split),
+}
+
+/// Routes what was read from the TUN. A partial checksum that is not its TCP or UDP header's, as an encapsulated
 /// packet may have one, is finished here: peers take no other.
 pub(crate) fn route(
     snapshot: &Snapshot,
@@ -32,27 +47,28 @@ pub(crate) fn route(
     header: VnetHeader,
     packet: &mut [u8],
 ) -> Result<Routed, DropReason> {
-    if header.segmentation != 0 {
-        return Err(DropReason::OutboundMalformed);
-    }
     let parsed = PacketHeader::parse(packet).map_err(|_| DropReason::OutboundMalformed)?;
     let peer = *snapshot.routes.lookup(parsed.destination).ok_or(DropReason::NoRoute)?;
     let bytes = parsed.total_bytes;
-    let checksum = match header.partial_checksum {
-        None => None,
-        // No protocol whose checksum the kernel leaves partial has its field that far behind.
-        Some((start, offset)) => {
+    let own = PartialChecksum::of_transport(&parsed);
+    let is_own = |(start, offset)| own.is_some_and(|own| (own.start, u16::from(own.offset)) == (start, offset));
+    let content = match (header.segmentation, header.partial_checksum) {
+        (None, None) => Content::Packet { is_partial: false },
+        (None, Some(checksum)) if is_own(checksum) => Content::Packet { is_partial: true },
+        (None, Some((start, offset))) => {
+            // No protocol whose checksum the kernel leaves partial has its field that far behind.
             let offset = u8::try_from(offset).map_err(|_| DropReason::OutboundMalformed)?;
             let partial = PartialChecksum { start, offset };
-            if PartialChecksum::of_transport(&parsed) == Some(partial) {
-                Some(partial)
-            } else {
-                complete(&mut packet[..bytes], partial).map_err(|_| DropReason::OutboundMalformed)?;
-                None
-            }
+            complete(&mut packet[..bytes], partial).map_err(|_| DropReason::OutboundMalformed)?;
+            Content::Packet { is_partial: false }
         }
+        (Some(segmentation), Some(checksum)) if is_own(checksum) => {
+            let split = Split::new(&packet[..bytes], &parsed, segmentation.transport, segmentation.segment_bytes);
+            Content::SuperSegment(split.map_err(|_| DropReason::OutboundMalformed)?)
+        }
+        (Some(_), _) => return Err(DropReason::OutboundMalformed),
     };
-    Ok(Routed { peer, flow_hash: flow_hash(packet, &parsed, hash_seed), bytes, checksum })
+    Ok(Routed { peer, flow_hash: flow_hash(packet, &parsed, hash_seed), bytes, content })
 }
 
 /// A record that is being filled. Lives for one turn at most.
@@ -65,45 +81,100 @@ pub(crate) struct RecordFill {
     /// Their bytes.
     pub(crate) packet_bytes: u64,
     /// Nothing may follow.
-    pub(crate) complete: bool,
+    complete: bool,
 }
 
+/// Records that will leave in one send, and the one that is being filled behind them. Lives for one turn at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct TrainFill {
+    /// The sealed records.
+    train: Train,
+    /// Packets in them.
+    packets: u32,
+    /// The last one is shorter than the others, so that nothing may follow.
+    ended: bool,
+    /// The record that is being filled.
+    pub(crate) record: RecordFill,
+}
+
+/// A train on its way, and how many packets are in it.
+pub(crate) type LoadedTrain = (Train, u32);
+
 /// What became of a packet that was to join a record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Joined {
-    /// It is in.
-    Added,
-    /// There is no room left: seal the record and try the next one.
+    /// It is in; its bytes go here, counted from the room's start.
+    At(Range<usize>),
+    /// There is no place left: seal the record and try the next one.
     RecordFull,
     /// It would not fit an empty record either.
     TooBig,
 }
 
-impl RecordFill {
-    /// Copies a packet into the record buffer behind what is there.
-    pub(crate) fn add(
-        &mut self,
-        record: &mut [u8],
-        mtu: u16,
-        packet: &[u8],
-        checksum: Option<PartialChecksum>,
-    ) -> Joined {
-        let capacity = record_bytes_max(mtu).min(record.len()).saturating_sub(RECORD_OVERHEAD_BYTES);
-        let room = if self.complete { 0 } else { capacity - self.frame_bytes };
-        let what = if checksum.is_some() { FramedPacket::Partial } else { FramedPacket::Complete };
-        let Some(header) = FrameHeader::fit(what, packet.len(), room) else {
-            return if self.packets == 0 { Joined::TooBig } else { Joined::RecordFull };
+impl TrainFill {
+    /// Gives a packet a place in the record that is being filled and writes its frame header. `room` is what the send
+    /// buffer has behind everything queued from it.
+    pub(crate) fn join(&mut self, room: &mut [u8], mtu: u16, what: FramedPacket, packet_bytes: usize) -> Joined {
+        let record = &mut self.record;
+        let capacity = record_bytes_max(mtu).min(room.len() - self.train.bytes).saturating_sub(RECORD_OVERHEAD_BYTES);
+        let left = if record.complete { 0 } else { capacity - record.frame_bytes };
+        let Some(header) = FrameHeader::fit(what, packet_bytes, left) else {
+            return if record.packets == 0 { Joined::TooBig } else { Joined::RecordFull };
         };
-        let at = RECORD_HEADER_BYTES + self.frame_bytes;
+        let at = self.train.bytes + RECORD_HEADER_BYTES + record.frame_bytes;
         let body = at + header.as_bytes().len();
-        record[at..body].copy_from_slice(header.as_bytes());
-        record[body..body + packet.len()].copy_from_slice(packet);
-        self.frame_bytes += header.as_bytes().len() + packet.len();
-        self.packets += 1;
-        self.packet_bytes += packet.len() as u64;
-        self.complete = header.ends_record();
-        Joined::Added
+        room[at..body].copy_from_slice(header.as_bytes());
+        record.frame_bytes += header.as_bytes().len() + packet_bytes;
+        record.packets += 1;
+        record.packet_bytes += packet_bytes as u64;
+        record.complete = header.ends_record();
+        Joined::At(body..body + packet_bytes)
     }
+
+    /// Where the record that is being filled begins, counted from the room's start.
+    pub(crate) fn record_at(&self) -> usize {
+        self.train.bytes
+    }
+
+    /// The record was sealed and has `bytes`. Returns the train before it, if that must leave without it: its records
+    /// are shorter.
+    pub(crate) fn sealed(&mut self, bytes: usize) -> Option<LoadedTrain> {
+        let packets = u32::from(std::mem::take(&mut self.record).packets);
+        let before = if self.train.records > 0 && bytes > self.train.record_bytes { self.take() } else { None };
+        if self.train.records == 0 {
+            self.train.record_bytes = bytes;
+        }
+        self.ended = bytes < self.train.record_bytes;
+        self.train.bytes += bytes;
+        self.train.records += 1;
+        self.packets += packets;
+        before
+    }
+
+    /// The record was not sealed; nothing of it stays.
+    pub(crate) fn discard_record(&mut self) {
+        self.record = RecordFill::default();
+    }
+
+    /// Whether no record may follow those there are, given all the bytes there were for them.
+    pub(crate) fn is_complete(&self, room_bytes: usize, mtu: u16) -> bool {
+        self.ended
+            || self.train.records >= TRAIN_RECORDS_MAX
+            || self.train.bytes + self.train.record_bytes > TRAIN_BYTES_MAX
+            || !has_room(room_bytes - self.train.bytes, mtu)
+    }
+
+    /// Takes the sealed records, if there are any.
+    pub(crate) fn take(&mut self) -> Option<LoadedTrain> {
+        self.ended = false;
+        let taken = (std::mem::take(&mut self.train), std::mem::take(&mut self.packets));
+        (taken.0.records > 0).then_some(taken)
+    }
+}
+
+/// Whether so many bytes hold a record of any size and the sentinel behind it.
+pub(crate) fn has_room(bytes: usize, mtu: u16) -> bool {
+    bytes > record_bytes_max(mtu)
 }
 
 #[cfg(test)]
@@ -113,9 +184,11 @@ mod tests {
     use ringlane_shared::id::Generation;
     use ringlane_shared::packet::checksum::Sum;
     use ringlane_shared::route::RouteTable;
+    use ringlane_shared::packet::segment::Transport;
     use ringlane_shared::wire::frame::Frames;
 
     use super::*;
+    use crate::sys::vnet_header::Segmentation;
 
     fn snapshot() -> Snapshot {
         let mut routes = RouteTable::default();
@@ -138,7 +211,7 @@ mod tests {
         let bytes = packet.len();
         packet.extend([0; 9]);
         let routed = route(&snapshot(), 1, VnetHeader::default(), &mut packet).unwrap();
-        assert_eq!((routed.peer, routed.bytes, routed.checksum), (PeerIndex(3), bytes, None));
+        assert_eq!((routed.peer, routed.bytes, routed.content), (PeerIndex(3), bytes, Content::Packet { is_partial: false }));
         packet[16] = 11;
         assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &mut packet), Err(DropReason::NoRoute));
         assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &mut packet[..19]), Err(DropReason::OutboundMalformed));
@@ -146,10 +219,10 @@ mod tests {
 
     #[test]
     fn a_partial_checksum_is_passed_on_and_never_reaches_outside_the_packet() {
-        let partial = |start, offset| VnetHeader { partial_checksum: Some((start, offset)), segmentation: 0 };
+        let partial = |start, offset| VnetHeader { partial_checksum: Some((start, offset)), segmentation: None };
         let mut packet = udp_v4(400);
         let routed = route(&snapshot(), 1, partial(20, 6), &mut packet).unwrap();
-        assert_eq!(routed.checksum, Some(PartialChecksum { start: 20, offset: 6 }));
+        assert_eq!(routed.content, Content::Packet { is_partial: true });
         for (start, offset) in [(427, 6), (20, 407), (u16::MAX, 300), (20, u16::MAX), (20, 300)] {
             let result = route(&snapshot(), 1, partial(start, offset), &mut packet);
             assert_eq!(result, Err(DropReason::OutboundMalformed), "{start} {offset}");
@@ -160,28 +233,101 @@ mod tests {
     #[test]
     fn a_partial_checksum_that_is_not_the_packets_own_is_finished_before_it_leaves() {
         let mut packet = udp_v4(400);
-        let header = VnetHeader { partial_checksum: Some((36, 6)), segmentation: 0 };
+        let header = VnetHeader { partial_checksum: Some((36, 6)), segmentation: None };
         let routed = route(&snapshot(), 1, header, &mut packet).unwrap();
-        assert_eq!(routed.checksum, None);
+        assert_eq!(routed.content, Content::Packet { is_partial: false });
         assert_eq!(Sum::default().plus(&[0xab; 2]).plus(&packet[36..]).fold(), 0xffff, "the field held 0xabab");
     }
 
     #[test]
+    fn a_super_segment_must_leave_its_own_checksum_partial() {
+        let segmentation = |segment_bytes| {
+            let (transport, header_bytes) = (Transport::Udp, 28);
+            Some(Segmentation { transport, is_ipv6: false, has_cwr: false, segment_bytes, header_bytes })
+        };
+        let mut packet = udp_v4(400);
+        let lengths = [(24, 408u16)];
+        lengths.iter().for_each(|(at, bytes)| packet[*at..at + 2].copy_from_slice(&bytes.to_be_bytes()));
+        let header = VnetHeader { partial_checksum: Some((20, 6)), segmentation: segmentation(150) };
+        let Ok(Routed { content: Content::SuperSegment(split), .. }) = route(&snapshot(), 1, header, &mut packet)
+        else {
+            panic!("a super-segment");
+        };
+        assert_eq!((split.pieces(), split.piece_bytes(0), split.piece_bytes(2)), (3, 178, 128));
+        for header in [
+            VnetHeader { partial_checksum: None, ..header },
+            VnetHeader { partial_checksum: Some((20, 16)), ..header },
+            VnetHeader { partial_checksum: Some((20, 300)), ..header },
+            VnetHeader { segmentation: segmentation(0), ..header },
+        ] {
+            let routed = route(&snapshot(), 1, header, &mut packet);
+            assert_eq!(routed, Err(DropReason::OutboundMalformed), "{header:?}");
+        }
+    }
+
+    /// Joins a packet to the record that is being filled and writes it there.
+    fn join(fill: &mut TrainFill, room: &mut [u8], packet: &[u8]) -> Joined {
+        let joined = fill.join(room, 1420, FramedPacket::Partial, packet.len());
+        if let Joined::At(range) = &joined {
+            room[range.clone()].copy_from_slice(packet);
+        }
+        joined
+    }
+
+    #[test]
     fn packets_share_a_record_until_it_is_full_and_the_largest_has_one_alone() {
-        let mtu = 1420;
-        let mut record = vec![0; record_bytes_max(mtu)];
-        let mut fill = RecordFill::default();
+        let mut room = vec![0; 4000];
+        let mut fill = TrainFill::default();
         let small = udp_v4(72);
-        while fill.add(&mut record, mtu, &small, None) == Joined::Added {}
-        assert_eq!(fill.packets, 13);
-        let frames = &record[RECORD_HEADER_BYTES..][..fill.frame_bytes];
+        while let Joined::At(_) = join(&mut fill, &mut room, &small) {}
+        assert_eq!(fill.record.packets, 13);
+        let frames = &room[RECORD_HEADER_BYTES..][..fill.record.frame_bytes];
         for frame in Frames::new(frames) {
             assert_eq!(&frames[frame.unwrap().payload], &small[..]);
         }
-        let checksum = Some(PartialChecksum { start: 20, offset: 6 });
-        let mut alone = RecordFill::default();
-        assert_eq!(alone.add(&mut record, mtu, &udp_v4(1392), checksum), Joined::Added);
-        assert_eq!(alone.add(&mut record, mtu, &small, None), Joined::RecordFull);
-        assert_eq!(RecordFill::default().add(&mut record, mtu, &udp_v4(1400), checksum), Joined::TooBig);
+        let mut alone = TrainFill::default();
+        assert!(matches!(join(&mut alone, &mut room, &udp_v4(1392)), Joined::At(_)));
+        assert_eq!(join(&mut alone, &mut room, &small), Joined::RecordFull);
+        assert_eq!(join(&mut TrainFill::default(), &mut room, &udp_v4(1400)), Joined::TooBig);
+    }
+
+    #[test]
+    fn a_train_has_records_of_one_size_and_perhaps_a_shorter_last_one() {
+        let mut fill = TrainFill::default();
+        let mut sealed = |bytes| {
+            fill.record.packets = 2;
+            let before = fill.sealed(bytes).map(|(train, packets)| (train.records, train.record_bytes, packets));
+            (before, fill.is_complete(60_000, 1420), fill.record_at())
+        };
+        assert_eq!(sealed(1449), (None, false, 1449));
+        assert_eq!(sealed(1449), (None, false, 2898));
+        assert_eq!(sealed(700), (None, true, 3598));
+        let (train, packets) = fill.take().unwrap();
+        assert_eq!((train, packets), (Train { bytes: 3598, record_bytes: 1449, records: 3 }, 6));
+        assert_eq!(fill.take(), None);
+
+        let mut sealed = |bytes| {
+            fill.record.packets = 1;
+            let before = fill.sealed(bytes).map(|(train, packets)| (train.records, train.record_bytes, packets));
+            (before, fill.is_complete(60_000, 1420))
+        };
+        assert_eq!(sealed(300), (None, false));
+        assert_eq!(sealed(1449), (Some((1, 300, 1)), false), "a longer one begins another train");
+        assert_eq!(sealed(1449), (None, false));
+    }
+
+    #[test]
+    fn a_train_ends_where_the_kernel_or_the_buffer_takes_no_more() {
+        let count = |bytes, room| {
+            let mut fill = TrainFill::default();
+            while !fill.is_complete(room, 1420) {
+                fill.record.packets = 1;
+                assert_eq!(fill.sealed(bytes), None);
+            }
+            fill.take().unwrap().0.records
+        };
+        assert_eq!(count(100, 65_536), TRAIN_RECORDS_MAX);
+        assert_eq!(count(1449, 65_536), 44);
+        assert_eq!(count(1449, 5000), 2);
     }
 }

@@ -120,18 +120,34 @@ pub const EARLY_DATAGRAMS_MAX: usize = 64;
 /// one with more still travels, hashed without ports.
 pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;
 
-/// Provided buffers for reads of one TUN queue. Small enough to stay in L2 together with the rest of the slab; when
-/// they run out the kernel keeps the packets in the TUN's queue until some come back. A power of two, as the kernel's
-/// buffer rings are.
-pub const TUN_READS_IN_FLIGHT: u16 = 64;
-/// Provided buffers for datagrams of all lanes of one worker; the sockets' own buffers hold what does not fit.
-pub const UDP_RECEIVES_IN_FLIGHT: u16 = 128;
-/// Records one worker can have sealed and not yet given to the kernel: what one turn's budget can produce.
-pub const SENDS_IN_FLIGHT: u16 = 192;
+/// Largest super-segment, and largest train of datagrams given by one receive: what an IPv4 header can state.
+pub const SUPER_SEGMENT_BYTES_MAX: usize = 65_535;
+
+/// Provided buffers for reads of one TUN queue, each for a whole super-segment. The kernel fills them in turn, so all of
+/// them together should stay in L2; when they run out the kernel keeps the packets in the TUN's queue until some come
+/// back. A power of two, as the kernel's buffer rings are.
+pub const TUN_READS_IN_FLIGHT: u16 = 32;
+/// Provided buffers for datagrams of all lanes of one worker, each for a whole train; the sockets' own buffers hold what
+/// does not fit.
+pub const UDP_RECEIVES_IN_FLIGHT: u16 = 32;
+/// Bytes of one send buffer: the largest train and the sentinel behind it.
+pub const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// Send buffers of one worker. The last one that came back is the next to be filled, so few of them are ever touched
+/// unless the kernel keeps them.
+pub const SEND_BUFFERS: u16 = 32;
+/// Records of one train: the kernel's 64 datagrams per send (128 since Linux 6.9), less the sentinel.
+pub const TRAIN_RECORDS_MAX: u16 = 63;
+/// Bytes of one train: what a UDP datagram over IPv4 can hold, less the sentinel.
+pub const TRAIN_BYTES_MAX: usize = 65_506;
+const _: () = assert!(TRAIN_BYTES_MAX < SEND_BUFFER_BYTES);
+/// Sends one worker can have queued; more than that submits early.
+pub const SENDS_IN_FLIGHT: u16 = 256;
 /// TUN writes one worker can have queued; more than that submits early.
-pub const TUN_WRITES_IN_FLIGHT: u16 = 512;
+pub const TUN_WRITES_IN_FLIGHT: u16 = 256;
 /// Entries of the packet ring's submission queue; more than that submits early.
 pub const RING_ENTRIES: u32 = 1024;
+/// Bytes a worker takes from the TUN and the network in one turn, each way, before it hands on what it has made of them.
+pub const TURN_BYTES: usize = 512 << 10;
 
 /// Packets a worker takes from other workers in one turn.
 pub const HAND_OVER_BUDGET: usize = 64;
@@ -141,10 +157,7 @@ pub const HAND_OVER_QUEUE_PACKETS: usize = 256;
 pub const COMMAND_BUDGET: usize = 16;
 
 const _: () = assert!(TUN_READS_IN_FLIGHT.is_power_of_two() && UDP_RECEIVES_IN_FLIGHT.is_power_of_two());
-// Each TUN read and each packet taken over makes at most one record, so a turn never runs out of send buffers unless
-// the kernel keeps them.
-const _: () = assert!(SENDS_IN_FLIGHT as usize >= TUN_READS_IN_FLIGHT as usize + 2 * HAND_OVER_BUDGET);
-// What one turn can queue besides TUN writes fits the submission queue.
+// What one turn can queue fits the submission queue.
 const _: () = assert!(RING_ENTRIES as usize > SENDS_IN_FLIGHT as usize + TUN_WRITES_IN_FLIGHT as usize);
 
 /// Lanes one worker can own: one of each peer's, or all of a few peers'.

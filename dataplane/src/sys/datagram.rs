@@ -1,17 +1,82 @@
-//! What the kernel tells of a received datagram besides its bytes.
+//! What the kernel tells of a received datagram besides its bytes, and what we tell it of a train of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
-/// Where and from whom a received datagram is.
+/// Room for an IPv6 socket address.
+pub(super) const NAME_BYTES: usize = size_of::<libc::sockaddr_in6>();
+/// Length, level and type of a control message.
+const CONTROL_HEADER_BYTES: usize = 16;
+/// Room for two control messages of four bytes each: `SO_RXQ_OVFL` and `UDP_GRO`.
+pub(super) const CONTROL_BYTES: usize = 2 * (CONTROL_HEADER_BYTES + 8);
+
+/// Where and from whom a received datagram, or a train of them, is.
 #[derive(Clone, Debug)]
 pub(crate) struct Datagram {
     /// Its bytes within the receive buffer.
     pub(crate) range: Range<usize>,
     /// The sender; `None` if the kernel gave no usable address.
     pub(crate) from: Option<SocketAddr>,
+    /// What else the kernel says.
+    pub(crate) control: Control,
+}
+
+/// What control messages say of a receive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Control {
     /// The socket's running total of datagrams dropped for want of buffer space, when the kernel tells.
     pub(crate) overflow: Option<u32>,
+    /// The size of each datagram but the last, which may be shorter, when there can be several.
+    pub(crate) segment_bytes: Option<u16>,
+}
+
+impl Control {
+    /// Reads control messages: length (8 bytes), level (4), type (4), value, padding to 8. What makes no sense ends them.
+    pub(crate) fn parse(mut control: &[u8]) -> Self {
+        let mut parsed = Self::default();
+        while let Some((header, rest)) = control.split_first_chunk::<CONTROL_HEADER_BYTES>() {
+            let [length, kind] = *header.as_chunks::<8>().0 else { break };
+            let length = u64::from_ne_bytes(length);
+            let [level, kind] = *kind.as_chunks::<4>().0 else { break };
+            let value_bytes = usize::try_from(length).ok().and_then(|bytes| bytes.checked_sub(CONTROL_HEADER_BYTES));
+            let Some(value) = value_bytes.and_then(|bytes| rest.get(..bytes)) else { break };
+            if let Some(number) = value.first_chunk().map(|number| i32::from_ne_bytes(*number)) {
+                match (i32::from_ne_bytes(level), i32::from_ne_bytes(kind)) {
+                    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => parsed.overflow = Some(number as u32),
+                    (libc::SOL_UDP, libc::UDP_GRO) => {
+                        parsed.segment_bytes = u16::try_from(number).ok().filter(|bytes| *bytes > 0);
+                    }
+                    _ => {}
+                }
+            }
+            control = rest.get(value.len().next_multiple_of(8)..).unwrap_or_default();
+        }
+        parsed
+    }
+}
+
+/// The control message that has the kernel cut one send into datagrams (`UDP_SEGMENT`).
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct SegmentControl {
+    length: usize,
+    level: i32,
+    kind: i32,
+    segment_bytes: u16,
+    padding: [u8; 6],
+}
+
+impl SegmentControl {
+    /// Datagrams of so many bytes; the last may be shorter.
+    pub(super) fn new(segment_bytes: u16) -> Self {
+        Self {
+            length: CONTROL_HEADER_BYTES + size_of::<u16>(),
+            level: libc::SOL_UDP,
+            kind: libc::UDP_SEGMENT,
+            segment_bytes,
+            padding: [0; 6],
+        }
+    }
 }
 
 /// Reads a socket address (`sockaddr_in` or `sockaddr_in6`).
@@ -31,26 +96,56 @@ pub(super) fn parse_socket_address(name: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-/// Finds the drop total in one control message: length (8 bytes), level (4), type (4), value (4).
-pub(super) fn parse_overflow(control: &[u8]) -> Option<u32> {
-    let word = |at: usize| Some(i32::from_ne_bytes(control.get(at..at + 4)?.try_into().ok()?));
-    (word(8)? == libc::SOL_SOCKET && word(12)? == libc::SO_RXQ_OVFL).then(|| word(16))?.map(|total| total as u32)
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn message(level: i32, kind: i32, value: &[u8]) -> Vec<u8> {
+        let mut message = Vec::new();
+        message.extend((CONTROL_HEADER_BYTES as u64 + value.len() as u64).to_ne_bytes());
+        message.extend(level.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(value);
+        message.resize(message.len().next_multiple_of(8), 0xee);
+        message
+    }
+
     #[test]
-    fn an_overflow_total_is_found_only_in_its_own_message() {
-        let mut control = Vec::new();
-        control.extend(20u64.to_ne_bytes());
-        control.extend(libc::SOL_SOCKET.to_ne_bytes());
-        control.extend(libc::SO_RXQ_OVFL.to_ne_bytes());
-        control.extend(7u32.to_ne_bytes());
-        assert_eq!(parse_overflow(&control), Some(7));
-        control[12] ^= 1;
-        assert_eq!(parse_overflow(&control), None);
-        assert_eq!(parse_overflow(&control[..10]), None);
+    fn each_control_message_is_found_in_any_order_and_beside_others() {
+        let overflow = message(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &7u32.to_ne_bytes());
+        let segments = message(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
+        let other = message(libc::SOL_SOCKET, libc::SCM_TIMESTAMP, &[9; 16]);
+        let both = Control { overflow: Some(7), segment_bytes: Some(1452) };
+        assert_eq!(Control::parse(&[&overflow[..], &segments].concat()), both);
+        assert_eq!(Control::parse(&[&segments[..], &other, &overflow].concat()), both);
+        assert_eq!(Control::parse(&[]), Control::default());
+        assert!(overflow.len() + segments.len() <= CONTROL_BYTES);
+    }
+
+    #[test]
+    fn a_control_message_that_makes_no_sense_says_nothing() {
+        for number in [0, -1, 65_536] {
+            let control = Control::parse(&message(libc::SOL_UDP, libc::UDP_GRO, &i32::to_ne_bytes(number)));
+            assert_eq!(control, Control::default());
+        }
+        let good = message(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
+        for end in 0..good.len() - 4 {
+            assert_eq!(Control::parse(&good[..end]), Control::default(), "{end}");
+        }
+        for length in [0, 15, 25, u64::MAX] {
+            let mut lies = good.clone();
+            lies[..8].copy_from_slice(&u64::to_ne_bytes(length));
+            assert_eq!(Control::parse(&lies), Control::default(), "{length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_control_bytes_do_any_harm(bytes in proptest::collection::vec(any::<u8>(), 0..96)) {
+            let control = Control::parse(&bytes);
+            prop_assert_ne!(control.segment_bytes, Some(0));
+        }
     }
 }

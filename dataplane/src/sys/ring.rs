@@ -2,41 +2,47 @@
 //! turn has produced with a single system call.
 //!
 //! ```text
-//! READ_MULTISHOT  (TUN)      -> TunBuffer      -> recycle
-//! RECVMSG_MULTISHOT (socket) -> ReceiveBuffer  -> freeze -> WRITEV (TUN) ... -> back to the kernel by itself
-//! take_send_buffer           -> SendBuffer     -> SEND (socket)          ... -> back to the pool by itself
+//! READ_MULTISHOT  (TUN)      -> TunBuffer      -> recycle                                                  tun.rs
+//! RECVMSG_MULTISHOT (socket) -> ReceiveBuffer  -> freeze -> WRITEV (TUN) ... -> back to the kernel by itself  receive.rs
+//! take_send_buffer           -> SendBuffer     -> SENDMSG (socket)       ... -> back to the pool by itself    send.rs
 //! ```
 //! Every buffer is in the kernel's hands or in ours. Ours is shown by a token ([`TunBuffer`], [`ReceiveBuffer`],
-//! [`SendBuffer`]) that cannot be copied; giving the buffer away consumes it.
+//! [`FrozenBuffer`], [`SendBuffer`]) that cannot be copied; giving the buffer away consumes it.
+
+mod receive;
+mod send;
+mod tun;
 
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::net::UdpSocket;
-use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::types::{BufRingEntry, CancelBuilder};
+use io_uring::{IoUring, cqueue, squeue};
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{
-    RING_ENTRIES, SENDS_IN_FLIGHT, TUN_READS_IN_FLIGHT, TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
+    RING_ENTRIES, SEND_BUFFER_BYTES, SEND_BUFFERS, SENDS_IN_FLIGHT, SUPER_SEGMENT_BYTES_MAX, TUN_READS_IN_FLIGHT,
+    TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
 };
+use ringlane_shared::plane::{Offload, Offloads};
 
-use super::datagram::{Datagram, parse_overflow, parse_socket_address};
+pub(crate) use self::receive::{FrozenBuffer, ReceiveBuffer};
+pub(crate) use self::send::{RefusedTrain, SendBuffer, SendTag, Train};
+pub(crate) use self::tun::{TunBuffer, TunWrite, WriteTag};
+
+use self::receive::{RECEIVE_PREFIX_BYTES, ReceiveState};
+use self::send::{SendEntry, SendState};
+use self::tun::WriteEntry;
+use super::datagram::Datagram;
 use super::provided_buffers::ProvidedBuffers;
 use super::slab::Slab;
-use super::socket::report_receive_overflow;
-use super::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
+use super::vnet_header::VNET_HEADER_BYTES;
 
 const TUN_GROUP: u16 = 0;
 const RECEIVE_GROUP: u16 = 1;
-
-/// `io_uring_recvmsg_out`, then room for an IPv6 socket address and for one `SO_RXQ_OVFL` control message.
-const NAME_BYTES: usize = size_of::<libc::sockaddr_in6>();
-const CONTROL_BYTES: usize = 24;
-const RECEIVE_PREFIX_BYTES: usize = 16 + NAME_BYTES + CONTROL_BYTES;
 
 const PAGE_BYTES: usize = 4096;
 const CACHE_LINE_BYTES: usize = 64;
@@ -46,28 +52,8 @@ const DRAIN_ROUNDS: usize = 1000;
 
 const ENTER_GETEVENTS: u32 = 1;
 
-/// A filled TUN read: a virtio network header and an inner packet. Ours until [`PacketRing::recycle_tun`].
-#[derive(Debug)]
-#[must_use = "a buffer that is not recycled is lost to the worker"]
-pub(crate) struct TunBuffer(u16);
-
-/// A received datagram's buffer. Ours until it is frozen.
-#[derive(Debug)]
-#[must_use = "a buffer that is not frozen and released is lost to the worker"]
-pub(crate) struct ReceiveBuffer(u16);
-
-/// A received datagram's buffer whose bytes no longer change: TUN writes may read from it.
-#[derive(Debug)]
-#[must_use = "a buffer that is not released is lost to the worker"]
-pub(crate) struct FrozenBuffer(u16);
-
-/// An empty buffer for one datagram. Ours until [`PacketRing::send`] or [`PacketRing::return_send_buffer`].
-#[derive(Debug)]
-#[must_use = "a buffer that is neither sent nor returned is lost to the worker"]
-pub(crate) struct SendBuffer(u16);
-
 /// Names a socket of the ring; a slot that is used again has another generation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct SocketSlot {
     index: u16,
     generation: u16,
@@ -80,28 +66,23 @@ impl SocketSlot {
     }
 }
 
-/// What a failed send carried, for the counters.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SendTag {
-    pub(crate) peer: PeerIndex,
-    pub(crate) packets: u16,
-}
-
 /// Something the kernel has finished.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// A packet from the TUN.
+    /// A packet or super-segment from the TUN.
     TunRead { buffer: TunBuffer, bytes: usize },
     /// The TUN read has to be armed again; `ENOBUFS` means that all its buffers are in our hands.
     TunReadEnded { error: Option<io::Error> },
-    /// A datagram.
+    /// A datagram, or a train of them.
     Received { socket: SocketSlot, buffer: ReceiveBuffer, datagram: Datagram },
     /// The socket's receive has to be armed again.
     ReceiveEnded { socket: SocketSlot, error: Option<io::Error> },
-    /// The kernel did not take a datagram.
+    /// The kernel did not take a datagram or a train.
     SendFailed { tag: SendTag, error: io::Error },
-    /// The TUN did not take a packet.
-    TunWriteFailed { peer: PeerIndex },
+    /// The kernel did not take a train as one; its records may pass singly.
+    TrainRefused { train: RefusedTrain, error: io::Error },
+    /// The TUN did not take a packet or super-segment.
+    TunWriteFailed { tag: WriteTag, error: io::Error },
 }
 
 /// Which operation a completion belongs to; travels through the kernel as `user_data`.
@@ -127,27 +108,15 @@ struct SocketEntry {
     sends: u16,
 }
 
-#[derive(Clone, Copy)]
-struct SendEntry {
-    socket: SocketSlot,
-    bytes: u32,
-    tag: SendTag,
-    retried: bool,
-}
-
-/// The memory of one queued TUN write. The kernel reads it between submission and completion.
-struct WriteEntry {
-    vectors: [libc::iovec; 2],
-    header: [u8; VNET_HEADER_BYTES],
-    buffer: u16,
-    peer: PeerIndex,
-}
-
-/// How far a receive buffer is from going back to the kernel.
-#[derive(Clone, Copy, Default)]
-struct ReceiveState {
-    writes: u16,
-    released: bool,
+/// What a ring is made for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingConfig {
+    /// Largest inner packet in bytes.
+    pub(crate) mtu: u16,
+    /// Largest datagram in bytes.
+    pub(crate) datagram_bytes: usize,
+    /// The offloads it may use.
+    pub(crate) offloads: Offloads,
 }
 
 /// One worker's ring, its memory, its TUN queue and its lanes' sockets. Lives and dies on the worker's thread.
@@ -160,13 +129,17 @@ pub(crate) struct PacketRing {
     receive_buffers: ProvidedBuffers,
     receive_states: Box<[ReceiveState]>,
     receive_message: Box<libc::msghdr>,
+    receives_trains: bool,
     sockets: Vec<SocketEntry>,
     free_sockets: Vec<u16>,
     send_offset: usize,
-    send_bytes: usize,
+    send_states: Box<[SendState]>,
+    free_send_buffers: Vec<u16>,
     sends: Box<[SendEntry]>,
     free_sends: Vec<u16>,
     sends_queued: usize,
+    sends_trains: bool,
+    ends_with_sentinel: bool,
     writes: Box<[WriteEntry]>,
     free_writes: Vec<u16>,
     completions: VecDeque<Completion>,
@@ -175,9 +148,9 @@ pub(crate) struct PacketRing {
 }
 
 impl PacketRing {
-    /// Makes the ring and its memory for inner packets of up to `mtu` bytes and datagrams of up to `datagram_bytes`;
-    /// `wake` is an eventfd that the kernel signals while [`PacketRing::set_wakeful`] says so.
-    pub(crate) fn new(tun: OwnedFd, wake: &OwnedFd, mtu: u16, datagram_bytes: usize) -> io::Result<Self> {
+    /// Makes the ring and its memory. `wake` is an eventfd that the kernel signals while [`PacketRing::set_wakeful`]
+    /// says so.
+    pub(crate) fn new(tun: OwnedFd, wake: &OwnedFd, config: RingConfig) -> io::Result<Self> {
         let mut ring = IoUring::builder()
             .dontfork()
             .setup_single_issuer()
@@ -189,10 +162,15 @@ impl PacketRing {
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         ring.completion().disable_eventfd();
 
+        let RingConfig { mtu, datagram_bytes, offloads } = config;
         let round = |bytes: usize, to: usize| bytes.div_ceil(to) * to;
-        let tun_bytes = round(VNET_HEADER_BYTES + usize::from(mtu), CACHE_LINE_BYTES);
-        let receive_bytes = round(RECEIVE_PREFIX_BYTES + datagram_bytes, CACHE_LINE_BYTES);
-        let send_bytes = round(datagram_bytes, CACHE_LINE_BYTES);
+        let reads_segments = offloads.has(Offload::TunTso) || offloads.has(Offload::TunUso);
+        let tun_bytes = VNET_HEADER_BYTES + if reads_segments { SUPER_SEGMENT_BYTES_MAX } else { usize::from(mtu) };
+        let tun_bytes = round(tun_bytes, CACHE_LINE_BYTES);
+        let receives_trains = offloads.has(Offload::UdpGro);
+        let receive_bytes =
+            RECEIVE_PREFIX_BYTES + if receives_trains { SUPER_SEGMENT_BYTES_MAX } else { datagram_bytes };
+        let receive_bytes = round(receive_bytes, CACHE_LINE_BYTES);
         let entry_bytes = |count: u16| round(usize::from(count) * size_of::<BufRingEntry>(), PAGE_BYTES);
 
         let tun_entries_at = 0;
@@ -200,7 +178,8 @@ impl PacketRing {
         let tun_at = receive_entries_at + entry_bytes(UDP_RECEIVES_IN_FLIGHT);
         let receive_at = tun_at + tun_bytes * usize::from(TUN_READS_IN_FLIGHT);
         let send_at = receive_at + receive_bytes * usize::from(UDP_RECEIVES_IN_FLIGHT);
-        let slab = Slab::map(send_at + send_bytes * usize::from(SENDS_IN_FLIGHT))?;
+        let slab =
+            Slab::map(send_at + SEND_BUFFER_BYTES * usize::from(SEND_BUFFERS), offloads.has(Offload::HugePages))?;
 
         let register = |at: usize, count: u16, group: u16, offset: usize, bytes_each: usize| {
             let entries: NonNull<BufRingEntry> =
@@ -216,15 +195,6 @@ impl PacketRing {
         let receive_buffers =
             register(receive_entries_at, UDP_RECEIVES_IN_FLIGHT, RECEIVE_GROUP, receive_at, receive_bytes)?;
 
-        // SAFETY: all-zero is a valid `msghdr`: null pointers and lengths.
-        let mut receive_message: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
-        receive_message.msg_namelen = NAME_BYTES as libc::socklen_t;
-        receive_message.msg_controllen = CONTROL_BYTES as _;
-
-        let no_socket = SocketSlot { index: 0, generation: 0 };
-        let no_tag = SendTag { peer: PeerIndex(0), packets: 0 };
-        let no_send = SendEntry { socket: no_socket, bytes: 0, tag: no_tag, retried: false };
-        let no_vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Ok(Self {
             ring,
             slab: ManuallyDrop::new(slab),
@@ -233,22 +203,19 @@ impl PacketRing {
             tun_buffers,
             receive_buffers,
             receive_states: vec![ReceiveState::default(); usize::from(UDP_RECEIVES_IN_FLIGHT)].into(),
-            receive_message,
+            receive_message: receive::message(),
+            receives_trains,
             sockets: Vec::new(),
             free_sockets: Vec::new(),
             send_offset: send_at,
-            send_bytes,
-            sends: vec![no_send; usize::from(SENDS_IN_FLIGHT)].into(),
+            send_states: vec![SendState::default(); usize::from(SEND_BUFFERS)].into(),
+            free_send_buffers: (0..SEND_BUFFERS).rev().collect(),
+            sends: (0..SENDS_IN_FLIGHT).map(|_| SendEntry::empty()).collect(),
             free_sends: (0..SENDS_IN_FLIGHT).rev().collect(),
             sends_queued: 0,
-            writes: (0..TUN_WRITES_IN_FLIGHT)
-                .map(|_| WriteEntry {
-                    vectors: [no_vector; 2],
-                    header: [0; VNET_HEADER_BYTES],
-                    buffer: 0,
-                    peer: PeerIndex(0),
-                })
-                .collect(),
+            sends_trains: offloads.has(Offload::UdpGso),
+            ends_with_sentinel: offloads.has(Offload::UdpSentinel),
+            writes: (0..TUN_WRITES_IN_FLIGHT).map(|_| WriteEntry::empty()).collect(),
             free_writes: (0..TUN_WRITES_IN_FLIGHT).rev().collect(),
             completions: VecDeque::with_capacity(RING_ENTRIES as usize * 4),
             enters: 0,
@@ -259,6 +226,11 @@ impl PacketRing {
     /// Times the ring was entered so far.
     pub(crate) fn enters(&self) -> u64 {
         self.enters
+    }
+
+    /// Whether the ring's memory lies in huge pages.
+    pub(crate) fn has_huge_pages(&self) -> bool {
+        self.slab.is_huge()
     }
 
     /// Whether a completion shall signal the eventfd. Off while the worker is busy anyway; after switching it on,
@@ -299,7 +271,7 @@ impl PacketRing {
         let queued = self.ring.submission().len() as u32;
         self.enters += 1;
         // SAFETY: no argument is passed, and every queued entry points at memory that stays until its completion:
-        // the slab, `writes`, `receive_message`.
+        // the slab, `sends`, `writes`, `receive_message`.
         let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None) };
         self.reap();
         match entered {
@@ -312,238 +284,6 @@ impl PacketRing {
         }
     }
 
-    // TUN
-
-    /// Starts reading the TUN if it is not being read.
-    pub(crate) fn arm_tun_read(&mut self) -> io::Result<()> {
-        if !self.tun_reading {
-            let read = opcode::ReadMulti::new(Fd(self.tun.as_raw_fd()), 0, TUN_GROUP).build();
-            self.push(read.user_data(user_data(Operation::TunRead, 0, 0)))?;
-            self.tun_reading = true;
-        }
-        Ok(())
-    }
-
-    /// The first `bytes` of a filled TUN buffer.
-    pub(crate) fn tun_bytes(&mut self, buffer: &TunBuffer, bytes: usize) -> &mut [u8] {
-        let bytes = bytes.min(self.tun_buffers.bytes_each);
-        let address = self.slab.address(self.tun_buffers.range(buffer.0), bytes);
-        // SAFETY: the token shows that the buffer is ours; the slice borrows the ring, so nothing gives the buffer
-        // away meanwhile.
-        unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) }
-    }
-
-    /// Gives a TUN buffer back to the kernel.
-    pub(crate) fn recycle_tun(&mut self, buffer: TunBuffer) {
-        self.tun_buffers.provide(&self.slab, buffer.0);
-        self.must_publish = true;
-    }
-
-    /// Queues the write of one packet, `range` of the buffer, to the TUN.
-    pub(crate) fn tun_write(
-        &mut self,
-        buffer: &FrozenBuffer,
-        range: Range<usize>,
-        header: VnetHeader,
-        peer: PeerIndex,
-    ) -> io::Result<()> {
-        if self.free_writes.is_empty() {
-            self.enter()?;
-        }
-        let Some(id) = self.free_writes.pop() else {
-            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
-        };
-        let packet = self.slab.address(self.receive_buffers.range(buffer.0) + range.start, range.len());
-        let entry = &mut self.writes[usize::from(id)];
-        entry.header = header.to_bytes();
-        entry.vectors = [
-            libc::iovec { iov_base: entry.header.as_mut_ptr().cast(), iov_len: VNET_HEADER_BYTES },
-            libc::iovec { iov_base: packet.as_ptr().cast(), iov_len: range.len() },
-        ];
-        entry.buffer = buffer.0;
-        entry.peer = peer;
-        let write = opcode::Writev::new(Fd(self.tun.as_raw_fd()), entry.vectors.as_ptr(), 2).build();
-        if let Err(error) = self.push(write.user_data(user_data(Operation::TunWrite, id, 0))) {
-            self.free_writes.push(id);
-            return Err(error);
-        }
-        // No completion of it has been taken in yet: that takes an enter, and the entry was queued behind it.
-        self.receive_states[usize::from(buffer.0)].writes += 1;
-        Ok(())
-    }
-
-    /// Writes one packet to the TUN at once, outside the ring: for the few that arrived before their lane did.
-    pub(crate) fn tun_write_now(&self, packet: &[u8], header: VnetHeader) -> io::Result<()> {
-        let bytes = [&header.to_bytes()[..], packet].concat();
-        rustix::io::write(&self.tun, &bytes)?;
-        Ok(())
-    }
-
-    // Sockets
-
-    /// Takes in a connected socket and starts receiving on it.
-    pub(crate) fn add_socket(&mut self, socket: UdpSocket) -> io::Result<SocketSlot> {
-        report_receive_overflow(socket.as_fd())?;
-        let index = match self.free_sockets.pop() {
-            Some(index) => index,
-            None => {
-                let index = u16::try_from(self.sockets.len()).map_err(|_| io::Error::other("too many lanes"))?;
-                self.sockets.push(SocketEntry {
-                    generation: 0,
-                    socket: None,
-                    receiving: false,
-                    closing: false,
-                    sends: 0,
-                });
-                index
-            }
-        };
-        let entry = &mut self.sockets[usize::from(index)];
-        entry.generation = entry.generation.wrapping_add(1);
-        entry.socket = Some(socket);
-        entry.closing = false;
-        let slot = SocketSlot { index, generation: entry.generation };
-        if let Err(error) = self.arm_receive(slot) {
-            self.close_socket(slot)?;
-            return Err(error);
-        }
-        Ok(slot)
-    }
-
-    /// Starts receiving on a socket if it is not being received on.
-    pub(crate) fn arm_receive(&mut self, slot: SocketSlot) -> io::Result<()> {
-        let message: *const libc::msghdr = &raw const *self.receive_message;
-        let Some(entry) = self.entry(slot) else { return Ok(()) };
-        let Some(socket) = entry.socket.as_ref().filter(|_| !entry.receiving && !entry.closing) else {
-            return Ok(());
-        };
-        let receive = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), message, RECEIVE_GROUP).build();
-        entry.receiving = true;
-        let queued = self.push(receive.user_data(user_data(Operation::Receive, slot.index, slot.generation)));
-        if queued.is_err()
-            && let Some(entry) = self.entry(slot)
-        {
-            entry.receiving = false;
-        }
-        queued
-    }
-
-    /// Stops receiving on a socket and closes it once the kernel has let go of it. No completion of it follows.
-    pub(crate) fn close_socket(&mut self, slot: SocketSlot) -> io::Result<()> {
-        let Some(entry) = self.entry(slot) else { return Ok(()) };
-        entry.closing = true;
-        if entry.receiving {
-            let cancel = opcode::AsyncCancel::new(user_data(Operation::Receive, slot.index, slot.generation)).build();
-            self.push(cancel.user_data(user_data(Operation::Cancel, 0, 0)))?;
-        }
-        self.close_if_idle(slot);
-        Ok(())
-    }
-
-    /// Sends one datagram at once, outside the ring: for the few of a lane's QUIC connection.
-    pub(crate) fn send_now(&mut self, slot: SocketSlot, datagram: &[u8]) -> io::Result<()> {
-        let Some(socket) = self.entry(slot).and_then(|entry| entry.socket.as_ref()) else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        match socket.send(datagram) {
-            // A past ICMP error is told by the next send, which then did not happen.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => socket.send(datagram).map(drop),
-            sent => sent.map(drop),
-        }
-    }
-
-    /// The whole of a received datagram's buffer; the datagram is the range that came with it.
-    pub(crate) fn receive_bytes(&mut self, buffer: &ReceiveBuffer) -> &mut [u8] {
-        let bytes = self.receive_buffers.bytes_each;
-        let address = self.slab.address(self.receive_buffers.range(buffer.0), bytes);
-        // SAFETY: the token shows that the buffer is ours and not frozen, so no queued write reads it; the slice
-        // borrows the ring, so nothing gives the buffer away meanwhile.
-        unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) }
-    }
-
-    /// Ends all changes to the buffer, so that TUN writes may be queued from it.
-    pub(crate) fn freeze(&mut self, buffer: ReceiveBuffer) -> FrozenBuffer {
-        self.receive_states[usize::from(buffer.0)] = ReceiveState::default();
-        FrozenBuffer(buffer.0)
-    }
-
-    /// Gives the buffer back to the kernel as soon as the TUN writes queued from it are done.
-    pub(crate) fn release(&mut self, buffer: FrozenBuffer) {
-        let state = &mut self.receive_states[usize::from(buffer.0)];
-        state.released = true;
-        if state.writes == 0 {
-            self.receive_buffers.provide(&self.slab, buffer.0);
-            self.must_publish = true;
-        }
-    }
-
-    /// An empty buffer for one datagram, if any is free.
-    pub(crate) fn take_send_buffer(&mut self) -> Option<SendBuffer> {
-        self.free_sends.pop().map(SendBuffer)
-    }
-
-    /// Puts back a buffer that was not sent.
-    pub(crate) fn return_send_buffer(&mut self, buffer: SendBuffer) {
-        self.free_sends.push(buffer.0);
-    }
-
-    /// A filled TUN buffer to read from and a send buffer to write to.
-    pub(crate) fn tun_and_send_bytes(&mut self, from: &TunBuffer, to: &SendBuffer) -> (&[u8], &mut [u8]) {
-        let from_bytes = self.tun_buffers.bytes_each;
-        let from = self.slab.address(self.tun_buffers.range(from.0), from_bytes);
-        // SAFETY: the token shows that the buffer is ours, and TUN and send buffers lie in different parts of the slab.
-        let from = unsafe { std::slice::from_raw_parts(from.as_ptr(), from_bytes) };
-        (from, self.send_bytes(to))
-    }
-
-    /// The whole of a send buffer.
-    pub(crate) fn send_bytes(&mut self, buffer: &SendBuffer) -> &mut [u8] {
-        let at = self.send_offset + usize::from(buffer.0) * self.send_bytes;
-        let address = self.slab.address(at, self.send_bytes);
-        // SAFETY: the token shows that the buffer is ours; the slice borrows the ring, so it cannot be sent meanwhile.
-        unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), self.send_bytes) }
-    }
-
-    /// Queues the first `bytes` of the buffer as one datagram; the buffer comes back by itself.
-    pub(crate) fn send(&mut self, slot: SocketSlot, buffer: SendBuffer, bytes: usize, tag: SendTag) -> io::Result<()> {
-        let bytes = bytes.min(self.send_bytes) as u32;
-        self.sends[usize::from(buffer.0)] = SendEntry { socket: slot, bytes, tag, retried: false };
-        self.queue_send(buffer.0)
-    }
-
-    fn queue_send(&mut self, id: u16) -> io::Result<()> {
-        let SendEntry { socket: slot, bytes, .. } = self.sends[usize::from(id)];
-        let address = self.slab.address(self.send_offset + usize::from(id) * self.send_bytes, bytes as usize);
-        let Some(entry) = self.entry(slot) else {
-            self.free_sends.push(id);
-            return Ok(());
-        };
-        let Some(socket) = entry.socket.as_ref() else {
-            self.free_sends.push(id);
-            return Ok(());
-        };
-        // Without DONTWAIT a send that meets a full socket buffer is parked while later ones pass it.
-        let send = opcode::Send::new(Fd(socket.as_raw_fd()), address.as_ptr(), bytes)
-            .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-            .build();
-        entry.sends += 1;
-        self.sends_queued += 1;
-        let queued = self.push(send.user_data(user_data(Operation::Send, id, 0)));
-        if queued.is_err() {
-            self.end_send(id, slot);
-        }
-        queued
-    }
-
-    fn end_send(&mut self, id: u16, slot: SocketSlot) {
-        self.sends_queued -= 1;
-        if let Some(entry) = self.entry(slot) {
-            entry.sends -= 1;
-        }
-        self.free_sends.push(id);
-        self.close_if_idle(slot);
-    }
-
     // Inside
 
     fn entry(&mut self, slot: SocketSlot) -> Option<&mut SocketEntry> {
@@ -554,7 +294,7 @@ impl PacketRing {
         if self.ring.submission().is_full() {
             self.enter()?;
         }
-        // SAFETY: the entry's pointers lead into the slab, `writes` or `receive_message`, none of which move or end
+        // SAFETY: the entry's pointers lead into the slab, `sends`, `writes` or `receive_message`, none of which move or end
         // before the ring does, and whose bytes nothing of ours changes until the completion (the tokens see to it).
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(|_| io::Error::other("the submission queue is full and the kernel takes nothing from it"))
@@ -588,83 +328,11 @@ impl PacketRing {
                 }
             }
             operation if operation == Operation::Receive as u8 => {
-                let socket = SocketSlot { index, generation };
-                if let (None, Some(id)) = (&error, cqueue::buffer_select(flags)) {
-                    let buffer = ReceiveBuffer(id);
-                    let datagram = self.parse_received(&buffer, result as usize);
-                    self.completions.push_back(Completion::Received { socket, buffer, datagram });
-                }
-                if !cqueue::more(flags) {
-                    let closing = self.entry(socket).is_none_or(|entry| {
-                        entry.receiving = false;
-                        entry.closing
-                    });
-                    if closing {
-                        self.close_if_idle(socket);
-                    } else {
-                        self.completions.push_back(Completion::ReceiveEnded { socket, error });
-                    }
-                }
+                self.complete_receive(SocketSlot { index, generation }, result, flags, error);
             }
             operation if operation == Operation::Send as u8 => self.complete_send(index, error),
-            operation if operation == Operation::TunWrite as u8 => {
-                let WriteEntry { buffer, peer, .. } = self.writes[usize::from(index)];
-                self.free_writes.push(index);
-                if error.is_some() {
-                    self.completions.push_back(Completion::TunWriteFailed { peer });
-                }
-                let state = &mut self.receive_states[usize::from(buffer)];
-                state.writes -= 1;
-                if state.released && state.writes == 0 {
-                    self.receive_buffers.provide(&self.slab, buffer);
-                    self.must_publish = true;
-                }
-            }
+            operation if operation == Operation::TunWrite as u8 => self.complete_write(index, error),
             _ => {}
-        }
-    }
-
-    fn complete_send(&mut self, id: u16, error: Option<io::Error>) {
-        let SendEntry { socket, tag, retried, .. } = self.sends[usize::from(id)];
-        let Some(error) = error else { return self.end_send(id, socket) };
-        // A past ICMP error is told by the next send, which then did not happen.
-        if error.kind() == io::ErrorKind::ConnectionRefused && !retried {
-            self.sends_queued -= 1;
-            if let Some(entry) = self.entry(socket) {
-                entry.sends -= 1;
-            }
-            self.sends[usize::from(id)].retried = true;
-            if let Err(error) = self.queue_send(id) {
-                self.completions.push_back(Completion::SendFailed { tag, error });
-            }
-            return;
-        }
-        self.completions.push_back(Completion::SendFailed { tag, error });
-        self.end_send(id, socket);
-    }
-
-    fn close_if_idle(&mut self, slot: SocketSlot) {
-        let Some(entry) = self.entry(slot) else { return };
-        if entry.closing && !entry.receiving && entry.sends == 0 && entry.socket.take().is_some() {
-            // The generation moves on now, so that no late message finds the next socket of this slot.
-            entry.generation = entry.generation.wrapping_add(1);
-            self.free_sockets.push(slot.index);
-        }
-    }
-
-    fn parse_received(&mut self, buffer: &ReceiveBuffer, bytes: usize) -> Datagram {
-        let address = self.slab.address(self.receive_buffers.range(buffer.0), self.receive_buffers.bytes_each);
-        let bytes = bytes.min(self.receive_buffers.bytes_each);
-        // SAFETY: the token shows that the buffer is ours, and the slice ends before the token is passed on.
-        let received = unsafe { std::slice::from_raw_parts(address.as_ptr(), bytes) };
-        let Ok(message) = RecvMsgOut::parse(received, &self.receive_message) else {
-            return Datagram { range: 0..0, from: None, overflow: None };
-        };
-        let payload_bytes = if message.is_payload_truncated() { 0 } else { message.payload_data().len() };
-        Datagram {
-            range: RECEIVE_PREFIX_BYTES..RECEIVE_PREFIX_BYTES + payload_bytes,
-            from: parse_socket_address(message.name_data()),
-            overflow: parse_overflow(message.control_data()),
         }
     }
 
@@ -693,6 +361,7 @@ impl Drop for PacketRing {
         // A leak at the end of a worker is harmless, memory under the kernel's hands is not.
         if self.is_busy() {
             std::mem::forget(std::mem::take(&mut self.writes));
+            std::mem::forget(std::mem::take(&mut self.sends));
         } else {
             // SAFETY: the field is not used again; the kernel has finished every operation that pointed into it.
             unsafe { ManuallyDrop::drop(&mut self.slab) };

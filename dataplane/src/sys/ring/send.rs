@@ -1,0 +1,299 @@
+//! The ring's sends: trains of records of one size, each train one system call's worth of work for the kernel.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use io_uring::opcode;
+use io_uring::types::Fd;
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::limits::SEND_BUFFER_BYTES;
+
+use super::{Completion, Operation, PacketRing, SocketSlot, TunBuffer, user_data};
+use crate::sys::datagram::SegmentControl;
+
+/// An empty buffer for records. Ours until [`PacketRing::release_send_buffer`]; what has been sent from it is not.
+#[derive(Debug)]
+#[must_use = "a buffer that is not released is lost to the worker"]
+pub(crate) struct SendBuffer(u16);
+
+/// What a send carried, for the counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SendTag {
+    pub(crate) peer: PeerIndex,
+    pub(crate) packets: u32,
+}
+
+/// A train that the kernel did not take whole; its bytes are still there. Ours until [`PacketRing::resend_singly`].
+#[derive(Debug)]
+#[must_use = "a train that is not sent again keeps its buffer for ever"]
+pub(crate) struct RefusedTrain(u16);
+
+/// Records that lie one behind the other, all of `record_bytes` but the last, which may be shorter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Train {
+    /// All of them together.
+    pub(crate) bytes: usize,
+    /// Each but the last.
+    pub(crate) record_bytes: usize,
+    /// How many.
+    pub(crate) records: u16,
+}
+
+/// How much of a send buffer is the kernel's.
+#[derive(Clone, Copy, Default)]
+pub(super) struct SendState {
+    /// Everything before this has been queued and must not be written to.
+    queued_bytes: usize,
+    sends: u16,
+    released: bool,
+}
+
+/// One queued send. The kernel reads it between submission and completion.
+pub(super) struct SendEntry {
+    message: libc::msghdr,
+    vector: libc::iovec,
+    control: SegmentControl,
+    socket: SocketSlot,
+    buffer: u16,
+    /// Where it begins in the buffer.
+    at: usize,
+    train: Train,
+    tag: SendTag,
+    retried: bool,
+}
+
+impl SendEntry {
+    pub(super) fn empty() -> Self {
+        Self {
+            // SAFETY: all-zero is a valid `msghdr`: null pointers and lengths.
+            message: unsafe { std::mem::zeroed() },
+            vector: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
+            control: SegmentControl::default(),
+            socket: SocketSlot { index: 0, generation: 0 },
+            buffer: 0,
+            at: 0,
+            train: Train::default(),
+            tag: SendTag { peer: PeerIndex(0), packets: 0 },
+            retried: false,
+        }
+    }
+}
+
+impl PacketRing {
+    /// Sends one datagram at once, outside the ring: for the few of a lane's QUIC connection.
+    pub(crate) fn send_now(&mut self, slot: SocketSlot, datagram: &[u8]) -> io::Result<()> {
+        let Some(socket) = self.entry(slot).and_then(|entry| entry.socket.as_ref()) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        match socket.send(datagram) {
+            // A past ICMP error is told by the next send, which then did not happen.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => socket.send(datagram).map(drop),
+            sent => sent.map(drop),
+        }
+    }
+
+    /// Whether trains are sent as one.
+    pub(crate) fn sends_trains(&self) -> bool {
+        self.sends_trains
+    }
+
+    /// From now on every record is sent by itself.
+    pub(crate) fn stop_sending_trains(&mut self) {
+        self.sends_trains = false;
+    }
+
+    /// An empty buffer for records. When all are on their way, what is queued is submitted first.
+    pub(crate) fn take_send_buffer(&mut self) -> io::Result<Option<SendBuffer>> {
+        if self.free_send_buffers.is_empty() {
+            self.enter()?;
+        }
+        Ok(self.free_send_buffers.pop().map(|id| {
+            self.send_states[usize::from(id)] = SendState::default();
+            SendBuffer(id)
+        }))
+    }
+
+    /// What is left of a send buffer behind everything that was queued from it.
+    pub(crate) fn send_room(&mut self, buffer: &SendBuffer) -> &mut [u8] {
+        let queued_bytes = self.send_states[usize::from(buffer.0)].queued_bytes;
+        let (at, bytes) = (self.send_at(buffer.0) + queued_bytes, SEND_BUFFER_BYTES - queued_bytes);
+        let address = self.slab.address(at, bytes);
+        // SAFETY: the token shows that the buffer is ours but for what was queued, which lies before the slice; the
+        // slice borrows the ring, so nothing of it can be queued meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) }
+    }
+
+    /// A filled TUN buffer to read from and the room of a send buffer to write to.
+    pub(crate) fn tun_and_send_room(&mut self, from: &TunBuffer, to: &SendBuffer) -> (&[u8], &mut [u8]) {
+        let from_bytes = self.tun_buffers.bytes_each;
+        let from = self.slab.address(self.tun_buffers.range(from.0), from_bytes);
+        // SAFETY: the token shows that the buffer is ours, and TUN and send buffers lie in different parts of the slab.
+        let from = unsafe { std::slice::from_raw_parts(from.as_ptr(), from_bytes) };
+        (from, self.send_room(to))
+    }
+
+    /// Queues the first bytes of the buffer's room, a train; the room then begins behind it.
+    pub(crate) fn send(
+        &mut self,
+        slot: SocketSlot,
+        buffer: &SendBuffer,
+        train: Train,
+        tag: SendTag,
+    ) -> io::Result<()> {
+        let state = &mut self.send_states[usize::from(buffer.0)];
+        let at = state.queued_bytes;
+        let room = SEND_BUFFER_BYTES - at;
+        let mut train = Train { bytes: train.bytes.min(room), ..train };
+        let is_uniform = train.records > 1 && train.bytes == usize::from(train.records) * train.record_bytes;
+        if self.ends_with_sentinel && self.sends_trains && is_uniform && train.bytes < room {
+            // A train whose last datagram is shorter is one that the broken drivers get right.
+            self.send_room(buffer)[train.bytes] = 0;
+            train = Train { bytes: train.bytes + 1, records: train.records + 1, ..train };
+        }
+        self.send_states[usize::from(buffer.0)].queued_bytes += train.bytes;
+        if self.sends_trains || train.records <= 1 {
+            return self.queue_send(slot, buffer.0, at, train, tag);
+        }
+        self.queue_singly(slot, buffer.0, at, train, tag)
+    }
+
+    /// Lets go of a send buffer; it comes back by itself when all that was queued from it has been sent.
+    pub(crate) fn release_send_buffer(&mut self, buffer: SendBuffer) {
+        self.send_states[usize::from(buffer.0)].released = true;
+        self.free_if_done(buffer.0);
+    }
+
+    /// Queues every record of a refused train by itself.
+    pub(crate) fn resend_singly(&mut self, train: RefusedTrain) -> io::Result<()> {
+        let SendEntry { socket, buffer, at, train: records, tag, .. } = self.sends[usize::from(train.0)];
+        // The buffer must not come free before the last record of it is queued.
+        let queued = self.queue_singly(socket, buffer, at, records, tag);
+        self.end_send(train.0);
+        queued
+    }
+
+    fn send_at(&self, buffer: u16) -> usize {
+        self.send_offset + usize::from(buffer) * SEND_BUFFER_BYTES
+    }
+
+    fn queue_singly(
+        &mut self,
+        slot: SocketSlot,
+        buffer: u16,
+        at: usize,
+        train: Train,
+        tag: SendTag,
+    ) -> io::Result<()> {
+        let mut left = u32::from(train.records);
+        let mut packets = tag.packets;
+        let end = at + train.bytes;
+        for at in (at..end).step_by(train.record_bytes.max(1)) {
+            let bytes = train.record_bytes.min(end - at);
+            // Which record has how many packets is not known any more; a drop is counted as its fair share.
+            let share = packets / left.max(1);
+            (packets, left) = (packets - share, left.saturating_sub(1));
+            let record = Train { bytes, record_bytes: bytes, records: 1 };
+            self.queue_send(slot, buffer, at, record, SendTag { packets: share, ..tag })?;
+        }
+        Ok(())
+    }
+
+    fn queue_send(
+        &mut self,
+        slot: SocketSlot,
+        buffer: u16,
+        at: usize,
+        train: Train,
+        tag: SendTag,
+    ) -> io::Result<()> {
+        if self.free_sends.is_empty() {
+            self.enter()?;
+        }
+        let Some(id) = self.free_sends.pop() else {
+            let error = io::Error::from_raw_os_error(libc::EAGAIN);
+            self.completions.push_back(Completion::SendFailed { tag, error });
+            return Ok(());
+        };
+        let entry = &mut self.sends[usize::from(id)];
+        (entry.socket, entry.buffer, entry.at) = (slot, buffer, at);
+        (entry.train, entry.tag, entry.retried) = (train, tag, false);
+        self.send_states[usize::from(buffer)].sends += 1;
+        self.sends_queued += 1;
+        if let Some(socket) = self.entry(slot) {
+            socket.sends += 1;
+        }
+        self.submit_send(id)
+    }
+
+    /// Puts send `id`, whose entry is filled and counted, into the submission queue.
+    fn submit_send(&mut self, id: u16) -> io::Result<()> {
+        let SendEntry { socket: slot, buffer, at, train, .. } = self.sends[usize::from(id)];
+        let address = self.slab.address(self.send_at(buffer) + at, train.bytes);
+        let Some(socket) = self.entry(slot).and_then(|entry| entry.socket.as_ref()).map(AsRawFd::as_raw_fd) else {
+            self.end_send(id);
+            return Ok(());
+        };
+        // Without DONTWAIT a send that meets a full socket buffer is parked while later ones pass it.
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let send = if train.records > 1 {
+            let entry = &mut self.sends[usize::from(id)];
+            entry.vector = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: train.bytes };
+            entry.control = SegmentControl::new(train.record_bytes as u16);
+            entry.message.msg_iov = &raw mut entry.vector;
+            entry.message.msg_iovlen = 1;
+            entry.message.msg_control = (&raw mut entry.control).cast();
+            entry.message.msg_controllen = size_of::<SegmentControl>() as _;
+            opcode::SendMsg::new(Fd(socket), &raw const entry.message).flags(flags as u32).build()
+        } else {
+            opcode::Send::new(Fd(socket), address.as_ptr(), train.bytes as u32).flags(flags).build()
+        };
+        let queued = self.push(send.user_data(user_data(Operation::Send, id, 0)));
+        if queued.is_err() {
+            self.end_send(id);
+        }
+        queued
+    }
+
+    pub(super) fn complete_send(&mut self, id: u16, error: Option<io::Error>) {
+        let Some(error) = error else { return self.end_send(id) };
+        let entry = &mut self.sends[usize::from(id)];
+        match error.raw_os_error() {
+            // A past ICMP error is told by the next send, which then did not happen.
+            Some(libc::ECONNREFUSED) if !entry.retried => {
+                entry.retried = true;
+                let tag = entry.tag;
+                if let Err(error) = self.submit_send(id) {
+                    self.completions.push_back(Completion::SendFailed { tag, error });
+                }
+            }
+            // The device cannot, or there are too many segments for this kernel.
+            Some(libc::EIO | libc::EINVAL) if entry.train.records > 1 => {
+                self.completions.push_back(Completion::TrainRefused { train: RefusedTrain(id), error });
+            }
+            _ => {
+                self.completions.push_back(Completion::SendFailed { tag: entry.tag, error });
+                self.end_send(id);
+            }
+        }
+    }
+
+    fn end_send(&mut self, id: u16) {
+        let SendEntry { socket, buffer, .. } = self.sends[usize::from(id)];
+        self.sends_queued -= 1;
+        self.free_sends.push(id);
+        self.send_states[usize::from(buffer)].sends -= 1;
+        self.free_if_done(buffer);
+        if let Some(entry) = self.entry(socket) {
+            entry.sends -= 1;
+        }
+        self.close_if_idle(socket);
+    }
+
+    fn free_if_done(&mut self, buffer: u16) {
+        let state = &mut self.send_states[usize::from(buffer)];
+        if state.released && state.sends == 0 {
+            state.released = false;
+            self.free_send_buffers.push(buffer);
+        }
+    }
+}

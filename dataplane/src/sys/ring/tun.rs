@@ -1,0 +1,167 @@
+//! The ring's TUN side: super-segments in, super-segments out.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use io_uring::opcode;
+use io_uring::types::Fd;
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::limits::{COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX};
+use ringlane_shared::packet::coalesce::Span;
+
+use super::{Completion, Operation, PacketRing, TUN_GROUP, user_data};
+use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
+
+/// A filled TUN read: a virtio network header and an inner packet or super-segment. Ours until
+/// [`PacketRing::recycle_tun`].
+#[derive(Debug)]
+#[must_use = "a buffer that is not recycled is lost to the worker"]
+pub(crate) struct TunBuffer(pub(super) u16);
+
+/// What a TUN write carries, for the counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WriteTag {
+    pub(crate) peer: PeerIndex,
+    pub(crate) packets: u16,
+}
+
+/// One write to the TUN: `head`, then the spans of frozen receive buffers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TunWrite<'a> {
+    pub(crate) header: VnetHeader,
+    /// New headers, of a super-segment; empty for a packet that stands in a buffer whole. At most
+    /// [`COALESCE_HEADER_BYTES_MAX`].
+    pub(crate) head: &'a [u8],
+    /// At most [`COALESCE_PIECES_MAX`].
+    pub(crate) spans: &'a [Span],
+    pub(crate) tag: WriteTag,
+}
+
+/// The memory of one queued TUN write. The kernel reads it between submission and completion.
+pub(super) struct WriteEntry {
+    /// The heads, then the spans.
+    vectors: [libc::iovec; 1 + COALESCE_PIECES_MAX],
+    head: [u8; VNET_HEADER_BYTES + COALESCE_HEADER_BYTES_MAX],
+    /// The receive buffers the spans lie in, each named once per run of spans.
+    buffers: [u16; COALESCE_PIECES_MAX],
+    buffer_count: usize,
+    tag: WriteTag,
+}
+
+impl WriteEntry {
+    pub(super) fn empty() -> Self {
+        Self {
+            vectors: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; _],
+            head: [0; _],
+            buffers: [0; _],
+            buffer_count: 0,
+            tag: WriteTag { peer: PeerIndex(0), packets: 0 },
+        }
+    }
+}
+
+impl PacketRing {
+    /// Starts reading the TUN if it is not being read.
+    pub(crate) fn arm_tun_read(&mut self) -> io::Result<()> {
+        if !self.tun_reading {
+            let read = opcode::ReadMulti::new(Fd(self.tun.as_raw_fd()), 0, TUN_GROUP).build();
+            self.push(read.user_data(user_data(Operation::TunRead, 0, 0)))?;
+            self.tun_reading = true;
+        }
+        Ok(())
+    }
+
+    /// The first `bytes` of a filled TUN buffer.
+    pub(crate) fn tun_bytes(&mut self, buffer: &TunBuffer, bytes: usize) -> &mut [u8] {
+        let bytes = bytes.min(self.tun_buffers.bytes_each);
+        let address = self.slab.address(self.tun_buffers.range(buffer.0), bytes);
+        // SAFETY: the token shows that the buffer is ours; the slice borrows the ring, so nothing gives the buffer
+        // away meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) }
+    }
+
+    /// Gives a TUN buffer back to the kernel.
+    pub(crate) fn recycle_tun(&mut self, buffer: TunBuffer) {
+        self.tun_buffers.provide(&self.slab, buffer.0);
+        self.must_publish = true;
+    }
+
+    /// Queues one write to the TUN. The buffers of its spans go back to the kernel only when it is done.
+    pub(crate) fn tun_write(&mut self, write: &TunWrite<'_>) -> io::Result<()> {
+        if self.free_writes.is_empty() {
+            self.enter()?;
+        }
+        let Some(id) = self.free_writes.pop() else {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        };
+        let queued = self.fill_write(id, write).and_then(|vectors| {
+            let entry = &self.writes[usize::from(id)];
+            let write = opcode::Writev::new(Fd(self.tun.as_raw_fd()), entry.vectors.as_ptr(), vectors).build();
+            self.push(write.user_data(user_data(Operation::TunWrite, id, 0)))
+        });
+        match queued {
+            // No completion of it has been taken in yet: that takes an enter, and the entry was queued behind it.
+            Ok(()) => {
+                let entry = &self.writes[usize::from(id)];
+                for &buffer in &entry.buffers[..entry.buffer_count] {
+                    self.receive_states[usize::from(buffer)].writes += 1;
+                }
+            }
+            Err(_) => self.free_writes.push(id),
+        }
+        queued
+    }
+
+    /// Writes what `write` says into entry `id`, and returns its number of vectors.
+    fn fill_write(&mut self, id: u16, write: &TunWrite<'_>) -> io::Result<u32> {
+        let impossible = || io::Error::from_raw_os_error(libc::EINVAL);
+        let entry = &mut self.writes[usize::from(id)];
+        let head_bytes = VNET_HEADER_BYTES + write.head.len();
+        if head_bytes > entry.head.len() || write.spans.len() > COALESCE_PIECES_MAX {
+            return Err(impossible());
+        }
+        entry.head[..VNET_HEADER_BYTES].copy_from_slice(&write.header.to_bytes());
+        entry.head[VNET_HEADER_BYTES..head_bytes].copy_from_slice(write.head);
+        entry.vectors[0] = libc::iovec { iov_base: entry.head.as_mut_ptr().cast(), iov_len: head_bytes };
+        entry.buffer_count = 0;
+        entry.tag = write.tag;
+        let mut last = None;
+        for (vector, span) in entry.vectors[1..].iter_mut().zip(write.spans) {
+            let (offset, bytes) = (span.offset as usize, span.bytes as usize);
+            // A span is only ever read from a buffer that nobody changes and that lies in our part of the slab.
+            if !self.receive_states.get(usize::from(span.buffer)).is_some_and(|state| state.frozen)
+                || offset + bytes > self.receive_buffers.bytes_each
+            {
+                return Err(impossible());
+            }
+            let address = self.slab.address(self.receive_buffers.range(span.buffer) + offset, bytes);
+            *vector = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: bytes };
+            if last != Some(span.buffer) {
+                entry.buffers[entry.buffer_count] = span.buffer;
+                entry.buffer_count += 1;
+                last = Some(span.buffer);
+            }
+        }
+        Ok(1 + write.spans.len() as u32)
+    }
+
+    /// Writes one packet to the TUN at once, outside the ring: for the few that arrived before their lane did.
+    pub(crate) fn tun_write_now(&self, packet: &[u8], header: VnetHeader) -> io::Result<()> {
+        let bytes = [&header.to_bytes()[..], packet].concat();
+        rustix::io::write(&self.tun, &bytes)?;
+        Ok(())
+    }
+
+    pub(super) fn complete_write(&mut self, id: u16, error: Option<io::Error>) {
+        let entry = &self.writes[usize::from(id)];
+        if let Some(error) = error {
+            self.completions.push_back(Completion::TunWriteFailed { tag: entry.tag, error });
+        }
+        for position in 0..entry.buffer_count {
+            let buffer = self.writes[usize::from(id)].buffers[position];
+            self.receive_states[usize::from(buffer)].writes -= 1;
+            self.provide_if_done(buffer);
+        }
+        self.free_writes.push(id);
+    }
+}

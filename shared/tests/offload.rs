@@ -212,15 +212,15 @@ fn no_super_segment_is_longer_than_an_ip_packet() {
     for is_udp in [false, true] {
         let mut watched = Watched::new(true, true);
         let header_bytes = if is_udp { 28 } else { 52 };
-        let mut shape = Shape { is_udp, payload_bytes: 8000, ..PLAIN };
+        let mut shape = Shape { is_udp, payload_bytes: 7300, ..PLAIN };
         for _ in 0..16 {
             watched.add(&shape.parts().to_packet(false), false);
-            shape.sequence += 8000;
+            shape.sequence += 7300;
             shape.id += 1;
         }
         let writes = watched.finish();
         assert_eq!(counts(&writes), [8, 8]);
-        assert_eq!(writes[0].packet.len(), header_bytes + 64_000);
+        assert_eq!(writes[0].packet.len(), header_bytes + 8 * 7300);
     }
     let whole = Shape { is_udp: true, payload_bytes: COALESCE_PACKET_BYTES_MAX - 28, ..PLAIN }.parts().to_packet(true);
     let mut watched = Watched::new(true, true);
@@ -447,6 +447,30 @@ fn other_flows_owners_and_portless_packets_cut_only_what_they_must() {
     add(&mut watched, true);
     let writes: Vec<_> = watched.finish().into_iter().map(|write| write.pieces).collect();
     assert_eq!(writes, [vec![0, 3], vec![1], vec![4], vec![5, 6], vec![2], vec![7]]);
+}
+
+#[test]
+fn a_super_segment_goes_on_only_while_its_run_is_there() {
+    let whole = Shape { payload_bytes: 500, ..PLAIN }.parts().to_packet(true);
+    let pieces = split(&whole, false, 100);
+    let mut watched = Watched::new(true, true);
+    watched.begin(&pieces[0]);
+    assert!(watched.next(&pieces[1], true));
+    watched.add(&pieces[1], true);
+    assert!(!watched.next(&pieces[2], true), "a packet of the same flow came between");
+    watched.begin(&pieces[2]);
+    watched.flush();
+    assert!(!watched.next(&pieces[3], true), "the turn is over");
+    watched.begin(&pieces[3]);
+    assert!(!watched.next(&pieces[4][..52], true), "nothing but headers");
+    assert!(!watched.next(&pieces[4][..51], true), "less than that");
+    assert!(!watched.next(&[&pieces[4][..], &[0]].concat(), true), "more than the first one had");
+    watched.add(&Shape { flow: 3, ..PLAIN }.parts().to_packet(true), true);
+    assert!(watched.next(&pieces[4], true), "another flow's packet is no reason");
+    let first = Shape { flags: ACK | PSH, ..PLAIN }.parts().to_packet(true);
+    watched.begin(&first);
+    assert!(!watched.next(&pieces[1], true), "nothing comes after PSH");
+    assert_eq!(counts(&watched.finish()), [2, 1, 1, 2, 1, 1]);
 }
 
 #[test]

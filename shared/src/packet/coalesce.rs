@@ -356,4 +356,19 @@ mod tests {
         assert_eq!(kernel.taken.len(), 2);
         assert_eq!(again, [0, 1, 3, 4].map(|index| pieces[index].clone()));
     }
+
+    #[test]
+    fn a_partial_checksum_that_is_not_the_transports_own_joins_nothing() {
+        let pieces = split(&super_segment(80, 4200), 1400);
+        let foreign = PartialChecksum { start: 20, offset: 18 };
+        let (mut coalescer, mut kernel, mut taken) = (Coalescer::new(true, true), Kernel::default(), Vec::new());
+        for (piece, checksum) in pieces.iter().zip([TCP_PARTIAL, foreign]) {
+            let (header, span) = kernel.receive(piece);
+            coalescer.add(PeerIndex(1), piece, &header, span, Some(checksum), |joined| match joined {
+                Joined::Whole { checksum, .. } => taken.push(checksum),
+                Joined::Super { .. } => panic!("{joined:?}"),
+            });
+        }
+        assert_eq!(taken, [Some(TCP_PARTIAL), Some(foreign)]);
+    }
 }

@@ -175,10 +175,10 @@ impl Run {
         self.push(packet, bytes.len() - kept, 0);
     }
 
-    /// Takes the next piece of the super-segment that the run began with, if this can be one.
+    /// Takes the next piece of the super-segment that the run began with, if this can be one. The run is one of segments.
     pub(super) fn continue_segments(&mut self, bytes: &[u8], span: Span) -> bool {
         let Some(payload_bytes) = bytes.len().checked_sub(self.headers.bytes as usize) else { return false };
-        let takes = self.is_segments && self.has_room(payload_bytes);
+        let takes = self.has_room(payload_bytes);
         if takes {
             self.push(span, payload_bytes, end_flags(bytes, &self.headers));
         }

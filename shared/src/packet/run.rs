@@ -139,6 +139,8 @@ pub(super) struct Run {
     payload_bytes: u32,
     /// The first piece's headers.
     header: [u8; COALESCE_HEADER_BYTES_MAX],
+    /// The bits of them that every packet which joins has too.
+    same: [u8; COALESCE_HEADER_BYTES_MAX],
     payloads: [Span; COALESCE_PIECES_MAX],
 }
 
@@ -158,6 +160,7 @@ impl Run {
             pieces: 0,
             payload_bytes: 0,
             header: [0; COALESCE_HEADER_BYTES_MAX],
+            same: [0; COALESCE_HEADER_BYTES_MAX],
             payloads: [Span::default(); COALESCE_PIECES_MAX],
         }
     }
@@ -167,6 +170,9 @@ impl Run {
         let Lead { headers, checksum, is_segments } = lead;
         let kept = bytes.len().min(headers.bytes as usize).min(COALESCE_HEADER_BYTES_MAX);
         self.header[..kept].copy_from_slice(&bytes[..kept]);
+        if !is_segments {
+            headers.mark_same(&mut self.same[..kept]);
+        }
         (self.owner, self.packet, self.checksum, self.headers) = (owner, packet, checksum, headers);
         (self.is_segments, self.is_id_fixed, self.end_flags) = (is_segments, false, 0);
         (self.pieces, self.payload_bytes) = (0, 0);
@@ -200,7 +206,7 @@ impl Run {
             && bytes.len() == header.total_bytes
             && header.transport_offset == self.headers.ip_bytes as usize
             && self.has_room(payload_bytes)
-            && self.follows(bytes).is_some();
+            && self.follows(bytes);
         if !belongs {
             return Joining::Apart;
         }
@@ -255,37 +261,31 @@ impl Run {
     }
 
     /// Whether the headers are the first piece's, but for what tells pieces apart, which must be as if the sender had
-    /// split a super-segment. As the kernel has it, a window or TCP flag that changes is a difference too.
-    fn follows(&self, bytes: &[u8]) -> Option<()> {
-        let ours = self.header.get(..self.headers.bytes as usize)?;
-        let (our_ip, ours) = ours.split_at_checked(self.headers.ip_bytes as usize)?;
-        let (ip, segment) = bytes.split_at_checked(self.headers.ip_bytes as usize)?;
-        let same_ip = if self.headers.is_ipv6 {
-            ip[..4] == our_ip[..4] && ip[6..] == our_ip[6..]
-        } else {
-            let step = self.id_step(bytes);
-            // DF: nobody needs the ids, so they may also stay the same.
-            let may_stay = ip[6] & 0x40 != 0 && (self.is_id_fixed || self.pieces == 1);
-            let is_next = (step == u16::from(self.pieces) && !self.is_id_fixed) || (step == 0 && may_stay);
-            is_next && ip[..2] == our_ip[..2] && ip[6..10] == our_ip[6..10] && ip[12..] == our_ip[12..]
+    /// split a super-segment.
+    fn follows(&self, bytes: &[u8]) -> bool {
+        let header_bytes = self.headers.bytes as usize;
+        let (Some(ours), Some(theirs), Some(same)) =
+            (self.header.get(..header_bytes), bytes.get(..header_bytes), self.same.get(..header_bytes))
+        else {
+            return false;
         };
-        let same_transport = || match self.headers.transport {
-            Transport::Tcp => {
-                let theirs = segment.get(..ours.len())?;
-                let sequence = |tcp: &[u8]| Some(u32::from_be_bytes(*tcp.get(4..)?.first_chunk()?));
-                let is_next = sequence(theirs)? == sequence(ours)?.wrapping_add(self.payload_bytes);
-                let flags = theirs[TCP_FLAGS_AT] & !tcp_flag::PSH;
-                // Ports; acknowledgement and length; window; all behind the checksum.
-                let is_same = theirs[..4] == ours[..4]
-                    && theirs[8..TCP_FLAGS_AT] == ours[8..TCP_FLAGS_AT]
-                    && flags == ours[TCP_FLAGS_AT]
-                    && theirs[14..16] == ours[14..16]
-                    && theirs[18..] == ours[18..];
-                Some(is_next && is_same)
-            }
-            Transport::Udp => Some(segment.get(..4)? == &ours[..4]),
-        };
-        (same_ip && same_transport()?).then_some(())
+        is_same(ours, theirs, same)
+            && self.headers.tcp_sequence(theirs) == self.headers.tcp_sequence(ours).wrapping_add(self.stream_bytes())
+            && (self.headers.is_ipv6 || self.id_follows(theirs))
+    }
+
+    /// The kernel's rule: ids go on, or, where nobody needs them because nobody may fragment, stay. The second piece
+    /// decides which.
+    fn id_follows(&self, bytes: &[u8]) -> bool {
+        match self.id_step(bytes) {
+            0 => self.header[6] & 0x40 != 0 && (self.is_id_fixed || self.pieces == 1),
+            step => step == u16::from(self.pieces) && !self.is_id_fixed,
+        }
+    }
+
+    /// Bytes that the next piece's sequence number is further than the first one's; datagrams have none.
+    fn stream_bytes(&self) -> u32 {
+        if self.headers.transport == Transport::Tcp { self.payload_bytes } else { 0 }
     }
 
     fn id_step(&self, bytes: &[u8]) -> u16 {
@@ -317,4 +317,17 @@ fn end_flags(bytes: &[u8], headers: &Headers) -> u8 {
         Some(flags) if headers.transport == Transport::Tcp => flags & (tcp_flag::FIN | tcp_flag::PSH),
         _ => 0,
     }
+}
+
+/// Whether the bits that are set in `same` are the same in both, which are as long. Word by word without a branch: all
+/// of them are looked at anyway.
+fn is_same(ours: &[u8], theirs: &[u8], same: &[u8]) -> bool {
+    let ((ours, our_rest), (theirs, their_rest), (same, same_rest)) =
+        (ours.as_chunks::<8>(), theirs.as_chunks::<8>(), same.as_chunks::<8>());
+    let words = ours.iter().zip(theirs).zip(same).map(|((ours, theirs), same)| {
+        let [ours, theirs, same] = [ours, theirs, same].map(|word| u64::from_ne_bytes(*word));
+        (ours ^ theirs) & same
+    });
+    let rest = our_rest.iter().zip(their_rest).zip(same_rest).map(|((ours, theirs), same)| (ours ^ theirs) & same);
+    words.fold(0, |all, differ| all | differ) == 0 && rest.fold(0, |all, differ| all | differ) == 0
 }

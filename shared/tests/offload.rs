@@ -332,6 +332,7 @@ fn any_two_packets_join_by_length_checksum_and_ip_header() {
 fn ipv4_packets_join_by_header() {
     let table: &[(&str, [Change; 3], &[usize])] = &[
         ("TOS", [SAME, Headers(|p| p.ip[1] = 4), SAME], &[1, 1, 1]),
+        ("TOS that stays so", [SAME, Headers(|p| p.ip[1] = 4), Headers(|p| p.ip[1] = 4)], &[1, 2]),
         ("ECN: congestion experienced", [SAME, Headers(|p| p.ip[1] = 3), SAME], &[1, 1, 1]),
         ("TTL", [SAME, Headers(|p| p.ip[8] = 63), SAME], &[1, 1, 1]),
         ("DF", [SAME, Headers(|p| p.ip[6] = 0), SAME], &[1, 1, 1]),
@@ -382,6 +383,7 @@ fn tcp_segments_join_by_sequence_flags_and_options() {
         ("window", [SAME, Headers(|p| p.transport[14] = 2), SAME], &[1, 1, 1]),
         ("urgent pointer", [SAME, Headers(|p| p.transport[19] = 2), SAME], &[1, 1, 1]),
         ("timestamp", [SAME, Headers(|p| p.transport[27] = 2), SAME], &[1, 1, 1]),
+        ("timestamp echo", [SAME, Headers(|p| p.transport[31] = 3), SAME], &[1, 1, 1]),
         ("no timestamp", [SAME, Form(|s| s.has_tcp_options = false), SAME], &[1, 1, 1]),
         ("no timestamps at all", [Form(|s| s.has_tcp_options = false); 3], &[3]),
         ("a gap", [SAME, Form(|s| s.sequence += 1), SAME], &[1, 1, 1]),

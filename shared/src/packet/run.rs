@@ -1,7 +1,5 @@
 //! One flow's run: the pieces that will be a super-segment, and the rules by which they join.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use super::checksum::PartialChecksum;
 use super::coalesce::Joined;
 use super::headers::{Headers, TCP_FLAGS_AT, Transport, ipv4_id, tcp_flag};
@@ -20,38 +18,49 @@ pub struct Span {
     pub bytes: u32,
 }
 
-/// What a packet's place in the order is kept relative to. Ports first: they tell most flows apart.
+/// Source and destination as they stand in the packet. As words, because every packet is compared with every run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Between {
+    words: [u64; 4],
+    is_ipv6: bool,
+}
+
+impl Between {
+    /// The addresses of the packet that `header` was parsed from.
+    pub(super) fn of(bytes: &[u8], header: &PacketHeader) -> Option<Self> {
+        let word = |at: usize| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+        let is_ipv6 = header.source.is_ipv6();
+        let words = match is_ipv6 {
+            true => [word(8)?, word(16)?, word(24)?, word(32)?],
+            false => [word(12)?, 0, 0, 0],
+        };
+        Some(Self { words, is_ipv6 })
+    }
+}
+
+/// What a packet's place in the order is kept relative to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Flow {
-    ports: [u8; 4],
+    /// First, because they tell most flows apart.
+    ports: u32,
     transport: Transport,
-    source: IpAddr,
-    destination: IpAddr,
+    pub(super) between: Between,
 }
 
 impl Flow {
     /// Fills the place of one that was never begun.
-    pub(super) const NONE: Self = Self {
-        ports: [0; 4],
-        transport: Transport::Udp,
-        source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        destination: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    };
+    pub(super) const NONE: Self =
+        Self { ports: 0, transport: Transport::Udp, between: Between { words: [0; 4], is_ipv6: false } };
 
     /// The flow of a whole TCP or UDP packet, of whatever else it may be made.
     pub(super) fn of(bytes: &[u8], header: &PacketHeader) -> Option<Self> {
         let transport = Transport::of(header)?;
-        let ports = *bytes.get(header.transport_offset..)?.first_chunk()?;
-        Some(Self { ports, transport, source: header.source, destination: header.destination })
+        let ports = u32::from_ne_bytes(*bytes.get(header.transport_offset..)?.first_chunk()?);
+        Some(Self { ports, transport, between: Between::of(bytes, header)? })
     }
 
     pub(super) fn transport(&self) -> Transport {
         self.transport
-    }
-
-    /// Whether it has the packet's source and destination.
-    pub(super) fn is_between(&self, packet: &PacketHeader) -> bool {
-        self.source == packet.source && self.destination == packet.destination
     }
 }
 

@@ -9,6 +9,15 @@ use std::path::Path;
 #[path = "../fuzz/src/config.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod config;
+#[path = "../fuzz/src/offload.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod offload;
+#[path = "../fuzz/src/twin.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod twin;
+#[path = "../fuzz/src/watched.rs"]
+#[allow(unreachable_pub, dead_code, reason = "shared with other tests")]
+mod watched;
 #[path = "../fuzz/src/wire.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod wire;
@@ -49,4 +58,14 @@ fn the_toml_corpus_is_handled() {
 #[test]
 fn the_json_corpus_is_handled() {
     replay("config_json", config::config_json);
+}
+
+#[test]
+fn the_split_corpus_is_handled() {
+    replay("split", offload::split);
+}
+
+#[test]
+fn the_coalesce_corpus_is_handled() {
+    replay("coalesce", offload::coalesce);
 }

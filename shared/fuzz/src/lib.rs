@@ -6,4 +6,7 @@
 //! `fuzz/corpus/record`, it is replayed for ever.
 
 pub mod config;
+pub mod offload;
+pub mod twin;
+pub mod watched;
 pub mod wire;

@@ -11,7 +11,7 @@
 use super::checksum::PartialChecksum;
 use super::headers::Transport;
 use super::ip::PacketHeader;
-use super::run::{Flow, Joining, Lead, Run};
+use super::run::{Between, Flow, Joining, Lead, Run};
 use crate::id::PeerIndex;
 use crate::limits::COALESCE_RUNS_MAX;
 
@@ -99,7 +99,7 @@ impl Coalescer {
     ) {
         let whole = Joined::Whole { owner, packet: span, checksum };
         let Some(flow) = Flow::of(bytes, header) else {
-            self.emit_between(header, &mut emit);
+            self.emit_between(Between::of(bytes, header), &mut emit);
             return emit(whole);
         };
         let transport = flow.transport();
@@ -138,7 +138,7 @@ impl Coalescer {
         self.open_segments = None;
         let whole = Joined::Whole { owner, packet: span, checksum: PartialChecksum::of_transport(header) };
         let Some(flow) = Flow::of(bytes, header) else {
-            self.emit_between(header, &mut emit);
+            self.emit_between(Between::of(bytes, header), &mut emit);
             return emit(whole);
         };
         if let Some(position) = self.position(&flow) {
@@ -205,11 +205,11 @@ impl Coalescer {
         number
     }
 
-    /// Gives out what lies between the two addresses of a packet.
-    fn emit_between(&mut self, header: &PacketHeader, emit: &mut impl FnMut(Joined<'_>)) {
+    /// Gives out what goes from one address to another.
+    fn emit_between(&mut self, between: Option<Between>, emit: &mut impl FnMut(Joined<'_>)) {
         let mut position = 0;
         while position < self.begun {
-            if self.flows[usize::from(self.order[position])].is_between(header) {
+            if Some(self.flows[usize::from(self.order[position])].between) == between {
                 self.emit_at(position, emit);
             } else {
                 position += 1;
@@ -355,5 +355,20 @@ mod tests {
         let again: Vec<_> = kernel.taken.iter().flat_map(|(packet, _)| split(packet, 1400)).collect();
         assert_eq!(kernel.taken.len(), 2);
         assert_eq!(again, [0, 1, 3, 4].map(|index| pieces[index].clone()));
+    }
+
+    #[test]
+    fn a_partial_checksum_that_is_not_the_transports_own_joins_nothing() {
+        let pieces = split(&super_segment(80, 4200), 1400);
+        let foreign = PartialChecksum { start: 20, offset: 18 };
+        let (mut coalescer, mut kernel, mut taken) = (Coalescer::new(true, true), Kernel::default(), Vec::new());
+        for (piece, checksum) in pieces.iter().zip([TCP_PARTIAL, foreign]) {
+            let (header, span) = kernel.receive(piece);
+            coalescer.add(PeerIndex(1), piece, &header, span, Some(checksum), |joined| match joined {
+                Joined::Whole { checksum, .. } => taken.push(checksum),
+                Joined::Super { .. } => panic!("{joined:?}"),
+            });
+        }
+        assert_eq!(taken, [Some(TCP_PARTIAL), Some(foreign)]);
     }
 }

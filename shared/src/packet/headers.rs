@@ -118,6 +118,35 @@ impl Headers {
         Ok(Self { transport, is_ipv6, ip_bytes, bytes, ip_sum, pseudo_sum })
     }
 
+    /// Sets the bits of `headers` that packets of one super-segment have in common, and clears the others. As the kernel
+    /// has it, a TCP window or flag that changes is a difference; as for the urgent pointer, we are stricter.
+    pub(super) fn mark_same(&self, headers: &mut [u8]) {
+        headers.fill(0xff);
+        // Lengths, IPv4's id and header checksum; TCP's sequence, PSH and checksum; UDP's length and checksum.
+        let ip: &[(usize, u8)] = match self.is_ipv6 {
+            true => &[(4, 0), (5, 0)],
+            false => &[(2, 0), (3, 0), (4, 0), (5, 0), (10, 0), (11, 0)],
+        };
+        let transport: &[(usize, u8)] = match self.transport {
+            Transport::Tcp => &[(4, 0), (5, 0), (6, 0), (7, 0), (TCP_FLAGS_AT, !tcp_flag::PSH), (16, 0), (17, 0)],
+            Transport::Udp => &[(4, 0), (5, 0), (6, 0), (7, 0)],
+        };
+        let transport = transport.iter().map(|&(at, bits)| (self.ip_bytes as usize + at, bits));
+        for (at, bits) in ip.iter().copied().chain(transport) {
+            if let Some(byte) = headers.get_mut(at) {
+                *byte = bits;
+            }
+        }
+    }
+
+    /// The TCP sequence number in `packet`, or 0 for UDP.
+    pub(super) fn tcp_sequence(&self, packet: &[u8]) -> u32 {
+        match packet.get(self.ip_bytes as usize + 4..).and_then(<[u8]>::first_chunk) {
+            Some(sequence) if self.transport == Transport::Tcp => u32::from_be_bytes(*sequence),
+            _ => 0,
+        }
+    }
+
     /// Whether everything that [`Self::finish`] would write into `packet` stands there already, but for its transport
     /// checksum, which may also be a complete one if it is right. `packet` has these headers, but for IPv4's id.
     pub(super) fn are_true(&self, packet: &[u8], is_partial: bool) -> bool {

@@ -1,7 +1,5 @@
 //! One flow's run: the pieces that will be a super-segment, and the rules by which they join.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use super::checksum::PartialChecksum;
 use super::coalesce::Joined;
 use super::headers::{Headers, TCP_FLAGS_AT, Transport, ipv4_id, tcp_flag};
@@ -20,38 +18,49 @@ pub struct Span {
     pub bytes: u32,
 }
 
-/// What a packet's place in the order is kept relative to. Ports first: they tell most flows apart.
+/// Source and destination as they stand in the packet. As words, because every packet is compared with every run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Between {
+    words: [u64; 4],
+    is_ipv6: bool,
+}
+
+impl Between {
+    /// The addresses of the packet that `header` was parsed from.
+    pub(super) fn of(bytes: &[u8], header: &PacketHeader) -> Option<Self> {
+        let word = |at: usize| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+        let is_ipv6 = header.source.is_ipv6();
+        let words = match is_ipv6 {
+            true => [word(8)?, word(16)?, word(24)?, word(32)?],
+            false => [word(12)?, 0, 0, 0],
+        };
+        Some(Self { words, is_ipv6 })
+    }
+}
+
+/// What a packet's place in the order is kept relative to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Flow {
-    ports: [u8; 4],
+    /// First, because they tell most flows apart.
+    ports: u32,
     transport: Transport,
-    source: IpAddr,
-    destination: IpAddr,
+    pub(super) between: Between,
 }
 
 impl Flow {
     /// Fills the place of one that was never begun.
-    pub(super) const NONE: Self = Self {
-        ports: [0; 4],
-        transport: Transport::Udp,
-        source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        destination: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    };
+    pub(super) const NONE: Self =
+        Self { ports: 0, transport: Transport::Udp, between: Between { words: [0; 4], is_ipv6: false } };
 
     /// The flow of a whole TCP or UDP packet, of whatever else it may be made.
     pub(super) fn of(bytes: &[u8], header: &PacketHeader) -> Option<Self> {
         let transport = Transport::of(header)?;
-        let ports = *bytes.get(header.transport_offset..)?.first_chunk()?;
-        Some(Self { ports, transport, source: header.source, destination: header.destination })
+        let ports = u32::from_ne_bytes(*bytes.get(header.transport_offset..)?.first_chunk()?);
+        Some(Self { ports, transport, between: Between::of(bytes, header)? })
     }
 
     pub(super) fn transport(&self) -> Transport {
         self.transport
-    }
-
-    /// Whether it has the packet's source and destination.
-    pub(super) fn is_between(&self, packet: &PacketHeader) -> bool {
-        self.source == packet.source && self.destination == packet.destination
     }
 }
 
@@ -139,6 +148,8 @@ pub(super) struct Run {
     payload_bytes: u32,
     /// The first piece's headers.
     header: [u8; COALESCE_HEADER_BYTES_MAX],
+    /// The bits of them that every packet which joins has too.
+    same: [u8; COALESCE_HEADER_BYTES_MAX],
     payloads: [Span; COALESCE_PIECES_MAX],
 }
 
@@ -158,6 +169,7 @@ impl Run {
             pieces: 0,
             payload_bytes: 0,
             header: [0; COALESCE_HEADER_BYTES_MAX],
+            same: [0; COALESCE_HEADER_BYTES_MAX],
             payloads: [Span::default(); COALESCE_PIECES_MAX],
         }
     }
@@ -167,6 +179,9 @@ impl Run {
         let Lead { headers, checksum, is_segments } = lead;
         let kept = bytes.len().min(headers.bytes as usize).min(COALESCE_HEADER_BYTES_MAX);
         self.header[..kept].copy_from_slice(&bytes[..kept]);
+        if !is_segments {
+            headers.mark_same(&mut self.same[..kept]);
+        }
         (self.owner, self.packet, self.checksum, self.headers) = (owner, packet, checksum, headers);
         (self.is_segments, self.is_id_fixed, self.end_flags) = (is_segments, false, 0);
         (self.pieces, self.payload_bytes) = (0, 0);
@@ -175,10 +190,10 @@ impl Run {
         self.push(packet, bytes.len() - kept, 0);
     }
 
-    /// Takes the next piece of the super-segment that the run began with, if this can be one.
+    /// Takes the next piece of the super-segment that the run began with, if this can be one. The run is one of segments.
     pub(super) fn continue_segments(&mut self, bytes: &[u8], span: Span) -> bool {
         let Some(payload_bytes) = bytes.len().checked_sub(self.headers.bytes as usize) else { return false };
-        let takes = self.is_segments && self.has_room(payload_bytes);
+        let takes = self.has_room(payload_bytes);
         if takes {
             self.push(span, payload_bytes, end_flags(bytes, &self.headers));
         }
@@ -200,7 +215,7 @@ impl Run {
             && bytes.len() == header.total_bytes
             && header.transport_offset == self.headers.ip_bytes as usize
             && self.has_room(payload_bytes)
-            && self.follows(bytes).is_some();
+            && self.follows(bytes);
         if !belongs {
             return Joining::Apart;
         }
@@ -255,37 +270,31 @@ impl Run {
     }
 
     /// Whether the headers are the first piece's, but for what tells pieces apart, which must be as if the sender had
-    /// split a super-segment. As the kernel has it, a window or TCP flag that changes is a difference too.
-    fn follows(&self, bytes: &[u8]) -> Option<()> {
-        let ours = self.header.get(..self.headers.bytes as usize)?;
-        let (our_ip, ours) = ours.split_at_checked(self.headers.ip_bytes as usize)?;
-        let (ip, segment) = bytes.split_at_checked(self.headers.ip_bytes as usize)?;
-        let same_ip = if self.headers.is_ipv6 {
-            ip[..4] == our_ip[..4] && ip[6..] == our_ip[6..]
-        } else {
-            let step = self.id_step(bytes);
-            // DF: nobody needs the ids, so they may also stay the same.
-            let may_stay = ip[6] & 0x40 != 0 && (self.is_id_fixed || self.pieces == 1);
-            let is_next = (step == u16::from(self.pieces) && !self.is_id_fixed) || (step == 0 && may_stay);
-            is_next && ip[..2] == our_ip[..2] && ip[6..10] == our_ip[6..10] && ip[12..] == our_ip[12..]
+    /// split a super-segment.
+    fn follows(&self, bytes: &[u8]) -> bool {
+        let header_bytes = self.headers.bytes as usize;
+        let (Some(ours), Some(theirs), Some(same)) =
+            (self.header.get(..header_bytes), bytes.get(..header_bytes), self.same.get(..header_bytes))
+        else {
+            return false;
         };
-        let same_transport = || match self.headers.transport {
-            Transport::Tcp => {
-                let theirs = segment.get(..ours.len())?;
-                let sequence = |tcp: &[u8]| Some(u32::from_be_bytes(*tcp.get(4..)?.first_chunk()?));
-                let is_next = sequence(theirs)? == sequence(ours)?.wrapping_add(self.payload_bytes);
-                let flags = theirs[TCP_FLAGS_AT] & !tcp_flag::PSH;
-                // Ports; acknowledgement and length; window; all behind the checksum.
-                let is_same = theirs[..4] == ours[..4]
-                    && theirs[8..TCP_FLAGS_AT] == ours[8..TCP_FLAGS_AT]
-                    && flags == ours[TCP_FLAGS_AT]
-                    && theirs[14..16] == ours[14..16]
-                    && theirs[18..] == ours[18..];
-                Some(is_next && is_same)
-            }
-            Transport::Udp => Some(segment.get(..4)? == &ours[..4]),
-        };
-        (same_ip && same_transport()?).then_some(())
+        is_same(ours, theirs, same)
+            && self.headers.tcp_sequence(theirs) == self.headers.tcp_sequence(ours).wrapping_add(self.stream_bytes())
+            && (self.headers.is_ipv6 || self.id_follows(theirs))
+    }
+
+    /// The kernel's rule: ids go on, or, where nobody needs them because nobody may fragment, stay. The second piece
+    /// decides which.
+    fn id_follows(&self, bytes: &[u8]) -> bool {
+        match self.id_step(bytes) {
+            0 => self.header[6] & 0x40 != 0 && (self.is_id_fixed || self.pieces == 1),
+            step => step == u16::from(self.pieces) && !self.is_id_fixed,
+        }
+    }
+
+    /// Bytes that the next piece's sequence number is further than the first one's; datagrams have none.
+    fn stream_bytes(&self) -> u32 {
+        if self.headers.transport == Transport::Tcp { self.payload_bytes } else { 0 }
     }
 
     fn id_step(&self, bytes: &[u8]) -> u16 {
@@ -317,4 +326,17 @@ fn end_flags(bytes: &[u8], headers: &Headers) -> u8 {
         Some(flags) if headers.transport == Transport::Tcp => flags & (tcp_flag::FIN | tcp_flag::PSH),
         _ => 0,
     }
+}
+
+/// Whether the bits that are set in `same` are the same in both, which are as long. Word by word without a branch: all
+/// of them are looked at anyway.
+fn is_same(ours: &[u8], theirs: &[u8], same: &[u8]) -> bool {
+    let ((ours, our_rest), (theirs, their_rest), (same, same_rest)) =
+        (ours.as_chunks::<8>(), theirs.as_chunks::<8>(), same.as_chunks::<8>());
+    let words = ours.iter().zip(theirs).zip(same).map(|((ours, theirs), same)| {
+        let [ours, theirs, same] = [ours, theirs, same].map(|word| u64::from_ne_bytes(*word));
+        (ours ^ theirs) & same
+    });
+    let rest = our_rest.iter().zip(their_rest).zip(same_rest).map(|((ours, theirs), same)| (ours ^ theirs) & same);
+    words.fold(0, |all, differ| all | differ) == 0 && rest.fold(0, |all, differ| all | differ) == 0
 }

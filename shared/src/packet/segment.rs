@@ -60,16 +60,12 @@ impl Split {
         let headers = Headers::read(packet, header, transport)?;
         // `read` has found the headers within the packet, whose length has 17 bits.
         let payload_bytes = packet.len() as u32 - headers.bytes;
-        let sequence = match packet.get(headers.ip_bytes as usize + 4..).and_then(<[u8]>::first_chunk) {
-            Some(sequence) if transport == Transport::Tcp => u32::from_be_bytes(*sequence),
-            _ => 0,
-        };
         Ok(Self {
             headers,
             payload_bytes,
             segment_bytes,
             id: ipv4_id(packet, headers.is_ipv6),
-            sequence,
+            sequence: headers.tcp_sequence(packet),
             pieces: payload_bytes.div_ceil(u32::from(segment_bytes)).max(1),
         })
     }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::limits::HAND_OVER_QUEUE_PACKETS;
-use ringlane_shared::packet::checksum::PartialChecksum;
 
 use crate::wake::Wake;
 
@@ -22,8 +21,8 @@ pub(crate) struct HandedOver {
     pub(crate) peer: PeerIndex,
     /// Its flow's hash, so that the other worker picks the lane as this one would.
     pub(crate) flow_hash: u32,
-    /// Set when its checksum is partial.
-    pub(crate) checksum: Option<PartialChecksum>,
+    /// Whether its TCP or UDP checksum is partial.
+    pub(crate) is_partial: bool,
 }
 
 impl HandedOver {
@@ -90,7 +89,7 @@ impl HandOver {
         packet: &[u8],
         peer: PeerIndex,
         flow_hash: u32,
-        checksum: Option<PartialChecksum>,
+        is_partial: bool,
     ) -> bool {
         let Some(Some(way)) = self.ways.get_mut(to.position()) else { return false };
         let mut buffer = match way.emptied.try_recv() {
@@ -107,7 +106,7 @@ impl HandOver {
             return false;
         };
         room.copy_from_slice(packet);
-        let sent = way.packets.try_send(HandedOver { buffer, bytes, peer, flow_hash, checksum }).is_ok();
+        let sent = way.packets.try_send(HandedOver { buffer, bytes, peer, flow_hash, is_partial }).is_ok();
         if !sent {
             way.unmade += 1;
         }
@@ -150,9 +149,9 @@ mod tests {
         let mut ends = HandOver::between(&wakes, 1500);
         let number = |count: usize| (count as u32).to_be_bytes();
         for count in 0..HAND_OVER_QUEUE_PACKETS {
-            assert!(ends[0].pass(WorkerId(2), &number(count), PeerIndex(4), 9, None));
+            assert!(ends[0].pass(WorkerId(2), &number(count), PeerIndex(4), 9, false));
         }
-        assert!(!ends[0].pass(WorkerId(2), b"more", PeerIndex(4), 9, None));
+        assert!(!ends[0].pass(WorkerId(2), b"more", PeerIndex(4), 9, false));
         assert!(ends[1].is_empty() && !ends[2].is_empty());
         for count in 0..HAND_OVER_QUEUE_PACKETS {
             let (from, packet) = ends[2].take().unwrap();
@@ -161,8 +160,8 @@ mod tests {
             ends[2].empty(from, packet);
         }
         assert!(ends[2].take().is_none());
-        assert!(ends[0].pass(WorkerId(2), b"again", PeerIndex(4), 9, None));
-        assert!(!ends[0].pass(WorkerId(0), b"self", PeerIndex(4), 9, None));
-        assert!(!ends[0].pass(WorkerId(1), &[0; 1501], PeerIndex(4), 9, None));
+        assert!(ends[0].pass(WorkerId(2), b"again", PeerIndex(4), 9, false));
+        assert!(!ends[0].pass(WorkerId(0), b"self", PeerIndex(4), 9, false));
+        assert!(!ends[0].pass(WorkerId(1), &[0; 1501], PeerIndex(4), 9, false));
     }
 }

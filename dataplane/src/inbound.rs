@@ -258,6 +258,7 @@ mod tests {
     use std::sync::Arc;
 
     use ringlane_shared::id::PeerId;
+    use ringlane_shared::packet::segment::{Split, Transport};
     use ringlane_shared::route::RouteTable;
     use ringlane_shared::wire::frame::{FrameHeader, FramedPacket};
 
@@ -387,13 +388,18 @@ mod tests {
 
     /// Pieces of a UDP super-segment with 100 bytes of payload each, all bytes of piece i being i.
     fn pieces(count: u8) -> Vec<Vec<u8>> {
-        let piece = |number| {
-            let mut piece = packet([10, 20, 0, 2], 128);
-            piece[20..28].copy_from_slice(&[0x30, 0x39, 0x14, 0x51, 0, 108, 0, 0]);
-            piece[28..].fill(number);
+        let payload: Vec<u8> = (0..count).flat_map(|number| [number; 100]).collect();
+        let mut whole = packet([10, 20, 0, 2], 28 + payload.len());
+        whole[20..24].copy_from_slice(&[0x30, 0x39, 0x14, 0x51]);
+        whole[24..26].copy_from_slice(&(8 + payload.len() as u16).to_be_bytes());
+        whole[28..].copy_from_slice(&payload);
+        let split = Split::new(&whole, &PacketHeader::parse(&whole).unwrap(), Transport::Udp, 100).unwrap();
+        let piece = |index| {
+            let mut piece = vec![0; split.piece_bytes(index)];
+            split.write_piece(&whole, index, &mut piece);
             piece
         };
-        (0..count).map(piece).collect()
+        (0..usize::from(count)).map(piece).collect()
     }
 
     fn segment(piece: &[u8], is_first: bool) -> Vec<u8> {

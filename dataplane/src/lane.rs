@@ -9,8 +9,14 @@ use ringlane_shared::lane::connection::LaneConnection;
 use ringlane_shared::lane::seal::{Opener, Sealer};
 use ringlane_shared::plane::LaneGauges;
 
-use crate::outbound::RecordFill;
+use crate::outbound::TrainFill;
 use crate::sys::ring::{SendBuffer, SocketSlot};
+
+/// A send buffer, and what is in it.
+pub(crate) struct Outgoing {
+    pub(crate) buffer: SendBuffer,
+    pub(crate) fill: TrainFill,
+}
 
 /// One lane, as its worker owns it.
 pub(crate) struct Lane {
@@ -24,8 +30,12 @@ pub(crate) struct Lane {
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
     pub(crate) gauges: Arc<LaneGauges>,
-    /// The record this turn is filling, if any.
-    pub(crate) record: Option<(SendBuffer, RecordFill)>,
+    /// The records this turn is filling, if any.
+    pub(crate) outgoing: Option<Outgoing>,
+    /// The worker will come back to it at the end of the turn.
+    pub(crate) is_filling: bool,
+    /// Counter of the record that was opened last.
+    pub(crate) newest: u64,
     /// When the QUIC connection wants to be driven next.
     pub(crate) deadline: Option<Instant>,
     /// The QUIC connection has been given datagrams since it was driven.

@@ -29,7 +29,8 @@ use tracing::{debug, warn};
 pub use crate::io::tun::{Tun, TunError};
 
 use crate::hand_over::HandOver;
-use crate::sys::ring::PacketRing;
+use crate::io::offload::{probe_udp, report};
+use crate::sys::ring::{PacketRing, RingConfig};
 use crate::wake::Wake;
 use crate::worker::{State, Worker};
 
@@ -96,6 +97,8 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
         (0..count).map(|worker| Wake::new().map(Arc::new).map_err(system(worker))).collect::<Result<_, _>>()?;
     let hand_overs = HandOver::between(&wakes, mtu);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let wanted = tun.wanted;
+    let offloads = probe_udp(tun.offloads).map_err(system(0))?;
 
     let mut dataplane = Dataplane { commands: Vec::new(), counters: Vec::new(), threads: Vec::new() };
     let (started, starts) = mpsc::channel();
@@ -115,13 +118,15 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
                 warn!(worker, core = core.id, "cannot pin the worker to its core");
             }
             // The ring belongs to the thread that makes it.
-            let ring = match PacketRing::new(queue, wake.eventfd(), mtu, datagram_bytes_max(mtu)) {
+            let config = RingConfig { mtu, datagram_bytes: datagram_bytes_max(mtu), offloads };
+            let ring = match PacketRing::new(queue, wake.eventfd(), config) {
                 Ok(ring) => ring,
                 Err(error) => {
                     let _ = report_start.send((worker, Err(error)));
                     return;
                 }
             };
+            report(wanted, offloads, &ring, &counters.offloads);
             let _ = report_start.send((worker, Ok(())));
             drop(report_start);
             let reports = events.clone();
@@ -135,7 +140,7 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
                 events,
                 hand_over,
                 counters,
-                state: State::default(),
+                state: State::new(mtu, offloads),
             };
             run_to_end(worker, &reports);
         });

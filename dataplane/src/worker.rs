@@ -2,42 +2,39 @@
 //!
 //! ```text
 //! turn:   completions of the last enter -> commands -> packets of other workers -> QUIC timers
-//!         -> seal what the turn has gathered -> one enter (submits all of it, takes in what is new)
+//!         -> write what the turn has opened -> seal what it has gathered -> one enter (submits all of it, takes in
+//!         what is new)
 //! ```
+//! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/lanes.rs` the upkeep.
+//!
 //! While anything happens the worker stays here and visits the monoio runtime once a turn; when nothing does, it
 //! sleeps in monoio until its eventfd (packet ring, control or another worker) or the next QUIC deadline wakes it.
 
+mod lanes;
+mod receiving;
+mod sending;
+
 use std::io;
-use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
-use ringlane_shared::lane::connection::LaneConnectionError;
-use ringlane_shared::limits::{COMMAND_BUDGET, HAND_OVER_BUDGET, LANES_PER_WORKER_MAX, TUN_READS_IN_FLIGHT};
-use ringlane_shared::packet::checksum::PartialChecksum;
-use ringlane_shared::plane::{
-    LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, Snapshot, Stray, WorkerCounters,
+use ringlane_shared::limits::{
+    COMMAND_BUDGET, HAND_OVER_BUDGET, SENDS_IN_FLIGHT, TURN_BYTES, TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT,
 };
+use ringlane_shared::plane::{
+    LaneEnd, Offload, OffloadState, Offloads, PeerCounters, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender,
+    Snapshot, WorkerCounters,
+};
+use tracing::warn;
 
 use crate::hand_over::HandOver;
-use crate::inbound::{Admitted, Arrival, admit};
-use crate::lane::{Lane, Lanes};
-use crate::outbound::{Joined, RecordFill, route};
+use crate::inbound::{OpenedRecord, Rebuilder};
+use crate::lane::Lanes;
 use crate::sleep::Sleeper;
-use crate::sys::datagram::Datagram;
-use crate::sys::ring::{Completion, PacketRing, ReceiveBuffer, SendTag, SocketSlot, TunBuffer};
-use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
+use crate::sys::ring::{Completion, FrozenBuffer, PacketRing, SocketSlot};
 use crate::wake::Wake;
-
-/// Code and reason of a QUIC close.
-type Close = (u32, &'static str);
-/// The lane is not wanted any more.
-const CLOSE_RETIRED: Close = (0, "retired");
-/// The lane's key has sealed as many records as it may.
-const CLOSE_WORN: Close = (2, "worn");
 
 /// When a worker with nothing else to do tries again to tell control of ended lanes.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(20);
@@ -60,10 +57,18 @@ pub(crate) struct Worker {
 pub(crate) struct State {
     snapshot: Arc<Snapshot>,
     lanes: Lanes,
-    /// Lanes whose record of this turn is not sealed yet.
+    /// Lanes whose records of this turn are not all on their way yet.
     filling: Vec<SocketSlot>,
-    /// Packets of one record on their way to the TUN; kept to keep its memory.
-    admitted: Vec<Admitted>,
+    /// Records that this turn has opened.
+    opened: Vec<OpenedRecord>,
+    /// The buffers they lie in.
+    held: Vec<FrozenBuffer>,
+    /// A record of this turn is older than one opened before it.
+    is_out_of_order: bool,
+    /// What makes TUN writes of them.
+    rebuilder: Rebuilder,
+    /// Room for one packet, a piece of a super-segment on its way to another worker.
+    piece: Box<[u8]>,
     /// Lanes to be driven now; kept to keep its memory.
     due: Vec<SocketSlot>,
     /// The earliest QUIC deadline of all lanes.
@@ -74,13 +79,19 @@ pub(crate) struct State {
     stopping: bool,
 }
 
-impl Default for State {
-    fn default() -> Self {
+impl State {
+    /// Of a worker for packets of up to `mtu` bytes, whose kernel takes what `offloads` says.
+    pub(crate) fn new(mtu: u16, offloads: Offloads) -> Self {
+        let coalesces = offloads.has(Offload::TunCoalesce);
         Self {
             snapshot: Arc::new(Snapshot::empty()),
             lanes: Lanes::default(),
-            filling: Vec::with_capacity(usize::from(TUN_READS_IN_FLIGHT)),
-            admitted: Vec::with_capacity(512),
+            filling: Vec::with_capacity(usize::from(SENDS_IN_FLIGHT)),
+            opened: Vec::with_capacity(TURN_RECORDS),
+            held: Vec::with_capacity(usize::from(UDP_RECEIVES_IN_FLIGHT)),
+            is_out_of_order: false,
+            rebuilder: Rebuilder::new(coalesces, coalesces && offloads.has(Offload::TunUso)),
+            piece: vec![0; usize::from(mtu)].into(),
             due: Vec::new(),
             deadline: None,
             has_quic_news: false,
@@ -113,18 +124,24 @@ impl Worker {
 
     /// One pass over everything that may have happened.
     fn turn(&mut self, now: Instant) -> io::Result<()> {
-        // What handling them brings in waits for the next turn: under load there would be no end, and nothing else.
+        // What handling them brings in waits for the next turn: under load there would be no end, and nothing else. So
+        // does what is more than the other end should wait for.
+        let mut taken_bytes = 0;
         for _ in 0..self.ring.completion_count() {
             let Some(completion) = self.ring.next_completion() else { break };
-            self.handle_completion(completion, now)?;
+            taken_bytes += self.handle_completion(completion, now)?;
+            if taken_bytes >= TURN_BYTES {
+                break;
+            }
         }
+        self.deliver();
         for _ in 0..COMMAND_BUDGET {
             let Some(command) = self.commands.try_recv() else { break };
             self.handle_command(command, now)?;
         }
         for _ in 0..HAND_OVER_BUDGET {
             let Some((from, packet)) = self.hand_over.take() else { break };
-            self.send_packet(packet.peer, packet.flow_hash, packet.checksum, Source::Slice(packet.packet()))?;
+            self.send_handed_over(packet.peer, packet.flow_hash, packet.is_partial, packet.packet())?;
             self.hand_over.empty(from, packet);
         }
         self.drive_connections(now)?;
@@ -172,11 +189,17 @@ impl Worker {
         self.counters.enters.add(enters - self.counters.enters.get());
     }
 
-    fn handle_completion(&mut self, completion: Completion, now: Instant) -> io::Result<()> {
+    /// Returns how many bytes it brought.
+    fn handle_completion(&mut self, completion: Completion, now: Instant) -> io::Result<usize> {
         match completion {
             Completion::TunRead { buffer, bytes } => {
                 self.handle_tun_read(&buffer, bytes)?;
                 self.ring.recycle_tun(buffer);
+                return Ok(bytes);
+            }
+            Completion::Received { socket, buffer, datagram } => {
+                self.handle_received(socket, buffer, &datagram, now);
+                return Ok(datagram.range.len());
             }
             Completion::TunReadEnded { error } => {
                 match error.as_ref().and_then(io::Error::raw_os_error) {
@@ -191,24 +214,6 @@ impl Worker {
                 }
                 self.ring.arm_tun_read()?;
             }
-            Completion::Received { socket, buffer, datagram } => {
-                let writes = self.handle_datagram(socket, &buffer, datagram, now);
-                let buffer = self.ring.freeze(buffer);
-                if let Some(peer) = writes {
-                    for Admitted { range, header } in self.state.admitted.drain(..) {
-                        if self.ring.tun_write(&buffer, range, header, peer).is_err() {
-                            count_drop(
-                                &self.state.snapshot,
-                                &self.counters,
-                                self.id,
-                                Some(peer),
-                                DropReason::TunWriteFailed,
-                            );
-                        }
-                    }
-                }
-                self.ring.release(buffer);
-            }
             Completion::ReceiveEnded { socket, error } => {
                 match error.as_ref().and_then(io::Error::raw_os_error) {
                     None => {}
@@ -216,7 +221,8 @@ impl Worker {
                     // A mistake of ours; trying again would turn in circles.
                     Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP) => {
                         let end = LaneEnd::Failed(error.map(|error| error.to_string()).unwrap_or_default());
-                        return self.remove_lane(socket, end);
+                        self.remove_lane(socket, end)?;
+                        return Ok(0);
                     }
                     // A past ICMP error, told by the next receive: none of them ends a lane, silence does.
                     Some(_) => {}
@@ -228,332 +234,34 @@ impl Worker {
                     Some(libc::EMSGSIZE) => DropReason::TooBig,
                     _ => DropReason::SendFailed,
                 };
-                if let Some(counters) = peer_counters(&self.state.snapshot, tag.peer, self.id) {
-                    counters.drops.count_many(reason, u64::from(tag.packets));
-                }
+                self.count_drop(Some(tag.peer), reason, u64::from(tag.packets));
             }
-            Completion::TunWriteFailed { peer } => self.count_drop(Some(peer), DropReason::TunWriteFailed),
-        }
-        Ok(())
-    }
-
-    // Outbound
-
-    fn handle_tun_read(&mut self, buffer: &TunBuffer, bytes: usize) -> io::Result<()> {
-        let read = self.ring.tun_bytes(buffer, bytes);
-        let Some((header, packet)) = read
-            .split_at_mut_checked(VNET_HEADER_BYTES)
-            .and_then(|(header, packet)| Some((VnetHeader::parse(header)?, packet)))
-        else {
-            self.count_drop(None, DropReason::OutboundMalformed);
-            return Ok(());
-        };
-        match route(&self.state.snapshot, self.hash_seed, header, packet) {
-            Ok(routed) => {
-                let source = Source::Tun { buffer, bytes: routed.bytes };
-                self.send_packet(routed.peer, routed.flow_hash, routed.checksum, source)
-            }
-            Err(reason) => {
-                self.count_drop(None, reason);
-                Ok(())
-            }
-        }
-    }
-
-    /// Puts a packet into the record its lane is filling, or passes it to a worker that has a lane to the peer.
-    fn send_packet(
-        &mut self,
-        peer: PeerIndex,
-        flow_hash: u32,
-        checksum: Option<PartialChecksum>,
-        source: Source<'_>,
-    ) -> io::Result<()> {
-        let Some(slot) = self.state.lanes.for_flow(peer, flow_hash) else {
-            self.pass_on(peer, flow_hash, checksum, source);
-            return Ok(());
-        };
-        for _ in 0..2 {
-            let Some(lane) = self.state.lanes.get_mut(slot) else { break };
-            if lane.record.is_none() {
-                let Some(buffer) = self.ring.take_send_buffer() else {
-                    self.count_drop(Some(peer), DropReason::SendBufferFull);
-                    return Ok(());
-                };
-                lane.record = Some((buffer, RecordFill::default()));
-                self.state.filling.push(slot);
-            }
-            let Some((buffer, fill)) = lane.record.as_mut() else { break };
-            let joined = match source {
-                Source::Tun { buffer: from, bytes } => {
-                    let (read, record) = self.ring.tun_and_send_bytes(from, buffer);
-                    fill.add(record, self.mtu, &read[VNET_HEADER_BYTES..VNET_HEADER_BYTES + bytes], checksum)
-                }
-                Source::Slice(packet) => fill.add(self.ring.send_bytes(buffer), self.mtu, packet, checksum),
-            };
-            match joined {
-                Joined::Added => return Ok(()),
-                Joined::RecordFull => seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?,
-                Joined::TooBig => break,
-            }
-        }
-        self.count_drop(Some(peer), DropReason::TooBig);
-        Ok(())
-    }
-
-    fn pass_on(&mut self, peer: PeerIndex, flow_hash: u32, checksum: Option<PartialChecksum>, source: Source<'_>) {
-        let stand_in = self.state.snapshot.peer(peer).and_then(|entry| entry.stand_in(flow_hash));
-        let reason = match (stand_in, source) {
-            // From another worker already: its snapshot and ours disagree for a moment, and packets do not circle.
-            (_, Source::Slice(_)) | (None, _) => DropReason::NoLane,
-            (Some(worker), _) if worker == self.id => DropReason::NoLane,
-            (Some(worker), Source::Tun { buffer, bytes }) => {
-                let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
-                let packet = read.get(VNET_HEADER_BYTES..).unwrap_or_default();
-                if self.hand_over.pass(worker, packet, peer, flow_hash, checksum) {
-                    self.counters.handed_over.add(1);
-                    return;
-                }
-                DropReason::HandOverFull
-            }
-        };
-        self.count_drop(Some(peer), reason);
-    }
-
-    /// Seals and queues every record the turn has begun. A lane whose key is used up ends: control makes a new one.
-    fn flush(&mut self, now: Instant) -> io::Result<()> {
-        while let Some(slot) = self.state.filling.pop() {
-            let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
-            seal_and_send(lane, &mut self.ring, &self.state.snapshot, self.id)?;
-            if lane.sealer.is_exhausted() {
-                self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
-            }
-        }
-        Ok(())
-    }
-
-    // Inbound
-
-    /// Looks at one datagram. Returns the peer whose packets now stand in `state.admitted`, if it was a record.
-    fn handle_datagram(
-        &mut self,
-        slot: SocketSlot,
-        buffer: &ReceiveBuffer,
-        datagram: Datagram,
-        now: Instant,
-    ) -> Option<PeerIndex> {
-        let State { lanes, snapshot, admitted, has_quic_news, .. } = &mut self.state;
-        let lane = lanes.get_mut(slot)?;
-        let counters = peer_counters(snapshot, lane.peer, self.id)?;
-        if let Some(total) = datagram.overflow {
-            counters.drops.count_many(DropReason::ReceiveOverflow, u64::from(total.wrapping_sub(lane.overflow)));
-            lane.overflow = total;
-        }
-        let bytes = self.ring.receive_bytes(buffer).get_mut(datagram.range.clone())?;
-        // What a stranger sent between the socket's bind and its connect is still in its queue.
-        let is_strangers = datagram.from.is_some_and(|from| !is_same_address(from, lane.remote));
-        match Arrival::of(bytes) {
-            _ if is_strangers => hand_back(&self.events, lane, datagram.from, bytes),
-            Arrival::Stray => hand_back(&self.events, lane, datagram.from, bytes),
-            Arrival::Record => match lane.opener.open(bytes) {
-                Ok(frames) => {
-                    counters.records_received.add(1);
-                    let peer = snapshot.peer(lane.peer)?;
-                    let mut packet_bytes = 0;
-                    admit(
-                        peer,
-                        self.mtu,
-                        frames,
-                        |mut packet| {
-                            packet_bytes += packet.range.len() as u64;
-                            packet.range.start += datagram.range.start;
-                            packet.range.end += datagram.range.start;
-                            admitted.push(packet);
-                        },
-                        |reason| counters.drops.count(reason),
+            Completion::TrainRefused { train, error } => {
+                if self.ring.sends_trains() {
+                    self.ring.stop_sending_trains();
+                    self.counters.offloads.set(Offload::UdpGso, OffloadState::Failed);
+                    warn!(
+                        worker = self.id.0, %error,
+                        "the network device does not take trains of datagrams (udp_gso); they are sent one by one from \
+                         now on, which is slower"
                     );
-                    counters.packets_received.add(admitted.len() as u64);
-                    counters.bytes_received.add(packet_bytes);
-                    return Some(lane.peer);
                 }
-                Err(error) => counters.drops.count(error.into()),
-            },
-            Arrival::Quic => {
-                lane.connection.handle_datagram(now, bytes);
-                lane.has_quic_news = true;
-                *has_quic_news = true;
+                self.counters.trains_resent.add(1);
+                self.ring.resend_singly(train)?;
             }
-            Arrival::Sentinel => {}
-            Arrival::Garbage => counters.drops.count(DropReason::InboundMalformed),
-        }
-        None
-    }
-
-    // Lanes
-
-    fn handle_command(&mut self, command: PlaneCommand, now: Instant) -> io::Result<()> {
-        match command {
-            PlaneCommand::Publish(snapshot) => {
-                let generation = snapshot.generation;
-                let retired = std::mem::replace(&mut self.state.snapshot, snapshot);
-                // If control's queue is full the old tables are freed here: late, but no harm.
-                let _ = self.events.try_send(PlaneEvent::Adopted { worker: self.id, generation, retired });
-            }
-            PlaneCommand::AddLane(lane) => self.add_lane(*lane, now)?,
-            PlaneCommand::RetireLane(serial) => {
-                if let Some(slot) = self.state.lanes.find(serial) {
-                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
-                }
-            }
-            PlaneCommand::Stop => {
-                for slot in self.state.lanes.slots() {
-                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
-                }
-                self.state.stopping = true;
+            Completion::TunWriteFailed { tag } => {
+                self.count_drop(Some(tag.peer), DropReason::TunWriteFailed, u64::from(tag.packets));
             }
         }
-        Ok(())
+        Ok(0)
     }
 
-    fn add_lane(&mut self, lane: LaneHandOver, now: Instant) -> io::Result<()> {
-        let LaneHandOver { serial, peer, index, local, remote, early, .. } = lane;
-        let refuse =
-            |reason: &str| PlaneEvent::LaneEnded { serial, peer, index, end: LaneEnd::Failed(reason.to_owned()) };
-        if self.state.lanes.len() >= LANES_PER_WORKER_MAX {
-            self.state.untold.push(refuse("the worker owns as many lanes as it can"));
-            return Ok(());
-        }
-        let slot = match self.ring.add_socket(UdpSocket::from(lane.socket)) {
-            Ok(slot) => slot,
-            Err(error) => {
-                self.state.untold.push(refuse(&format!("the lane's socket cannot be used: {error}")));
-                return Ok(());
-            }
-        };
-        self.state.lanes.insert(Lane {
-            serial,
-            peer,
-            index,
-            socket: slot,
-            local,
-            remote,
-            connection: lane.connection,
-            sealer: lane.sealer,
-            opener: lane.opener,
-            gauges: lane.gauges,
-            record: None,
-            deadline: None,
-            has_quic_news: true,
-            overflow: 0,
-        });
-        self.state.has_quic_news = true;
-        for datagram in early {
-            self.handle_early(slot, datagram, now);
-        }
-        Ok(())
-    }
-
-    /// A datagram that came before the lane did: the same as any other, but not in a buffer of ours.
-    fn handle_early(&mut self, slot: SocketSlot, mut datagram: Vec<u8>, now: Instant) {
-        let Some(lane) = self.state.lanes.get_mut(slot) else { return };
-        let snapshot = &self.state.snapshot;
-        let (Some(counters), Some(peer)) = (peer_counters(snapshot, lane.peer, self.id), snapshot.peer(lane.peer))
-        else {
-            return;
-        };
-        match Arrival::of(&datagram) {
-            Arrival::Quic => lane.connection.handle_datagram(now, &datagram),
-            Arrival::Record => match lane.opener.open(&mut datagram) {
-                Ok(frames) => {
-                    counters.records_received.add(1);
-                    let drop = |reason| counters.drops.count(reason);
-                    admit(peer, self.mtu, frames, |packet| self.state.admitted.push(packet), drop);
-                    for Admitted { range, header } in self.state.admitted.drain(..) {
-                        let packet = &datagram[range];
-                        match self.ring.tun_write_now(packet, header) {
-                            Ok(()) => {
-                                counters.packets_received.add(1);
-                                counters.bytes_received.add(packet.len() as u64);
-                            }
-                            Err(_) => counters.drops.count(DropReason::TunWriteFailed),
-                        }
-                    }
-                }
-                Err(error) => counters.drops.count(error.into()),
-            },
-            // Control has seen it already.
-            Arrival::Stray | Arrival::Sentinel | Arrival::Garbage => {}
-        }
-    }
-
-    /// Ends a lane from our side, telling the peer.
-    fn close_lane(&mut self, slot: SocketSlot, (code, reason): Close, end: LaneEnd, now: Instant) -> io::Result<()> {
-        if let Some(lane) = self.state.lanes.get_mut(slot) {
-            lane.connection.close(now, code, reason);
-            let Worker { ring, .. } = self;
-            // A lost close costs the peer its idle timeout, nothing more.
-            lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
-        }
-        self.remove_lane(slot, end)
-    }
-
-    fn remove_lane(&mut self, slot: SocketSlot, end: LaneEnd) -> io::Result<()> {
-        let Some(lane) = self.state.lanes.remove(slot) else { return Ok(()) };
-        if let Some((buffer, fill)) = lane.record {
-            self.ring.return_send_buffer(buffer);
-            if let Some(counters) = peer_counters(&self.state.snapshot, lane.peer, self.id) {
-                counters.drops.count_many(DropReason::NoLane, u64::from(fill.packets));
-            }
-        }
-        self.ring.close_socket(slot)?;
-        let ended = PlaneEvent::LaneEnded { serial: lane.serial, peer: lane.peer, index: lane.index, end };
-        self.state.untold.push(ended);
-        Ok(())
-    }
-
-    /// Lets every QUIC connection that has news or whose time has come do its part.
-    fn drive_connections(&mut self, now: Instant) -> io::Result<()> {
-        let is_due = self.state.deadline.is_some_and(|deadline| deadline <= now);
-        if !is_due && !self.state.has_quic_news {
-            return Ok(());
-        }
-        self.state.has_quic_news = false;
-        let mut due = std::mem::take(&mut self.state.due);
-        self.state.lanes.due(now, &mut due);
-        for slot in due.drain(..) {
-            let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
-            let ring = &mut self.ring;
-            // A datagram that cannot be sent is a lost one.
-            lane.deadline = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
-            lane.has_quic_news = false;
-            lane.gauges.set(lane.connection.rtt(), lane.connection.mtu_bytes());
-            if let Some(error) = lane.connection.lost() {
-                self.remove_lane(slot, lane_end(error))?;
-            }
-        }
-        self.state.due = due;
-        self.state.deadline = self.state.lanes.deadline();
-        Ok(())
-    }
-
-    fn count_drop(&self, peer: Option<PeerIndex>, reason: DropReason) {
-        count_drop(&self.state.snapshot, &self.counters, self.id, peer, reason);
+    fn count_drop(&self, peer: Option<PeerIndex>, reason: DropReason, packets: u64) {
+        count_drop(&self.state.snapshot, &self.counters, self.id, peer, reason, packets);
     }
 }
 
-/// Where an outbound packet's bytes are.
-#[derive(Clone, Copy)]
-enum Source<'p> {
-    /// In a TUN buffer, behind the header.
-    Tun { buffer: &'p TunBuffer, bytes: usize },
-    /// In another worker's buffer.
-    Slice(&'p [u8]),
-}
-
-fn peer_counters(
-    snapshot: &Snapshot,
-    peer: PeerIndex,
-    worker: WorkerId,
-) -> Option<&ringlane_shared::plane::PeerCounters> {
+fn peer_counters(snapshot: &Snapshot, peer: PeerIndex, worker: WorkerId) -> Option<&PeerCounters> {
     snapshot.peer(peer)?.counters.get(worker.position())
 }
 
@@ -563,60 +271,13 @@ fn count_drop(
     worker: WorkerId,
     peer: Option<PeerIndex>,
     reason: DropReason,
+    packets: u64,
 ) {
-    match peer.and_then(|peer| peer_counters(snapshot, peer, worker)) {
-        Some(counters) => counters.drops.count(reason),
-        None => counters.drops.count(reason),
-    }
-}
-
-/// Seals the record a lane is filling and queues it; the lane then has none.
-fn seal_and_send(lane: &mut Lane, ring: &mut PacketRing, snapshot: &Snapshot, worker: WorkerId) -> io::Result<()> {
-    let Some((buffer, fill)) = lane.record.take() else { return Ok(()) };
-    if fill.packets == 0 {
-        // The only packet that was to join it was too big.
-        ring.return_send_buffer(buffer);
-        return Ok(());
-    }
-    let counters = peer_counters(snapshot, lane.peer, worker);
-    match lane.sealer.seal(ring.send_bytes(&buffer), fill.frame_bytes) {
-        Ok(bytes) => {
-            if let Some(counters) = counters {
-                counters.records_sent.add(1);
-                counters.packets_sent.add(u64::from(fill.packets));
-                counters.bytes_sent.add(fill.packet_bytes);
-            }
-            ring.send(lane.socket, buffer, bytes, SendTag { peer: lane.peer, packets: fill.packets })
-        }
-        Err(error) => {
-            if let Some(counters) = counters {
-                counters.drops.count_many(error.into(), u64::from(fill.packets));
-            }
-            ring.return_send_buffer(buffer);
-            Ok(())
-        }
-    }
-}
-
-/// Gives a datagram that is not a lane's back to control; when control is that busy, the sender will try again.
-fn hand_back(events: &PlaneSender<PlaneEvent>, lane: &Lane, from: Option<std::net::SocketAddr>, datagram: &[u8]) {
-    let from = from.unwrap_or(lane.remote);
-    let _ = events.try_send(PlaneEvent::Stray(Stray { local: lane.local, from, datagram: datagram.into() }));
-}
-
-/// Compares what identifies a sender; flow label and scope do not.
-fn is_same_address(a: std::net::SocketAddr, b: std::net::SocketAddr) -> bool {
-    a.ip() == b.ip() && a.port() == b.port()
-}
-
-fn lane_end(error: LaneConnectionError) -> LaneEnd {
-    match error {
-        LaneConnectionError::Lost(ConnectionError::TimedOut) => LaneEnd::TimedOut,
-        LaneConnectionError::Lost(
-            ConnectionError::ApplicationClosed(_) | ConnectionError::ConnectionClosed(_) | ConnectionError::Reset,
-        ) => LaneEnd::ClosedByPeer,
-        other => LaneEnd::Failed(other.to_string()),
-    }
+    let drops = match peer.and_then(|peer| peer_counters(snapshot, peer, worker)) {
+        Some(counters) => &counters.drops,
+        None => &counters.drops,
+    };
+    drops.count_many(reason, packets);
 }
 
 #[cfg(test)]

@@ -148,6 +148,9 @@ pub const TUN_WRITES_IN_FLIGHT: u16 = 256;
 pub const RING_ENTRIES: u32 = 1024;
 /// Bytes a worker takes from the TUN and the network in one turn, each way, before it hands on what it has made of them.
 pub const TURN_BYTES: usize = 512 << 10;
+/// Records of one turn there is room for from the start: all receives full of full-size ones. Small ones may be more; the
+/// room then grows once.
+pub const TURN_RECORDS: usize = UDP_RECEIVES_IN_FLIGHT as usize * 64;
 
 /// Packets a worker takes from other workers in one turn.
 pub const HAND_OVER_BUDGET: usize = 64;

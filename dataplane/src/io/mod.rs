@@ -1,3 +1,4 @@
 //! Thin shells around what the kernel offers; no decision is made here.
 
+pub(crate) mod offload;
 pub mod tun;

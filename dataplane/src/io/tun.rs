@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ringlane_shared::plane::{Offload, Offloads};
 use thiserror::Error;
 use tracing::warn;
 
 use crate::sys::steering::steer_by_flow;
-use crate::sys::tun::open_queue;
+use crate::sys::tun::{TunOffloads, open_queue, set_offloads};
 
 /// Why there is no TUN interface: the system or the configuration is at fault, never a peer.
 #[derive(Debug, Error)]
@@ -58,6 +59,10 @@ fn is_transient_tun(interface: &Path) -> bool {
 #[derive(Debug)]
 pub struct Tun {
     pub(crate) queues: Vec<OwnedFd>,
+    /// What the configuration allows.
+    pub(crate) wanted: Offloads,
+    /// The same, less what the kernel's TUN does not have.
+    pub(crate) offloads: Offloads,
 }
 
 impl Tun {
@@ -93,9 +98,41 @@ impl Tun {
                 _ => TunError::Kernel { interface, error },
             }
         })?;
-        let tun = Self { queues };
+        let wanted = Offloads::default();
+        let mut tun = Self { queues, wanted, offloads: wanted };
+        tun.choose_offloads(interface);
         tun.steer(interface);
         Ok(tun)
+    }
+
+    /// Asks the kernel for the offloads that are wanted, and for fewer of them until it agrees.
+    fn choose_offloads(&mut self, interface: &str) {
+        let Some(queue) = self.queues.first() else { return };
+        let wanted = self.wanted;
+        let checksum = wanted.has(Offload::TunChecksum);
+        let (tso, uso) = (checksum && wanted.has(Offload::TunTso), checksum && wanted.has(Offload::TunUso));
+        let tries = [
+            TunOffloads { checksum, tso, uso },
+            TunOffloads { checksum, tso, uso: false },
+            TunOffloads { checksum, tso: false, uso: false },
+            TunOffloads::NONE,
+        ];
+        let mut refused = None;
+        let got = tries.into_iter().find(|offloads| match set_offloads(queue.as_fd(), *offloads) {
+            Ok(()) => true,
+            Err(error) => {
+                refused = Some(error);
+                false
+            }
+        });
+        let got = got.unwrap_or(TunOffloads::NONE);
+        if let Some(error) = refused {
+            warn!(interface, %error, ?got, "this kernel lacks offloads of the TUN; large transfers cost more");
+        }
+        self.offloads = wanted
+            .with(Offload::TunChecksum, got.checksum)
+            .with(Offload::TunTso, got.tso)
+            .with(Offload::TunUso, got.uso);
     }
 
     /// Gives every flow a queue for good. Where the kernel does not let us, its own steering does, which may move a flow

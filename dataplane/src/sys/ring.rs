@@ -22,7 +22,6 @@ use std::ptr::NonNull;
 
 use io_uring::types::{BufRingEntry, CancelBuilder};
 use io_uring::{IoUring, cqueue, squeue};
-use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{
     RING_ENTRIES, SEND_BUFFER_BYTES, SEND_BUFFERS, SENDS_IN_FLIGHT, SUPER_SEGMENT_BYTES_MAX, TUN_READS_IN_FLIGHT,
     TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
@@ -53,7 +52,7 @@ const DRAIN_ROUNDS: usize = 1000;
 const ENTER_GETEVENTS: u32 = 1;
 
 /// Names a socket of the ring; a slot that is used again has another generation.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct SocketSlot {
     index: u16,
     generation: u16,
@@ -82,7 +81,7 @@ pub(crate) enum Completion {
     /// The kernel did not take a train as one; its records may pass singly.
     TrainRefused { train: RefusedTrain, error: io::Error },
     /// The TUN did not take a packet or super-segment.
-    TunWriteFailed { tag: WriteTag, error: io::Error },
+    TunWriteFailed { tag: WriteTag },
 }
 
 /// Which operation a completion belongs to; travels through the kernel as `user_data`.

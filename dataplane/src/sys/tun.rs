@@ -59,15 +59,11 @@ impl TunOffloads {
             bits |= libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
         }
         if self.uso {
-            bits |= TUN_F_USO4 | TUN_F_USO6;
+            bits |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
         }
         libc::c_ulong::from(bits)
     }
 }
-
-/// Linux 6.2.
-const TUN_F_USO4: libc::c_uint = 0x20;
-const TUN_F_USO6: libc::c_uint = 0x40;
 
 /// Chooses the offloads of the whole interface, whichever queue is named. Fails with `EINVAL` if the kernel does not know
 /// one of them; then nothing has changed.

@@ -2,12 +2,16 @@
 
 use std::os::unix::net::UnixDatagram;
 
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::packet::coalesce::Span;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
+use crate::sys::vnet_header::VnetHeader;
 
 const PEER: PeerIndex = PeerIndex(3);
 const TAG: SendTag = SendTag { peer: PEER, packets: 1 };
+const WRITE_TAG: WriteTag = WriteTag { peer: PEER, packets: 1 };
 /// Enters that any of these tests needs at most.
 const ENTERS: usize = 10_000;
 
@@ -19,11 +23,16 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
+        Self::with(Offloads::default())
+    }
+
+    fn with(offloads: Offloads) -> Self {
         let (ours, tun) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         tun.set_nonblocking(true).unwrap();
         let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        Self { ring: PacketRing::new(ours.into(), &wake, 1420, 1472).unwrap(), tun }
+        let config = RingConfig { mtu: 1420, datagram_bytes: 1472, offloads };
+        Self { ring: PacketRing::new(ours.into(), &wake, config).unwrap(), tun }
     }
 
     /// Enters until `done` says so of all completions so far.
@@ -59,8 +68,8 @@ impl Bed {
     fn numbers(&mut self, completions: Vec<Completion>) -> Vec<u32> {
         let mut numbers = Vec::new();
         for completion in completions {
-            if let Completion::Received { buffer, datagram, .. } = completion {
-                let bytes = &self.ring.receive_bytes(&buffer)[datagram.range];
+            if let Completion::Received { mut buffer, datagram, .. } = completion {
+                let bytes = &self.ring.receive_bytes(&mut buffer)[datagram.range];
                 numbers.push(u32::from_be_bytes(bytes.try_into().unwrap()));
                 let frozen = self.ring.freeze(buffer);
                 self.ring.release(frozen);
@@ -70,9 +79,22 @@ impl Bed {
     }
 
     fn send(&mut self, slot: SocketSlot, number: u32) {
-        let buffer = self.ring.take_send_buffer().unwrap();
-        self.ring.send_bytes(&buffer)[..4].copy_from_slice(&number.to_be_bytes());
-        self.ring.send(slot, buffer, 4, TAG).unwrap();
+        self.send_train(slot, 4, &[&number.to_be_bytes()]);
+    }
+
+    /// Sends records of `record_bytes`, the last of which may be shorter, as one train.
+    fn send_train(&mut self, slot: SocketSlot, record_bytes: usize, records: &[&[u8]]) {
+        let buffer = self.ring.take_send_buffer().unwrap().unwrap();
+        let all = records.concat();
+        self.ring.send_room(&buffer)[..all.len()].copy_from_slice(&all);
+        let train = Train { bytes: all.len(), record_bytes, records: records.len() as u16 };
+        self.ring.send(slot, &buffer, train, SendTag { packets: records.len() as u32, ..TAG }).unwrap();
+        self.ring.release_send_buffer(buffer);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.ring.free_sends.len() == usize::from(SENDS_IN_FLIGHT)
+            && self.ring.free_send_buffers.len() == usize::from(SEND_BUFFERS)
     }
 }
 
@@ -176,7 +198,7 @@ fn a_slot_that_is_used_again_has_another_name() {
     assert_eq!(second_far.recv(&mut buffer).unwrap(), 4);
     assert_eq!(buffer[..4], 9u32.to_be_bytes());
     assert!(second_far.recv(&mut buffer).is_err());
-    assert_eq!(bed.ring.free_sends.len(), usize::from(SENDS_IN_FLIGHT));
+    assert!(bed.is_whole());
 }
 
 #[test]
@@ -196,7 +218,7 @@ fn a_socket_is_closed_after_what_was_queued_has_been_sent() {
     }
     UdpSocket::bind(address).expect("closed");
     assert!(!bed.ring.is_busy());
-    assert_eq!(bed.ring.free_sends.len(), usize::from(SENDS_IN_FLIGHT));
+    assert!(bed.is_whole());
 }
 
 /// The kernel does so much deferred work at one go and no more: what is over must not be slept on.
@@ -231,7 +253,7 @@ fn a_refused_send_is_sent_again_and_only_then_fails() {
             }
         }
     }
-    assert_eq!(bed.ring.free_sends.len(), usize::from(SENDS_IN_FLIGHT));
+    assert!(bed.is_whole());
     bed.ring.close_socket(slot).unwrap();
     bed.until(|ring, _| !ring.is_busy());
 }
@@ -250,24 +272,122 @@ fn a_receive_buffer_goes_back_once_after_its_last_write_even_if_writes_fail() {
             let completions = bed.until(|_, completions| received(completions) == 1);
             let Some(Completion::Received { buffer, datagram, .. }) = completions.into_iter().next() else { panic!() };
             let buffer = bed.ring.freeze(buffer);
-            for _ in 0..2 {
-                bed.ring.tun_write(&buffer, datagram.range.clone(), VnetHeader::default(), PEER).unwrap();
+            let span = Span { buffer: buffer.id(), offset: datagram.range.start as u32, bytes: 4 };
+            for (head, spans) in [(&b""[..], &[span][..]), (b"head", &[span, span])] {
+                let write = TunWrite { header: VnetHeader::default(), head, spans, tag: WRITE_TAG };
+                bed.ring.tun_write(&write).unwrap();
             }
             bed.ring.release(buffer);
             let failed = bed.until_idle();
             if round == 2 {
-                assert!(matches!(failed[..], [Completion::TunWriteFailed { peer: PEER }, _]), "{failed:?}");
+                assert!(matches!(failed[..], [Completion::TunWriteFailed { tag: WRITE_TAG }, _]), "{failed:?}");
                 continue;
             }
             let mut written = [0; 32];
-            for _ in 0..2 {
-                assert_eq!(bed.tun.recv(&mut written).unwrap(), VNET_HEADER_BYTES + 4);
-                assert_eq!(written[VNET_HEADER_BYTES..][..4], number.to_be_bytes());
+            let number = number.to_be_bytes();
+            for expected in [&number[..], &[&b"head"[..], &number, &number].concat()] {
+                assert_eq!(bed.tun.recv(&mut written).unwrap(), VNET_HEADER_BYTES + expected.len());
+                assert_eq!(&written[VNET_HEADER_BYTES..][..expected.len()], expected);
             }
         }
     }
     assert_eq!(bed.ring.free_writes.len(), usize::from(TUN_WRITES_IN_FLIGHT));
     assert!(bed.ring.receive_states.iter().all(|state| state.writes == 0));
+}
+
+#[test]
+fn a_write_from_a_buffer_that_is_not_frozen_or_from_beyond_its_end_is_refused() {
+    let mut bed = Bed::new();
+    let (ours, far) = pair();
+    bed.ring.add_socket(ours).unwrap();
+    far.send(b"four").unwrap();
+    let completions = bed.until(|_, completions| received(completions) == 1);
+    let Some(Completion::Received { buffer, .. }) = completions.into_iter().next() else { panic!() };
+    let refuses = |bed: &mut Bed, buffer, offset, bytes| {
+        let span = Span { buffer, offset, bytes };
+        let write = TunWrite { header: VnetHeader::default(), head: &[], spans: &[span], tag: WRITE_TAG };
+        bed.ring.tun_write(&write).is_err()
+    };
+    let id = buffer.id();
+    assert!(refuses(&mut bed, id, 100, 4), "it may still be written to");
+    let buffer = bed.ring.freeze(buffer);
+    assert!(!refuses(&mut bed, id, 100, 4));
+    assert!(refuses(&mut bed, id, u32::MAX, u32::MAX) && refuses(&mut bed, id, 100, 66_000));
+    assert!(refuses(&mut bed, UDP_RECEIVES_IN_FLIGHT, 0, 4) && refuses(&mut bed, id ^ 1, 0, 4));
+    bed.ring.release(buffer);
+    bed.until_idle();
+    assert!(refuses(&mut bed, id, 100, 4), "it is the kernel's again");
+    assert_eq!(bed.ring.free_writes.len(), usize::from(TUN_WRITES_IN_FLIGHT));
+}
+
+/// What arrived at the far end, datagram by datagram.
+fn datagrams(far: &UdpSocket) -> Vec<Vec<u8>> {
+    let mut buffer = [0; 2048];
+    std::iter::from_fn(|| far.recv(&mut buffer).ok().map(|bytes| buffer[..bytes].to_vec())).collect()
+}
+
+#[test]
+fn a_train_arrives_as_its_records_and_in_one_receive_where_trains_are_received() {
+    let mut bed = Bed::new();
+    let (ours, far) = pair();
+    let slot = bed.ring.add_socket(ours).unwrap();
+    let records: [&[u8]; 4] = [&[1; 700], &[2; 700], &[3; 700], &[4; 20]];
+    bed.send_train(slot, 700, &records);
+    bed.until_idle();
+    assert_eq!(datagrams(&far), records);
+    assert!(bed.is_whole());
+
+    let mut other = Bed::new();
+    let (near, far) = pair();
+    let [from, to] = [(&mut bed, near), (&mut other, far)].map(|(bed, socket)| bed.ring.add_socket(socket).unwrap());
+    bed.send_train(from, 700, &records);
+    bed.until_idle();
+    let completions = other.until(|_, completions| received(completions) == 1);
+    let Some(Completion::Received { socket, mut buffer, datagram }) = completions.into_iter().next() else { panic!() };
+    assert_eq!((socket, datagram.control.segment_bytes), (to, Some(700)));
+    assert_eq!(other.ring.receive_bytes(&mut buffer)[datagram.range], records.concat());
+    let frozen = other.ring.freeze(buffer);
+    other.ring.release(frozen);
+}
+
+#[test]
+fn without_trains_records_leave_one_by_one_and_with_a_sentinel_a_short_one_ends_them() {
+    let records: [&[u8]; 3] = [&[1; 700], &[2; 700], &[3; 700]];
+    let mut bed = Bed::with(Offloads::default().with(Offload::UdpGso, false));
+    let (ours, far) = pair();
+    let slot = bed.ring.add_socket(ours).unwrap();
+    bed.send_train(slot, 700, &records);
+    bed.until_idle();
+    assert_eq!(datagrams(&far), records);
+    assert!(bed.is_whole());
+
+    let mut bed = Bed::with(Offloads::ALL);
+    let (ours, far) = pair();
+    let slot = bed.ring.add_socket(ours).unwrap();
+    bed.send_train(slot, 700, &records);
+    bed.send_train(slot, 700, &records[..1]);
+    bed.send_train(slot, 700, &[records[0], &[9; 5]]);
+    bed.until_idle();
+    let lengths: Vec<_> = datagrams(&far).iter().map(Vec::len).collect();
+    assert_eq!(lengths, [700, 700, 700, 1, 700, 700, 5]);
+}
+
+#[test]
+fn a_train_that_the_kernel_refuses_is_sent_again_record_by_record() {
+    let mut bed = Bed::new();
+    let (ours, far) = pair();
+    let slot = bed.ring.add_socket(ours).unwrap();
+    // More records than any kernel takes in one send.
+    let records: Vec<&[u8]> = (0..200).map(|_| &[7u8; 20][..]).collect();
+    bed.send_train(slot, 20, &records);
+    let refused = bed.until(|_, completions| !completions.is_empty());
+    let Some(Completion::TrainRefused { train, error }) = refused.into_iter().next() else { panic!() };
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    assert!(!bed.is_whole(), "its bytes are still needed");
+    bed.ring.resend_singly(train).unwrap();
+    bed.until_idle();
+    assert_eq!(datagrams(&far), records);
+    assert!(bed.is_whole());
 }
 
 #[test]

@@ -24,6 +24,13 @@ pub(crate) struct ReceiveBuffer(u16);
 #[must_use = "a buffer that is not released is lost to the worker"]
 pub(crate) struct FrozenBuffer(u16);
 
+impl ReceiveBuffer {
+    /// Its name, once frozen, in a [`Span`](ringlane_shared::packet::coalesce::Span).
+    pub(crate) fn id(&self) -> u16 {
+        self.0
+    }
+}
+
 impl FrozenBuffer {
     /// Its name in a [`Span`](ringlane_shared::packet::coalesce::Span).
     pub(crate) fn id(&self) -> u16 {
@@ -104,8 +111,7 @@ impl PacketRing {
         let Some(entry) = self.entry(slot) else { return Ok(()) };
         entry.closing = true;
         if entry.receiving {
-            let cancel =
-                opcode::AsyncCancel::new(user_data(Operation::Receive, slot.index, slot.generation)).build();
+            let cancel = opcode::AsyncCancel::new(user_data(Operation::Receive, slot.index, slot.generation)).build();
             self.push(cancel.user_data(user_data(Operation::Cancel, 0, 0)))?;
         }
         self.close_if_idle(slot);
@@ -122,7 +128,7 @@ impl PacketRing {
     }
 
     /// The whole of a received datagram's buffer; the datagram is the range that came with it.
-    pub(crate) fn receive_bytes(&mut self, buffer: &ReceiveBuffer) -> &mut [u8] {
+    pub(crate) fn receive_bytes(&mut self, buffer: &mut ReceiveBuffer) -> &mut [u8] {
         let bytes = self.receive_buffers.bytes_each;
         let address = self.slab.address(self.receive_buffers.range(buffer.0), bytes);
         // SAFETY: the token shows that the buffer is ours and not frozen, so no queued write reads it; the slice
@@ -159,13 +165,7 @@ impl PacketRing {
         }
     }
 
-    pub(super) fn complete_receive(
-        &mut self,
-        socket: SocketSlot,
-        result: i32,
-        flags: u32,
-        error: Option<io::Error>,
-    ) {
+    pub(super) fn complete_receive(&mut self, socket: SocketSlot, result: i32, flags: u32, error: Option<io::Error>) {
         if let (None, Some(id)) = (&error, cqueue::buffer_select(flags)) {
             let buffer = ReceiveBuffer(id);
             let datagram = self.parse_received(&buffer, result as usize);

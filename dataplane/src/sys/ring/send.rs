@@ -133,13 +133,7 @@ impl PacketRing {
     }
 
     /// Queues the first bytes of the buffer's room, a train; the room then begins behind it.
-    pub(crate) fn send(
-        &mut self,
-        slot: SocketSlot,
-        buffer: &SendBuffer,
-        train: Train,
-        tag: SendTag,
-    ) -> io::Result<()> {
+    pub(crate) fn send(&mut self, slot: SocketSlot, buffer: &SendBuffer, train: Train, tag: SendTag) -> io::Result<()> {
         let state = &mut self.send_states[usize::from(buffer.0)];
         let at = state.queued_bytes;
         let room = SEND_BUFFER_BYTES - at;
@@ -176,14 +170,7 @@ impl PacketRing {
         self.send_offset + usize::from(buffer) * SEND_BUFFER_BYTES
     }
 
-    fn queue_singly(
-        &mut self,
-        slot: SocketSlot,
-        buffer: u16,
-        at: usize,
-        train: Train,
-        tag: SendTag,
-    ) -> io::Result<()> {
+    fn queue_singly(&mut self, slot: SocketSlot, buffer: u16, at: usize, train: Train, tag: SendTag) -> io::Result<()> {
         let mut left = u32::from(train.records);
         let mut packets = tag.packets;
         let end = at + train.bytes;
@@ -198,14 +185,7 @@ impl PacketRing {
         Ok(())
     }
 
-    fn queue_send(
-        &mut self,
-        slot: SocketSlot,
-        buffer: u16,
-        at: usize,
-        train: Train,
-        tag: SendTag,
-    ) -> io::Result<()> {
+    fn queue_send(&mut self, slot: SocketSlot, buffer: u16, at: usize, train: Train, tag: SendTag) -> io::Result<()> {
         if self.free_sends.is_empty() {
             self.enter()?;
         }

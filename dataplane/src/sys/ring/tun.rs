@@ -154,8 +154,8 @@ impl PacketRing {
 
     pub(super) fn complete_write(&mut self, id: u16, error: Option<io::Error>) {
         let entry = &self.writes[usize::from(id)];
-        if let Some(error) = error {
-            self.completions.push_back(Completion::TunWriteFailed { tag: entry.tag, error });
+        if error.is_some() {
+            self.completions.push_back(Completion::TunWriteFailed { tag: entry.tag });
         }
         for position in 0..entry.buffer_count {
             let buffer = self.writes[usize::from(id)].buffers[position];

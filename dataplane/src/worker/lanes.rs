@@ -1,0 +1,201 @@
+//! The worker's lanes: orders from control, and the upkeep of their QUIC connections.
+
+use std::io;
+use std::net::UdpSocket;
+use std::time::Instant;
+
+use quinn_proto::ConnectionError;
+use ringlane_shared::drop_reason::DropReason;
+use ringlane_shared::lane::connection::LaneConnectionError;
+use ringlane_shared::limits::LANES_PER_WORKER_MAX;
+use ringlane_shared::plane::{LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent};
+use ringlane_shared::wire::frame::{FrameKind, Frames};
+
+use super::{Worker, peer_counters};
+use crate::inbound::{Arrival, admit};
+use crate::lane::{Lane, Outgoing};
+use crate::sys::ring::SocketSlot;
+use crate::sys::vnet_header::VnetHeader;
+
+/// Code and reason of a QUIC close.
+pub(super) type Close = (u32, &'static str);
+/// The lane is not wanted any more.
+const CLOSE_RETIRED: Close = (0, "retired");
+/// The lane's key has sealed as many records as it may.
+pub(super) const CLOSE_WORN: Close = (2, "worn");
+
+impl Worker {
+    pub(super) fn handle_command(&mut self, command: PlaneCommand, now: Instant) -> io::Result<()> {
+        match command {
+            PlaneCommand::Publish(snapshot) => {
+                let generation = snapshot.generation;
+                let retired = std::mem::replace(&mut self.state.snapshot, snapshot);
+                // If control's queue is full the old tables are freed here: late, but no harm.
+                let _ = self.events.try_send(PlaneEvent::Adopted { worker: self.id, generation, retired });
+            }
+            PlaneCommand::AddLane(lane) => self.add_lane(*lane, now)?,
+            PlaneCommand::RetireLane(serial) => {
+                if let Some(slot) = self.state.lanes.find(serial) {
+                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
+                }
+            }
+            PlaneCommand::Stop => {
+                for slot in self.state.lanes.slots() {
+                    self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
+                }
+                self.state.stopping = true;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_lane(&mut self, lane: LaneHandOver, now: Instant) -> io::Result<()> {
+        let LaneHandOver { serial, peer, index, local, remote, early, .. } = lane;
+        let refuse =
+            |reason: &str| PlaneEvent::LaneEnded { serial, peer, index, end: LaneEnd::Failed(reason.to_owned()) };
+        if self.state.lanes.len() >= LANES_PER_WORKER_MAX {
+            self.state.untold.push(refuse("the worker owns as many lanes as it can"));
+            return Ok(());
+        }
+        let slot = match self.ring.add_socket(UdpSocket::from(lane.socket)) {
+            Ok(slot) => slot,
+            Err(error) => {
+                self.state.untold.push(refuse(&format!("the lane's socket cannot be used: {error}")));
+                return Ok(());
+            }
+        };
+        self.state.lanes.insert(Lane {
+            serial,
+            peer,
+            index,
+            socket: slot,
+            local,
+            remote,
+            connection: lane.connection,
+            sealer: lane.sealer,
+            opener: lane.opener,
+            gauges: lane.gauges,
+            outgoing: None,
+            is_filling: false,
+            newest: 0,
+            deadline: None,
+            has_quic_news: true,
+            overflow: 0,
+        });
+        self.state.has_quic_news = true;
+        for datagram in early {
+            self.handle_early(slot, datagram, now);
+        }
+        Ok(())
+    }
+
+    /// A datagram that came before the lane did: the same as any other, but not in a buffer of ours.
+    fn handle_early(&mut self, slot: SocketSlot, mut datagram: Vec<u8>, now: Instant) {
+        let Some(lane) = self.state.lanes.get_mut(slot) else { return };
+        let snapshot = &self.state.snapshot;
+        let (Some(counters), Some(peer)) = (peer_counters(snapshot, lane.peer, self.id), snapshot.peer(lane.peer))
+        else {
+            return;
+        };
+        match Arrival::of(&datagram) {
+            Arrival::Quic => lane.connection.handle_datagram(now, &datagram),
+            Arrival::Record => match lane.opener.open(&mut datagram) {
+                Ok(frames) => {
+                    counters.records_received.add(1);
+                    for frame in Frames::new(frames) {
+                        let Ok(frame) = frame else {
+                            counters.drops.count(DropReason::FrameMalformed);
+                            break;
+                        };
+                        if !matches!(frame.kind, FrameKind::Packet | FrameKind::Segment) {
+                            continue;
+                        }
+                        let packet = &frames[frame.payload];
+                        let written = admit(peer, self.mtu, packet, frame.is_partial).and_then(|(header, checksum)| {
+                            let packet = header.trim(packet);
+                            let written = self.ring.tun_write_now(packet, VnetHeader::whole(checksum));
+                            written.map(|()| packet.len()).map_err(|_| DropReason::TunWriteFailed)
+                        });
+                        match written {
+                            Ok(bytes) => {
+                                counters.packets_received.add(1);
+                                counters.bytes_received.add(bytes as u64);
+                            }
+                            Err(reason) => counters.drops.count(reason),
+                        }
+                    }
+                }
+                Err(error) => counters.drops.count(error.into()),
+            },
+            // Control has seen it already.
+            Arrival::Stray | Arrival::Sentinel | Arrival::Garbage => {}
+        }
+    }
+
+    /// Ends a lane from our side, telling the peer.
+    pub(super) fn close_lane(
+        &mut self,
+        slot: SocketSlot,
+        (code, reason): Close,
+        end: LaneEnd,
+        now: Instant,
+    ) -> io::Result<()> {
+        if let Some(lane) = self.state.lanes.get_mut(slot) {
+            lane.connection.close(now, code, reason);
+            let Worker { ring, .. } = self;
+            // A lost close costs the peer its idle timeout, nothing more.
+            lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
+        }
+        self.remove_lane(slot, end)
+    }
+
+    pub(super) fn remove_lane(&mut self, slot: SocketSlot, end: LaneEnd) -> io::Result<()> {
+        let Some(lane) = self.state.lanes.remove(slot) else { return Ok(()) };
+        if let Some(Outgoing { buffer, mut fill }) = lane.outgoing {
+            self.ring.release_send_buffer(buffer);
+            if let Some(counters) = peer_counters(&self.state.snapshot, lane.peer, self.id) {
+                let sealed = fill.take().map_or(0, |(_, packets)| packets);
+                counters.drops.count_many(DropReason::NoLane, u64::from(sealed) + u64::from(fill.record.packets));
+            }
+        }
+        self.ring.close_socket(slot)?;
+        let ended = PlaneEvent::LaneEnded { serial: lane.serial, peer: lane.peer, index: lane.index, end };
+        self.state.untold.push(ended);
+        Ok(())
+    }
+
+    /// Lets every QUIC connection that has news or whose time has come do its part.
+    pub(super) fn drive_connections(&mut self, now: Instant) -> io::Result<()> {
+        let is_due = self.state.deadline.is_some_and(|deadline| deadline <= now);
+        if !is_due && !self.state.has_quic_news {
+            return Ok(());
+        }
+        self.state.has_quic_news = false;
+        let mut due = std::mem::take(&mut self.state.due);
+        self.state.lanes.due(now, &mut due);
+        for slot in due.drain(..) {
+            let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
+            let ring = &mut self.ring;
+            // A datagram that cannot be sent is a lost one.
+            lane.deadline = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
+            lane.has_quic_news = false;
+            lane.gauges.set(lane.connection.rtt(), lane.connection.mtu_bytes());
+            if let Some(error) = lane.connection.lost() {
+                self.remove_lane(slot, lane_end(error))?;
+            }
+        }
+        self.state.due = due;
+        self.state.deadline = self.state.lanes.deadline();
+        Ok(())
+    }
+}
+
+fn lane_end(error: LaneConnectionError) -> LaneEnd {
+    match error {
+        LaneConnectionError::Lost(ConnectionError::TimedOut) => LaneEnd::TimedOut,
+        LaneConnectionError::Lost(
+            ConnectionError::ApplicationClosed(_) | ConnectionError::ConnectionClosed(_) | ConnectionError::Reset,
+        ) => LaneEnd::ClosedByPeer,
+        other => LaneEnd::Failed(other.to_string()),
+    }
+}

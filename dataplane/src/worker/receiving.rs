@@ -1,0 +1,143 @@
+//! Network to TUN: opens what the turn's receives brought, and writes it once all of it is there.
+
+use std::time::Instant;
+
+use ringlane_shared::drop_reason::DropReason;
+use ringlane_shared::limits::RECORD_HEADER_BYTES;
+use ringlane_shared::packet::coalesce::Span;
+use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
+use ringlane_shared::wire::record::RecordHeader;
+
+use super::{State, Worker, count_drop, peer_counters};
+use crate::inbound::{Arrival, OpenedRecord};
+use crate::lane::Lane;
+use crate::sys::datagram::Datagram;
+use crate::sys::ring::{ReceiveBuffer, SocketSlot};
+
+impl Worker {
+    /// Looks at one receive: a datagram, or a train of them. Its buffer is held until the turn's packets are written.
+    pub(super) fn handle_received(
+        &mut self,
+        slot: SocketSlot,
+        mut buffer: ReceiveBuffer,
+        datagram: &Datagram,
+        now: Instant,
+    ) {
+        self.counters.trains_received.add(1);
+        self.open_train(slot, &mut buffer, datagram, now);
+        let buffer = self.ring.freeze(buffer);
+        if self.state.opened.last().is_some_and(|record| record.frames.buffer == buffer.id()) {
+            self.state.held.push(buffer);
+        } else {
+            // Nothing in it goes to the TUN.
+            self.ring.release(buffer);
+        }
+    }
+
+    fn open_train(&mut self, slot: SocketSlot, buffer: &mut ReceiveBuffer, datagram: &Datagram, now: Instant) {
+        let State { lanes, snapshot, opened, held, is_out_of_order, has_quic_news, .. } = &mut self.state;
+        let Some(lane) = lanes.get_mut(slot) else { return };
+        let Some(counters) = peer_counters(snapshot, lane.peer, self.id) else { return };
+        if let Some(total) = datagram.control.overflow {
+            counters.drops.count_many(DropReason::ReceiveOverflow, u64::from(total.wrapping_sub(lane.overflow)));
+            lane.overflow = total;
+        }
+        // What a stranger sent between the socket's bind and its connect is still in its queue.
+        let is_strangers = datagram.from.is_some_and(|from| !is_same_address(from, lane.remote));
+        let id = buffer.id();
+        let Some(bytes) = self.ring.receive_bytes(buffer).get_mut(datagram.range.clone()) else { return };
+        let each = datagram.control.segment_bytes.map_or(bytes.len(), usize::from).max(1);
+        let mut records = 0;
+        let mut offset = datagram.range.start;
+        for bytes in bytes.chunks_mut(each) {
+            let at = offset;
+            offset += bytes.len();
+            match Arrival::of(bytes) {
+                _ if is_strangers => hand_back(&self.events, lane, datagram.from, bytes),
+                Arrival::Stray => hand_back(&self.events, lane, datagram.from, bytes),
+                Arrival::Record => {
+                    let counter = RecordHeader::parse(bytes).map_or(0, |header| header.counter);
+                    match lane.opener.open(bytes) {
+                        Ok(frames) => {
+                            records += 1;
+                            *is_out_of_order |= counter < lane.newest;
+                            lane.newest = counter;
+                            let offset = (at + RECORD_HEADER_BYTES) as u32;
+                            let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
+                            let held = held.len() as u16;
+                            opened.push(OpenedRecord { slot, counter, peer: lane.peer, held, frames });
+                        }
+                        Err(error) => counters.drops.count(error.into()),
+                    }
+                }
+                Arrival::Quic => {
+                    lane.connection.handle_datagram(now, bytes);
+                    lane.has_quic_news = true;
+                    *has_quic_news = true;
+                }
+                Arrival::Sentinel => {}
+                Arrival::Garbage => counters.drops.count(DropReason::InboundMalformed),
+            }
+        }
+        counters.records_received.add(records);
+    }
+
+    /// Writes the packets of all records that the turn has opened, each lane's in the order of their counters.
+    pub(super) fn deliver(&mut self) {
+        let State { opened, held, rebuilder, snapshot, is_out_of_order, .. } = &mut self.state;
+        if std::mem::take(is_out_of_order) {
+            // Within a turn the network's disorder can be mended for nothing.
+            opened.sort_unstable_by_key(|record| (record.slot, record.counter));
+        }
+        let mut position = 0;
+        loop {
+            let record = opened.get(position).copied();
+            match record {
+                Some(record) => {
+                    let peer = snapshot.peer(record.peer);
+                    let counters = peer_counters(snapshot, record.peer, self.id);
+                    if let (Some(peer), Some(counters), Some(buffer)) =
+                        (peer, counters, held.get(usize::from(record.held)))
+                    {
+                        let start = record.frames.offset as usize;
+                        let frames = &self.ring.frozen_bytes(buffer)[start..start + record.frames.bytes as usize];
+                        rebuilder.record(peer, counters, self.mtu, &record, frames);
+                    }
+                }
+                None => rebuilder.flush(),
+            }
+            let ring = &mut self.ring;
+            let (mut writes, mut super_segments) = (0, 0);
+            rebuilder.writes.drain(|write| {
+                writes += 1;
+                super_segments += u64::from(write.header.segmentation.is_some());
+                if ring.tun_write(write).is_err() {
+                    let packets = u64::from(write.tag.packets);
+                    let (peer, reason) = (Some(write.tag.peer), DropReason::TunWriteFailed);
+                    count_drop(snapshot, &self.counters, self.id, peer, reason, packets);
+                }
+            });
+            self.counters.tun_writes.add(writes);
+            self.counters.super_segments_written.add(super_segments);
+            if record.is_none() {
+                break;
+            }
+            position += 1;
+        }
+        opened.clear();
+        for buffer in held.drain(..) {
+            self.ring.release(buffer);
+        }
+    }
+}
+
+/// Gives a datagram that is not a lane's back to control; when control is that busy, the sender will try again.
+fn hand_back(events: &PlaneSender<PlaneEvent>, lane: &Lane, from: Option<std::net::SocketAddr>, datagram: &[u8]) {
+    let from = from.unwrap_or(lane.remote);
+    let _ = events.try_send(PlaneEvent::Stray(Stray { local: lane.local, from, datagram: datagram.into() }));
+}
+
+/// Compares what identifies a sender; flow label and scope do not.
+fn is_same_address(a: std::net::SocketAddr, b: std::net::SocketAddr) -> bool {
+    a.ip() == b.ip() && a.port() == b.port()
+}

@@ -1,0 +1,288 @@
+//! TUN to network: splits, shares records, seals, and sends trains.
+
+use std::io;
+use std::time::Instant;
+
+use ringlane_shared::drop_reason::DropReason;
+use ringlane_shared::id::{PeerIndex, WorkerId};
+use ringlane_shared::packet::segment::Split;
+use ringlane_shared::plane::{LaneEnd, Snapshot, WorkerCounters};
+use ringlane_shared::wire::frame::FramedPacket;
+
+use super::lanes::CLOSE_WORN;
+use super::{Worker, peer_counters};
+use crate::lane::{Lane, Outgoing};
+use crate::outbound::{Content, Joined, LoadedTrain, Routed, TrainFill, has_room, route};
+use crate::sys::ring::{PacketRing, SendBuffer, SendTag, SocketSlot, TunBuffer};
+use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
+
+/// Where an outbound packet's bytes are.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'p> {
+    /// In a TUN buffer, behind the header.
+    Tun { buffer: &'p TunBuffer, bytes: usize },
+    /// A piece of the super-segment in a TUN buffer.
+    Piece { buffer: &'p TunBuffer, bytes: usize, split: &'p Split, index: usize },
+    /// In another worker's buffer.
+    Slice(&'p [u8]),
+}
+
+impl Worker {
+    pub(super) fn handle_tun_read(&mut self, buffer: &TunBuffer, bytes: usize) -> io::Result<()> {
+        let read = self.ring.tun_bytes(buffer, bytes);
+        let Some((header, packet)) = read
+            .split_first_chunk_mut::<VNET_HEADER_BYTES>()
+            .and_then(|(header, packet)| Some((VnetHeader::parse(header).ok()?, packet)))
+        else {
+            self.count_drop(None, DropReason::OutboundMalformed, 1);
+            return Ok(());
+        };
+        let Routed { peer, flow_hash, bytes, content } =
+            match route(&self.state.snapshot, self.hash_seed, header, packet) {
+                Ok(routed) => routed,
+                Err(reason) => {
+                    self.count_drop(None, reason, 1);
+                    return Ok(());
+                }
+            };
+        let slot = self.state.lanes.for_flow(peer, flow_hash);
+        match content {
+            Content::Packet { is_partial } => {
+                let what = if is_partial { FramedPacket::Partial } else { FramedPacket::Complete };
+                match slot {
+                    Some(slot) => self.send_packet(slot, peer, what, bytes, Source::Tun { buffer, bytes }),
+                    None => {
+                        let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
+                        let packet = read.get(VNET_HEADER_BYTES..).unwrap_or_default();
+                        let to = self.state.snapshot.peer(peer).and_then(|entry| entry.stand_in(flow_hash));
+                        let passed = match to.filter(|to| *to != self.id) {
+                            Some(to) if self.hand_over.pass(to, packet, peer, flow_hash, is_partial) => Ok(()),
+                            Some(_) => Err(DropReason::HandOverFull),
+                            None => Err(DropReason::NoLane),
+                        };
+                        self.count_passed(peer, passed);
+                        Ok(())
+                    }
+                }
+            }
+            Content::SuperSegment(split) => {
+                self.counters.super_segments_read.add(1);
+                for index in 0..split.pieces() {
+                    let what = if index == 0 { FramedPacket::Segment } else { FramedPacket::NextSegment };
+                    match slot {
+                        Some(slot) => {
+                            let source = Source::Piece { buffer, bytes, split: &split, index };
+                            self.send_packet(slot, peer, what, split.piece_bytes(index), source)?;
+                        }
+                        None => self.pass_piece_on(peer, flow_hash, buffer, bytes, &split, index),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes a piece of a super-segment to a worker that has a lane: as a packet, which is what a piece is.
+    fn pass_piece_on(
+        &mut self,
+        peer: PeerIndex,
+        flow_hash: u32,
+        buffer: &TunBuffer,
+        bytes: usize,
+        split: &Split,
+        index: usize,
+    ) {
+        let to = self.state.snapshot.peer(peer).and_then(|entry| entry.stand_in(flow_hash));
+        let piece_bytes = split.piece_bytes(index);
+        let passed = match (to.filter(|to| *to != self.id), self.state.piece.get_mut(..piece_bytes)) {
+            (None, _) => Err(DropReason::NoLane),
+            (_, None) => Err(DropReason::TooBig),
+            (Some(to), Some(piece)) => {
+                let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
+                split.write_piece(&read[VNET_HEADER_BYTES..], index, piece);
+                match self.hand_over.pass(to, piece, peer, flow_hash, true) {
+                    true => Ok(()),
+                    false => Err(DropReason::HandOverFull),
+                }
+            }
+        };
+        self.count_passed(peer, passed);
+    }
+
+    fn count_passed(&self, peer: PeerIndex, passed: Result<(), DropReason>) {
+        match passed {
+            Ok(()) => self.counters.handed_over.add(1),
+            Err(reason) => self.count_drop(Some(peer), reason, 1),
+        }
+    }
+
+    /// Sends a packet that another worker has read. It is not passed on again: this worker's snapshot and the other's
+    /// disagree for a moment, and packets do not circle.
+    pub(super) fn send_handed_over(
+        &mut self,
+        peer: PeerIndex,
+        flow_hash: u32,
+        is_partial: bool,
+        packet: &[u8],
+    ) -> io::Result<()> {
+        let what = if is_partial { FramedPacket::Partial } else { FramedPacket::Complete };
+        match self.state.lanes.for_flow(peer, flow_hash) {
+            Some(slot) => self.send_packet(slot, peer, what, packet.len(), Source::Slice(packet)),
+            None => {
+                self.count_drop(Some(peer), DropReason::NoLane, 1);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts a packet of `bytes` into the record its lane is filling.
+    fn send_packet(
+        &mut self,
+        slot: SocketSlot,
+        peer: PeerIndex,
+        what: FramedPacket,
+        bytes: usize,
+        source: Source<'_>,
+    ) -> io::Result<()> {
+        for _ in 0..2 {
+            let Some(lane) = self.state.lanes.get_mut(slot) else { break };
+            if lane.outgoing.is_none() {
+                let Some(buffer) = self.ring.take_send_buffer()? else {
+                    self.count_drop(Some(peer), DropReason::SendBufferFull, 1);
+                    return Ok(());
+                };
+                lane.outgoing = Some(Outgoing { buffer, fill: TrainFill::default() });
+                if !std::mem::replace(&mut lane.is_filling, true) {
+                    self.state.filling.push(slot);
+                }
+            }
+            let Some(Outgoing { buffer, fill }) = lane.outgoing.as_mut() else { break };
+            match fill.join(self.ring.send_room(buffer), self.mtu, what, bytes) {
+                Joined::At(place) => {
+                    match source {
+                        Source::Slice(packet) => self.ring.send_room(buffer)[place].copy_from_slice(packet),
+                        Source::Tun { buffer: from, bytes } => {
+                            let (read, room) = self.ring.tun_and_send_room(from, buffer);
+                            room[place].copy_from_slice(&read[VNET_HEADER_BYTES..][..bytes]);
+                        }
+                        Source::Piece { buffer: from, bytes, split, index } => {
+                            let (read, room) = self.ring.tun_and_send_room(from, buffer);
+                            split.write_piece(&read[VNET_HEADER_BYTES..][..bytes], index, &mut room[place]);
+                        }
+                    }
+                    return Ok(());
+                }
+                Joined::RecordFull => {
+                    let mut egress = Egress {
+                        ring: &mut self.ring,
+                        snapshot: &self.state.snapshot,
+                        counters: &self.counters,
+                        id: self.id,
+                        mtu: self.mtu,
+                    };
+                    egress.finish_record(lane)?;
+                }
+                Joined::TooBig => break,
+            }
+        }
+        self.count_drop(Some(peer), DropReason::TooBig, 1);
+        Ok(())
+    }
+
+    /// Seals and queues everything the turn has begun. A lane whose key is used up ends: control makes a new one.
+    pub(super) fn flush(&mut self, now: Instant) -> io::Result<()> {
+        while let Some(slot) = self.state.filling.pop() {
+            let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
+            lane.is_filling = false;
+            let mut egress = Egress {
+                ring: &mut self.ring,
+                snapshot: &self.state.snapshot,
+                counters: &self.counters,
+                id: self.id,
+                mtu: self.mtu,
+            };
+            egress.finish(lane)?;
+            if lane.sealer.is_exhausted() {
+                self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What it takes to seal and send, apart from the lane.
+struct Egress<'w> {
+    ring: &'w mut PacketRing,
+    snapshot: &'w Snapshot,
+    counters: &'w WorkerCounters,
+    id: WorkerId,
+    mtu: u16,
+}
+
+impl Egress<'_> {
+    /// Seals the record a lane is filling, and sends the train it belongs to as soon as no other record can follow.
+    fn finish_record(&mut self, lane: &mut Lane) -> io::Result<()> {
+        let Lane { outgoing, sealer, peer, socket, .. } = lane;
+        let Some(Outgoing { buffer, fill }) = outgoing.as_mut() else { return Ok(()) };
+        let record = fill.record;
+        if record.packets == 0 {
+            // The only packet that was to join it was too big.
+            return Ok(());
+        }
+        let counters = peer_counters(self.snapshot, *peer, self.id);
+        let room = &mut self.ring.send_room(buffer)[fill.record_at()..];
+        match sealer.seal(room, record.frame_bytes) {
+            Ok(bytes) => {
+                if let Some(counters) = counters {
+                    counters.records_sent.add(1);
+                    counters.packets_sent.add(u64::from(record.packets));
+                    counters.bytes_sent.add(record.packet_bytes);
+                }
+                if let Some(before) = fill.sealed(bytes) {
+                    self.send(*socket, *peer, buffer, before)?;
+                }
+            }
+            Err(error) => {
+                fill.discard_record();
+                if let Some(counters) = counters {
+                    counters.drops.count_many(error.into(), u64::from(record.packets));
+                }
+            }
+        }
+        let room_bytes = self.ring.send_room(buffer).len();
+        if fill.is_complete(room_bytes, self.mtu) {
+            if let Some(train) = fill.take() {
+                self.send(*socket, *peer, buffer, train)?;
+            }
+            if !has_room(self.ring.send_room(buffer).len(), self.mtu)
+                && let Some(Outgoing { buffer, .. }) = outgoing.take()
+            {
+                self.ring.release_send_buffer(buffer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals and sends whatever a lane has.
+    fn finish(&mut self, lane: &mut Lane) -> io::Result<()> {
+        self.finish_record(lane)?;
+        let Some(Outgoing { buffer, mut fill }) = lane.outgoing.take() else { return Ok(()) };
+        let sent = match fill.take() {
+            Some(train) => self.send(lane.socket, lane.peer, &buffer, train),
+            None => Ok(()),
+        };
+        self.ring.release_send_buffer(buffer);
+        sent
+    }
+
+    fn send(
+        &mut self,
+        socket: SocketSlot,
+        peer: PeerIndex,
+        buffer: &SendBuffer,
+        (train, packets): LoadedTrain,
+    ) -> io::Result<()> {
+        self.counters.trains_sent.add(1);
+        self.ring.send(socket, buffer, train, SendTag { peer, packets })
+    }
+}

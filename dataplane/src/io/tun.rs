@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ringlane_shared::plane::Offloads;
 use thiserror::Error;
 use tracing::warn;
 
@@ -81,7 +82,7 @@ impl Tun {
     }
 
     /// Creates the interface `interface` with `queues` queues. It is down and has no address.
-    pub fn create(interface: &str, queues: u8) -> Result<Self, TunError> {
+    pub fn create(interface: &str, queues: u8, _offloads: Offloads) -> Result<Self, TunError> {
         Self::check(interface)?;
         let queues = (0..usize::from(queues.max(1))).map(|index| open_queue(interface, index));
         let queues = queues.collect::<io::Result<_>>().map_err(|error| {

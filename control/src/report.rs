@@ -13,10 +13,11 @@ use ringlane_shared::plane::WorkerCounters;
 
 use crate::admin::status::{
     Carrier, ConnectionStatus, Direction, LaneStatus, NodeInfo, NodeStatus, PeerState, PeerStatus, RoutePeer,
-    RouteStatus, WorkerStatus, sum_drops,
+    RouteStatus, TunStatus, WorkerStatus, sum_drops,
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
+use crate::netlink::TransmitQueue;
 use crate::swarm::{ConnectionInfo, Node};
 
 /// Everything a report is made from.
@@ -33,8 +34,8 @@ pub(crate) struct Reporter<'a, T> {
 }
 
 impl<T> Reporter<'_, T> {
-    /// The answer to `status`.
-    pub(crate) fn node(&self) -> NodeStatus {
+    /// The answer to `status`; `queue` is the TUN interface's, if the kernel told us.
+    pub(crate) fn node(&self, queue: Option<TransmitQueue>) -> NodeStatus {
         let workers = self.workers;
         NodeStatus {
             version: self.version.to_owned(),
@@ -47,6 +48,10 @@ impl<T> Reporter<'_, T> {
                 uptime_s: self.started.elapsed().as_secs(),
                 listen: self.node.listen_addresses().map(ToString::to_string).collect(),
                 generation: self.coordinator.generation(),
+            },
+            tun: TunStatus {
+                queue_packets: queue.map(|queue| queue.packets),
+                dropped: queue.map(|queue| queue.dropped),
             },
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),

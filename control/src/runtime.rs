@@ -219,7 +219,7 @@ impl Control {
                 Happening::Plane => self.handle_plane(now)?,
                 Happening::Addresses => self.handle_address_change(now).await,
                 Happening::Admin(request) => {
-                    if self.handle_admin(request) {
+                    if self.handle_admin(request).await {
                         info!("told to stop by `ringlane down`");
                         return Ok(());
                     }
@@ -457,8 +457,25 @@ impl Control {
     }
 
     /// Answers a client. Returns whether the node is to stop.
-    fn handle_admin(&mut self, request: AdminRequest) -> bool {
-        let reporter = Reporter {
+    async fn handle_admin(&self, request: AdminRequest) -> bool {
+        match request.command {
+            AdminCommand::Status => {
+                let queue = self.netlink.transmit_queue(&self.settings.interface).await;
+                let queue = queue.inspect_err(|error| warn!(%error, "cannot read the TUN's queue")).ok();
+                request.reply.send(self.reporter().node(queue));
+            }
+            AdminCommand::Peers => request.reply.send(self.reporter().connections()),
+            AdminCommand::Routes => request.reply.send(self.reporter().routes()),
+            AdminCommand::Stop => {
+                request.reply.send(());
+                return true;
+            }
+        }
+        false
+    }
+
+    fn reporter(&self) -> Reporter<'_, ExchangeToken> {
+        Reporter {
             settings: &self.settings,
             id: self.id,
             version: self.version,
@@ -467,17 +484,7 @@ impl Control {
             node: &self.node,
             workers: &self.workers.counters,
             installed: &self.installed,
-        };
-        match request.command {
-            AdminCommand::Status => request.reply.send(reporter.node()),
-            AdminCommand::Peers => request.reply.send(reporter.connections()),
-            AdminCommand::Routes => request.reply.send(reporter.routes()),
-            AdminCommand::Stop => {
-                request.reply.send(());
-                return true;
-            }
         }
-        false
     }
 
     fn save_cache(&mut self) {

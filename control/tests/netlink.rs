@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use ipnet::IpNet;
 use ringlane_control::netlink::{
-    HostAddress, InterfaceConfig, Netlink, NetlinkError, ROUTE_PROTOCOL, refuse_connected,
+    HostAddress, InterfaceConfig, Netlink, NetlinkError, ROUTE_PROTOCOL, TransmitQueue, refuse_connected,
 };
 use tokio::time::timeout;
 
@@ -109,6 +109,8 @@ namespace_tests! {
 
         let link = ip("link show rla0");
         assert!(link.contains("mtu 1420") && link.contains("qlen 777") && link.contains(",UP"), "{link}");
+        assert_eq!(netlink.transmit_queue("rla0").await.unwrap(), TransmitQueue { packets: 777, dropped: 0 });
+        assert!(netlink.transmit_queue("rla1").await.unwrap_err().to_string().contains("read the queue of rla1"));
         let v4 = ip("-4 address show rla0");
         assert!(v4.contains("inet 100.64.1.2/32 scope global rla0"), "{v4}");
         let v6 = ip("-6 address show rla0");

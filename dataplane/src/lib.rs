@@ -19,10 +19,11 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use core_affinity::CoreId;
 use ringlane_shared::id::WorkerId;
 use ringlane_shared::limits::{WORKERS_MAX, datagram_bytes_max};
 use ringlane_shared::plane::queue::plane_queue;
-use ringlane_shared::plane::{PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters};
+use ringlane_shared::plane::{PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters, WorkerSettings};
 use thiserror::Error;
 use tracing::{debug, warn};
 
@@ -83,11 +84,11 @@ impl Dataplane {
     }
 }
 
-/// Starts one worker per queue of `tun`, each pinned to a core of its own as far as there are enough, for inner
-/// packets of up to `mtu` bytes. `hash_seed` is random and the same for all: it decides which flow takes which lane.
+/// Starts one worker per queue of `tun`.
 ///
 /// Returns when all of them run; if one cannot, none does.
-pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent>) -> Result<Dataplane, SpawnError> {
+pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEvent>) -> Result<Dataplane, SpawnError> {
+    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, .. } = *settings;
     let count = tun.queues.len();
     if count > WORKERS_MAX {
         return Err(SpawnError::TooMany(count));
@@ -96,7 +97,6 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
     let wakes: Vec<_> =
         (0..count).map(|worker| Wake::new().map(Arc::new).map_err(system(worker))).collect::<Result<_, _>>()?;
     let hand_overs = HandOver::between(&wakes, mtu);
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
     let wanted = tun.wanted;
     let offloads = probe_udp(tun.offloads).map_err(system(0))?;
 
@@ -109,7 +109,7 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
         dataplane.commands.push(sender);
         dataplane.counters.push(Arc::clone(&counters));
         let (events, report_start) = (events.clone(), started.clone());
-        let core = (!cores.is_empty()).then(|| cores[worker % cores.len()]);
+        let core = (!cores.is_empty()).then(|| CoreId { id: cores[worker % cores.len()].into() });
         let id = WorkerId(worker as u8);
         let thread = std::thread::Builder::new().name(format!("ringlane-w{worker}")).spawn(move || {
             if let Some(core) = core
@@ -134,6 +134,7 @@ pub fn spawn(tun: Tun, mtu: u16, hash_seed: u64, events: &PlaneSender<PlaneEvent
                 id,
                 mtu,
                 hash_seed,
+                busy_poll,
                 ring,
                 wake,
                 commands,

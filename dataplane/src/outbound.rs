@@ -331,6 +331,6 @@ mod tests {
         };
         assert_eq!(count(100, 65_536), TRAIN_RECORDS_MAX);
         assert_eq!(count(1449, 65_536), 45);
-        assert_eq!(count(1449, 5000), 2);
+        assert_eq!(count(1449, 5000), 3);
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) mtu: u16,
     pub(crate) hash_seed: u64,
+    /// For how long it keeps looking when nothing happens, before it sleeps.
+    pub(crate) busy_poll: Duration,
     pub(crate) ring: PacketRing,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: PlaneReceiver<PlaneCommand>,
@@ -106,12 +108,16 @@ impl Worker {
     pub(crate) async fn run(mut self) -> io::Result<()> {
         let mut sleeper = Sleeper::start(self.wake.eventfd())?;
         self.ring.arm_tun_read()?;
+        let mut busy_until = Instant::now();
         loop {
-            self.turn(Instant::now())?;
+            let now = Instant::now();
+            if self.turn(now)? {
+                busy_until = now + self.busy_poll;
+            }
             if self.state.stopping {
                 return Ok(());
             }
-            if self.may_sleep()? {
+            if now >= busy_until && self.may_sleep()? {
                 self.counters.sleeps.add(1);
                 sleeper.sleep_until(self.wake_at()).await;
             } else {
@@ -122,8 +128,9 @@ impl Worker {
         }
     }
 
-    /// One pass over everything that may have happened.
-    fn turn(&mut self, now: Instant) -> io::Result<()> {
+    /// One pass over everything that may have happened. Returns whether anything had.
+    fn turn(&mut self, now: Instant) -> io::Result<bool> {
+        let mut happened = self.ring.completion_count() > 0;
         // What handling them brings in waits for the next turn: under load there would be no end, and nothing else. So
         // does what is more than the other end should wait for.
         let mut taken_bytes = 0;
@@ -137,10 +144,12 @@ impl Worker {
         self.deliver();
         for _ in 0..COMMAND_BUDGET {
             let Some(command) = self.commands.try_recv() else { break };
+            happened = true;
             self.handle_command(command, now)?;
         }
         for _ in 0..HAND_OVER_BUDGET {
             let Some((from, packet)) = self.hand_over.take() else { break };
+            happened = true;
             self.send_handed_over(packet.peer, packet.flow_hash, packet.is_partial, packet.packet())?;
             self.hand_over.empty(from, packet);
         }
@@ -159,7 +168,7 @@ impl Worker {
         self.ring.enter()?;
         self.counters.turns.add(1);
         self.count_enters();
-        Ok(())
+        Ok(happened)
     }
 
     /// Announces sleep and looks once more at everything that could have been missed.

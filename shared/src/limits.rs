@@ -3,6 +3,9 @@
 /// Workers of one node. One per core; 64 fits a bit mask and every router we know of.
 pub const WORKERS_MAX: usize = 64;
 
+/// Greatest number of a CPU that a worker can be pinned to: that of the kernel's `cpu_set_t` of 1024.
+pub const CORE_MAX: u16 = 1023;
+
 /// Lanes of one link: the worker count of the side that has more of them, so never more than that bound.
 pub const LANES_PER_LINK_MAX: usize = 64;
 
@@ -151,6 +154,20 @@ pub const TURN_BYTES: usize = 512 << 10;
 /// Records of one turn there is room for from the start: all receives full of full-size ones. Small ones may be more; the
 /// room then grows once.
 pub const TURN_RECORDS: usize = UDP_RECEIVES_IN_FLIGHT as usize * 64;
+
+/// Default length of each TUN queue in packets, a super-segment counting as one: a burst of a few milliseconds, not a
+/// standing queue.
+pub const TUN_QUEUE_PACKETS_DEFAULT: u16 = 500;
+/// Shortest TUN queue: less than one turn of a worker reads would drop packets of any burst.
+pub const TUN_QUEUE_PACKETS_MIN: u16 = 16;
+/// Longest TUN queue: with super-segments of 64 KiB it holds 640 MB for each worker, which nobody wants to wait for.
+pub const TUN_QUEUE_PACKETS_MAX: u16 = 10_000;
+const _: () =
+    assert!(TUN_QUEUE_PACKETS_MIN <= TUN_QUEUE_PACKETS_DEFAULT && TUN_QUEUE_PACKETS_DEFAULT <= TUN_QUEUE_PACKETS_MAX);
+
+/// Longest time in microseconds an idle worker may look again before it sleeps. What a sleep and its end cost is far
+/// below it; beyond it a core is burnt for nothing.
+pub const BUSY_POLL_US_MAX: u16 = 1000;
 
 /// Packets a worker takes from other workers in one turn.
 pub const HAND_OVER_BUDGET: usize = 64;

@@ -3,9 +3,12 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use ringlane_shared::config::{IdentitySettings, parse, parse_hyprspace, parse_listen_address, parse_toml};
+use ringlane_shared::config::{
+    DataplaneSettings, IdentitySettings, Switch, parse, parse_hyprspace, parse_listen_address, parse_toml,
+};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, keypair_from_seed, parse_peer_id};
 use ringlane_shared::limits::{CONFIG_BYTES_MAX, CONFIG_PROBLEMS_MAX, PEERS_MAX};
+use ringlane_shared::plane::{Offload, Offloads};
 
 const ID_A: &str = "12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN";
 const ID_B: &str = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46";
@@ -25,6 +28,12 @@ mdns = false                           # default true
 workers = 2                            # default: one per available core
 port = 8100                            # worker i listens on UDP port + i
 mtu = 1420
+cores = [2, 3]                         # worker i runs on cores[i]; default: the cores the process may use, in order
+busy_poll_us = 50                      # default 0
+tun_queue_packets = 250                # default 500
+[dataplane.offload]                    # default: all of them, the sentinel where the kernel needs it
+tun_uso = false
+udp_sentinel = "auto"
 [[peers]]
 name = "site-b"
 id = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46"
@@ -87,11 +96,28 @@ fn the_example_of_the_specification_works_as_written() {
     assert!(!settings.control.mdns);
     assert_eq!(settings.dataplane.workers, Some(2));
     assert_eq!((settings.dataplane.port, settings.dataplane.mtu), (8100, 1420));
+    assert_eq!(settings.dataplane.cores, [2, 3]);
+    assert_eq!((settings.dataplane.busy_poll_us, settings.dataplane.tun_queue_packets), (50, 250));
+    assert_eq!(settings.dataplane.offloads, Offloads::default().with(Offload::TunUso, false));
+    assert_eq!(settings.dataplane.udp_sentinel, Switch::Auto);
     let [peer] = settings.peers.as_slice() else { panic!("{:?}", settings.peers) };
     assert_eq!((peer.name.as_str(), peer.id), ("site-b", parse_peer_id(ID_B).unwrap()));
     assert_eq!(texts(&peer.addresses), ["/ip4/10.201.0.2/udp/8001/quic-v1"]);
     assert_eq!(texts(&peer.routes), ["10.20.0.0/16", "fd00:20::/64"]);
     assert_eq!(settings.warnings, Vec::<String>::new());
+}
+
+fn default_dataplane() -> DataplaneSettings {
+    DataplaneSettings {
+        workers: None,
+        port: 8100,
+        mtu: 1420,
+        cores: Vec::new(),
+        busy_poll_us: 0,
+        tun_queue_packets: 500,
+        offloads: Offloads::default(),
+        udp_sentinel: Switch::Auto,
+    }
 }
 
 #[test]
@@ -105,8 +131,7 @@ fn an_empty_file_gives_the_documented_defaults() {
         ["/ip4/0.0.0.0/udp/8001/quic-v1", "/ip4/0.0.0.0/tcp/8001", "/ip6/::/udp/8001/quic-v1", "/ip6/::/tcp/8001"]
     );
     assert!(settings.control.mdns);
-    assert_eq!(settings.dataplane.workers, None);
-    assert_eq!((settings.dataplane.port, settings.dataplane.mtu), (8100, 1420));
+    assert_eq!(settings.dataplane, default_dataplane());
     assert!(settings.peers.is_empty());
 }
 
@@ -139,6 +164,8 @@ fn what_is_just_within_the_bounds_is_accepted() {
         "[dataplane]\nworkers = 1\nport = 65535",
         "[dataplane]\nworkers = 64\nport = 65472\nmtu = 9000",
         "[dataplane]\nworkers = 64\nmtu = 1280",
+        "[dataplane]\ncores = []\nbusy_poll_us = 0\ntun_queue_packets = 16\noffload = {}",
+        "[dataplane]\ncores = [1023, 0]\nworkers = 3\nbusy_poll_us = 1000\ntun_queue_packets = 10000",
         "[control]\nlisten = []",
         "[control]\nlisten = [\"/ip4/127.0.0.1/udp/0/quic-v1\", \"/ip4/127.0.0.1/udp/0/quic-v1\"]",
         "[control]\nlisten = [\"/ip4/127.0.0.1/tcp/8100\"]",
@@ -260,8 +287,101 @@ fn each_mistake_about_control_and_dataplane_names_file_line_key_value_and_remedy
         ),
         dataplane("mtu = 1279", "dataplane.mtu", "1279", "from 1280 to 9000"),
         dataplane("mtu = 9001", "dataplane.mtu", "9001", "from 1280 to 9000"),
+        dataplane("cores = 2", "dataplane.cores", "2", "[...]"),
+        dataplane("cores = [0, -1]", "dataplane.cores[1]", "-1", "from 0 to 1023"),
+        dataplane("cores = [1024]", "dataplane.cores[0]", "1024", "from 0 to 1023"),
+        dataplane("cores = [\"0-3\"]", "dataplane.cores[0]", "\"0-3\"", "without quotes"),
+        dataplane("cores = [2, 3, 2]", "dataplane.cores[2]", "2", "name each CPU once"),
+        dataplane(&format!("cores = [{}]", "0,".repeat(65)), "dataplane.cores", "", "at most 64"),
+        dataplane("busy_poll_us = 1001", "dataplane.busy_poll_us", "1001", "from 0 to 1000"),
+        dataplane("busy_poll_us = -1", "dataplane.busy_poll_us", "-1", "from 0 to 1000"),
+        dataplane("busy_poll = 1", "dataplane.busy_poll", "1", "did you mean busy_poll_us?"),
+        dataplane("tun_queue_packets = 15", "dataplane.tun_queue_packets", "15", "from 16 to 10000"),
+        dataplane("tun_queue_packets = 10001", "dataplane.tun_queue_packets", "10001", "from 16 to 10000"),
+        dataplane("tun_queue_packets = true", "dataplane.tun_queue_packets", "true", "a number from 16 to 10000"),
     ];
     assert_refused(&mistakes, "/etc/ringlane/net0.toml", true);
+}
+
+#[test]
+fn each_mistake_about_offloads_names_file_line_key_value_and_remedy() {
+    let offload =
+        |text: &str, key, value: &str, remedy| mistake(format!("[dataplane.offload]\n{text}"), key, value, remedy);
+    let mistakes = [
+        mistake("[dataplane]\noffload = false", "dataplane.offload", "false", "write a table"),
+        mistake("[dataplane]\ntun_tso = false", "dataplane.tun_tso", "false", "move it into [dataplane.offload]"),
+        mistake("[offload]\ntun_tso = false", "offload", "", "move it into [dataplane]"),
+        offload("tun_tsso = true", "dataplane.offload.tun_tsso", "true", "did you mean tun_tso?"),
+        offload("lro = true", "dataplane.offload.lro", "true", "keys here are tun_checksum, tun_tso, tun_uso"),
+        offload("mtu = 1400", "dataplane.offload.mtu", "1400", "move it into [dataplane]"),
+        offload("udp_gso = 1", "dataplane.offload.udp_gso", "1", "true or false, without quotes"),
+        offload("udp_gso = \"auto\"", "dataplane.offload.udp_gso", "\"auto\"", "true or false, without quotes"),
+        offload("udp_sentinel = 1", "dataplane.offload.udp_sentinel", "1", "true, false or \"auto\""),
+        offload("udp_sentinel = \"on\"", "dataplane.offload.udp_sentinel", "\"on\"", "true, false or \"auto\""),
+        offload(
+            "tun_tso = true\ntun_checksum = false",
+            "dataplane.offload.tun_tso",
+            "true",
+            "set tun_checksum = true, or remove tun_tso",
+        ),
+        offload(
+            "tun_checksum = false\ntun_uso = true",
+            "dataplane.offload.tun_uso",
+            "true",
+            "set tun_checksum = true, or remove tun_uso",
+        ),
+        offload(
+            "udp_gso = false\nudp_sentinel = true",
+            "dataplane.offload.udp_sentinel",
+            "true",
+            "set udp_gso = true, or remove udp_sentinel",
+        ),
+    ];
+    assert_refused(&mistakes, "/etc/ringlane/net0.toml", true);
+}
+
+#[test]
+fn each_offload_can_be_switched_off_and_takes_with_it_what_needs_it() {
+    let offloads = |text: &str, kernel_needs_sentinel| {
+        let settings = parse_toml(&format!("[dataplane.offload]\n{text}"), toml_file()).unwrap();
+        let allowed = settings.dataplane.offloads_on(kernel_needs_sentinel);
+        Offload::ALL.into_iter().filter(|offload| !allowed.has(*offload)).map(Offload::name).collect::<Vec<_>>()
+    };
+    assert_eq!(offloads("", true), [""; 0]);
+    assert_eq!(offloads("", false), ["udp_sentinel"]);
+    for (key, off) in [
+        ("tun_checksum", &["tun_checksum", "tun_tso", "tun_uso"][..]),
+        ("tun_tso", &["tun_tso"]),
+        ("tun_uso", &["tun_uso"]),
+        ("tun_coalesce", &["tun_coalesce"]),
+        ("udp_gso", &["udp_gso", "udp_sentinel"]),
+        ("udp_gro", &["udp_gro"]),
+        ("udp_sentinel", &["udp_sentinel"]),
+        ("huge_pages", &["huge_pages"]),
+    ] {
+        assert_eq!(offloads(&format!("{key} = false"), true), off);
+        assert_eq!(offloads(&format!("{key} = true"), true), [""; 0]);
+    }
+    assert_eq!(offloads("udp_sentinel = true", false), [""; 0]);
+    assert_eq!(offloads("udp_sentinel = \"auto\"", false), ["udp_sentinel"]);
+}
+
+#[test]
+fn a_core_that_no_worker_takes_is_a_warning() {
+    let settings = parse_toml("[dataplane]\nworkers = 2\ncores = [4, 5, 6, 7]", toml_file()).unwrap();
+    let [warning] = settings.warnings.as_slice() else { panic!("{:?}", settings.warnings) };
+    assert!(warning.contains("dataplane.cores[2] = 6: is not used: there are 2 workers"), "{warning}");
+}
+
+#[test]
+fn a_core_the_process_may_not_use_is_refused_naming_those_it_may() {
+    let settings = parse_toml("[dataplane]\ncores = [3, 9, 1]", toml_file()).unwrap();
+    settings.core_checks(&[0, 1, 2, 3, 9]).unwrap();
+    let error = settings.core_checks(&[0, 1, 2, 3, 8, 10, 11]).unwrap_err().to_string();
+    for part in ["/etc/ringlane/net0.toml", "dataplane.cores[1] = 9: ", "CPUs from 0-3, 8, 10-11,"] {
+        assert!(error.contains(part), "{error}\nlacks {part}");
+    }
+    parse_toml("", toml_file()).unwrap().core_checks(&[]).unwrap();
 }
 
 #[test]
@@ -382,7 +502,7 @@ fn hyprspace_example_is_read_unchanged() {
     assert_eq!(keypair.public().to_peer_id().to_string(), ID_A);
     assert_eq!(texts(&settings.control.listen), ["/ip4/0.0.0.0/tcp/8001", "/ip4/0.0.0.0/udp/8001/quic-v1"]);
     assert!(settings.control.mdns);
-    assert_eq!((settings.dataplane.workers, settings.dataplane.port, settings.dataplane.mtu), (None, 8100, 1420));
+    assert_eq!(settings.dataplane, default_dataplane());
     let [peer] = settings.peers.as_slice() else { panic!("{:?}", settings.peers) };
     assert_eq!((peer.name.as_str(), peer.id.to_string().as_str()), ("peerb", ID_B));
     assert_eq!(texts(&peer.addresses), ["/ip4/10.55.0.2/tcp/8001"]);

@@ -20,13 +20,13 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Write a new configuration and key, and print the entry other nodes need
     Init(InitArgs),
-    /// Validate a configuration without starting anything
+    /// Validate a configuration, on this machine, without starting anything
     Check(ConfigArgs),
     /// Run a node in the foreground until SIGINT, SIGTERM or SIGHUP
     Up(UpArgs),
     /// Stop the node that runs an interface
     Down(InterfaceArgs),
-    /// Show a running node: itself and its peers
+    /// Show a running node: itself, its offloads and drops, and its peers
     Status(InterfaceArgs),
     /// Show every libp2p connection of a running node
     Peers(InterfaceArgs),

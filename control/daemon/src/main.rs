@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod host;
 mod notify;
 
 use std::io::Write;

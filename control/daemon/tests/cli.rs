@@ -131,6 +131,70 @@ fn init_writes_a_configuration_and_a_secret_key_that_check_accepts() {
 }
 
 #[test]
+fn the_settings_that_init_writes_as_comments_are_the_defaults() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let checked = place.check("a.toml", &["--json"]).succeeded().json();
+    assert_eq!(checked["cores"], serde_json::json!([]));
+    assert_eq!((&checked["busy_poll_us"], &checked["tun_queue_packets"]), (&0.into(), &500.into()));
+    assert_eq!(
+        checked["offload"],
+        serde_json::json!({
+            "tun_checksum": true, "tun_tso": true, "tun_uso": true, "tun_coalesce": true,
+            "udp_gso": true, "udp_gro": true, "udp_sentinel": "auto", "huge_pages": true,
+        })
+    );
+
+    let text = place.read("a.toml");
+    let (settings, peers) = text.split_once("# One entry").expect("the file ends with an example of a peer");
+    let is_example = |line: &str| line.starts_with("# workers") || line.starts_with("# cores");
+    let uncommented: Vec<_> = settings
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(setting) if !is_example(line) && (setting.contains(" = ") || setting.starts_with('[')) => setting,
+            _ => line,
+        })
+        .collect();
+    assert!(uncommented.contains(&"[dataplane.offload]") && uncommented.contains(&"udp_sentinel = \"auto\""));
+    place.write("a.toml", &format!("{}\n# One entry{peers}", uncommented.join("\n")));
+    assert_eq!(place.check("a.toml", &["--json"]).succeeded().json(), checked);
+}
+
+#[test]
+fn check_tells_what_of_the_packet_path_is_not_as_usual() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let usual = place.check("a.toml", &[]).succeeded().stdout;
+    assert!(usual.contains("tun queue   500 packets") && !usual.contains("not used"), "{usual}");
+    let core = first_core();
+    let dataplane = format!(
+        "[dataplane]\ncores = [{core}]\nbusy_poll_us = 20\ntun_queue_packets = 64\n\
+         offload = {{ tun_checksum = false, udp_sentinel = true }}\n"
+    );
+    place.write("b.toml", &format!("identity.key_file = \"a.key\"\n{dataplane}"));
+    let json = place.check("b.toml", &["--json"]).succeeded().json();
+    assert_eq!((&json["workers"], &json["cores"]), (&1.into(), &serde_json::json!([core])), "one for each core");
+    assert_eq!((&json["offload"]["tun_tso"], &json["offload"]["udp_sentinel"]), (&false.into(), &true.into()));
+    let summary = place.check("b.toml", &[]).succeeded().stdout;
+    for line in [
+        format!("cores       {core}\n"),
+        "busy poll   20 us\n".to_owned(),
+        "tun queue   64 packets for each worker\n".to_owned(),
+        "not used    tun_checksum, tun_tso, tun_uso\n".to_owned(),
+    ] {
+        assert!(summary.contains(&line), "{summary}\nlacks {line}");
+    }
+}
+
+/// The first CPU this process may use.
+fn first_core() -> u16 {
+    let status = fs::read_to_string("/proc/thread-self/status").expect("Linux has it");
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("it has the line");
+    let first = list.trim().split([',', '-']).next().expect("there is one at least");
+    first.parse().expect("a number")
+}
+
+#[test]
 fn the_entry_that_init_prints_works_in_the_other_nodes_configuration() {
     let place = Place::new();
     let entry_of = |name: &str, address: &str| {
@@ -222,6 +286,12 @@ fn each_kind_of_mistake_is_exit_code_1_and_names_file_key_value_and_remedy() {
         ("colour = 1".to_owned(), ["colour", "= 1", "remove it"]),
         ("interface = \"a/b\"".to_owned(), ["interface", "\"a/b\"", "set interface"]),
         ("[dataplane]\nworkers = 0".to_owned(), ["dataplane.workers", "= 0", "from 1 to 64"]),
+        // A machine with 1024 CPUs would have to be found first.
+        ("[dataplane]\ncores = [1023]".to_owned(), ["dataplane.cores[0]", "= 1023", "write CPUs from"]),
+        (
+            "dataplane.offload = { tun_checksum = false, tun_tso = true }".to_owned(),
+            ["dataplane.offload.tun_tso", "= true", "set tun_checksum = true"],
+        ),
         (peer(ID_B, "") + &peer(ID_B, ""), ["peers[1].id", ID_B, "one entry"]),
         (peer(&id, ""), ["peers[0].id", &id, "remove this entry"]),
         (peer(ID_B, "routes = [\"10.0.0.5\"]"), ["peers[0].routes[0]", "\"10.0.0.5\"", "10.0.0.5/32"]),

@@ -20,7 +20,7 @@ use ringlane_shared::lane::keys::Role;
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{
-    LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot,
+    LaneHandOver, Offloads, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot, WorkerSettings,
 };
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, Offer, OfferSecret};
@@ -136,12 +136,19 @@ impl Side {
     /// away what arrives there.
     fn new(number: u8) -> Self {
         let interface = format!("rlna{number}");
-        let tun = Tun::create(&interface, 1).unwrap();
+        let settings = WorkerSettings {
+            mtu: MTU,
+            hash_seed: 1,
+            offloads: Offloads::default(),
+            cores: Vec::new(),
+            busy_poll: Duration::ZERO,
+        };
+        let tun = Tun::create(&interface, 1, settings.offloads).unwrap();
         ip(&format!("address add 10.{number}.0.1/32 dev {interface}"));
         ip(&format!("link set {interface} up mtu {MTU}"));
         ip(&format!("route add 10.{}.0.0/16 dev {interface}", 1 - number));
         let (sender, events) = plane_queue(|| {});
-        let dataplane = spawn(tun, MTU, 1, &sender).unwrap();
+        let dataplane = spawn(tun, &settings, &sender).unwrap();
         Self { number, dataplane, events, counters: Arc::new([PeerCounters::default()]) }
     }
 

@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use ringlane_shared::drop_reason::DropReason;
-use ringlane_shared::plane::WorkerCounters;
 use ringlane_shared::plane::counters::{DropCounters, PeerCounters};
+use ringlane_shared::plane::{Offload, WorkerCounters};
 use serde::{Deserialize, Serialize};
 
 /// Drops by the stable name of their reason; only reasons that occurred.
@@ -22,6 +22,9 @@ pub struct NodeStatus {
     pub version: String,
     /// The node itself.
     pub node: NodeInfo,
+    /// Where packets for the mesh wait for a worker.
+    #[serde(default)]
+    pub tun: TunStatus,
     /// The configured peers, in the configuration's order.
     pub peers: Vec<PeerStatus>,
     /// Drops that belong to no peer.
@@ -49,6 +52,15 @@ pub struct NodeInfo {
     pub listen: Vec<String>,
     /// Number of the newest published snapshot.
     pub generation: u64,
+}
+
+/// The TUN interface's queues, one for each worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TunStatus {
+    /// How many packets each holds, a super-segment counting as one.
+    pub queue_packets: Option<u32>,
+    /// Packets the kernel dropped because a queue was full: the worker was slower than the host.
+    pub dropped: Option<u64>,
 }
 
 /// Whether packets can reach a peer, and which way.
@@ -155,6 +167,27 @@ pub struct WorkerStatus {
     pub tun_buffer_shortages: u64,
     /// Times a lane's receive ran out of buffers.
     pub udp_buffer_shortages: u64,
+    /// Super-segments read from the TUN.
+    #[serde(default)]
+    pub super_segments_read: u64,
+    /// Super-segments written to the TUN.
+    #[serde(default)]
+    pub super_segments_written: u64,
+    /// Writes to the TUN, of packets and of super-segments.
+    #[serde(default)]
+    pub tun_writes: u64,
+    /// Sends of records, each of one record or a train of them.
+    #[serde(default)]
+    pub trains_sent: u64,
+    /// Receives of datagrams, each of one datagram or a train of them.
+    #[serde(default)]
+    pub trains_received: u64,
+    /// Trains that the kernel did not take whole and that were sent again, record by record.
+    #[serde(default)]
+    pub trains_resent: u64,
+    /// What became of each offload, by the offload's stable name: `on`, `off`, `unavailable`, `failed` or `unknown`.
+    #[serde(default)]
+    pub offloads: BTreeMap<String, String>,
 }
 
 /// Who opened a libp2p connection.
@@ -235,6 +268,15 @@ impl WorkerStatus {
             handed_over: counters.handed_over.get(),
             tun_buffer_shortages: counters.tun_buffer_shortages.get(),
             udp_buffer_shortages: counters.udp_buffer_shortages.get(),
+            super_segments_read: counters.super_segments_read.get(),
+            super_segments_written: counters.super_segments_written.get(),
+            tun_writes: counters.tun_writes.get(),
+            trains_sent: counters.trains_sent.get(),
+            trains_received: counters.trains_received.get(),
+            trains_resent: counters.trains_resent.get(),
+            offloads: Offload::ALL
+                .map(|offload| (offload.name().to_owned(), counters.offloads.get(offload).name().to_owned()))
+                .into(),
         }
     }
 }
@@ -254,7 +296,35 @@ pub fn sum_drops<'a>(counters: impl IntoIterator<Item = &'a DropCounters>) -> Dr
 
 #[cfg(test)]
 mod tests {
+    use ringlane_shared::plane::OffloadState;
+
     use super::*;
+
+    #[test]
+    fn each_counter_and_gauge_of_a_worker_has_a_key_of_its_own() {
+        let counters = WorkerCounters::default();
+        let figures = [
+            &counters.turns,
+            &counters.enters,
+            &counters.sleeps,
+            &counters.handed_over,
+            &counters.tun_buffer_shortages,
+            &counters.udp_buffer_shortages,
+            &counters.super_segments_read,
+            &counters.super_segments_written,
+            &counters.tun_writes,
+            &counters.trains_sent,
+            &counters.trains_received,
+            &counters.trains_resent,
+        ];
+        for (figure, value) in figures.iter().zip(1..) {
+            figure.add(value);
+        }
+        counters.offloads.set(Offload::UdpGso, OffloadState::Failed);
+        counters.offloads.set(Offload::TunTso, OffloadState::On);
+        let expected = r#"{"worker":3,"turns":1,"enters":2,"sleeps":3,"handed_over":4,"tun_buffer_shortages":5,"udp_buffer_shortages":6,"super_segments_read":7,"super_segments_written":8,"tun_writes":9,"trains_sent":10,"trains_received":11,"trains_resent":12,"offloads":{"huge_pages":"unknown","tun_checksum":"unknown","tun_coalesce":"unknown","tun_tso":"on","tun_uso":"unknown","udp_gro":"unknown","udp_gso":"failed","udp_sentinel":"unknown"}}"#;
+        assert_eq!(serde_json::to_string(&WorkerStatus::new(3, &counters)).unwrap(), expected);
+    }
 
     #[test]
     fn traffic_is_summed_over_workers_and_only_reasons_that_occurred_are_named() {

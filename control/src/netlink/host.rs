@@ -31,6 +31,15 @@ pub struct HostAddress {
     pub deprecated: bool,
 }
 
+/// Where packets wait that the host routes into an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TransmitQueue {
+    /// How many each of the interface's queues holds.
+    pub packets: u32,
+    /// Packets dropped since the interface was made; a TUN drops what finds its queue full.
+    pub dropped: u64,
+}
+
 /// Who installs routes for networks that are on a wire of ours. What routing daemons add stays out: it can be a full
 /// BGP table, and none of it is connected.
 const CONNECTED_PROTOCOLS: [RouteProtocol; 5] =
@@ -84,6 +93,25 @@ impl Netlink {
         named.sort_unstable();
         named.dedup();
         Ok(named)
+    }
+
+    /// The transmit queue of an interface.
+    pub async fn transmit_queue(&self, name: &str) -> Result<TransmitQueue, NetlinkError> {
+        let doing = || format!("read the queue of {name}");
+        let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
+        let link = links.try_next().await.map_err(|error| NetlinkError::new(doing(), error))?;
+        let (mut packets, mut dropped) = (None, None);
+        for attribute in link.into_iter().flat_map(|link| link.attributes) {
+            match attribute {
+                LinkAttribute::TxQueueLen(length) => packets = Some(length),
+                LinkAttribute::Stats64(statistics) => dropped = Some(statistics.tx_dropped),
+                _ => {}
+            }
+        }
+        match (packets, dropped) {
+            (Some(packets), Some(dropped)) => Ok(TransmitQueue { packets, dropped }),
+            _ => Err(NetlinkError::Broken { doing: doing(), message: "it has no figures".to_owned() }),
+        }
     }
 
     /// The route of the main table to exactly this prefix, in words.

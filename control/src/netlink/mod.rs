@@ -36,7 +36,7 @@ use tracing::{debug, warn};
 pub use self::changes::AddressChanges;
 pub use self::conflict::{RouteConflict, refuse_connected};
 pub use self::forwarding::forwarding_warnings;
-pub use self::host::HostAddress;
+pub use self::host::{HostAddress, TransmitQueue};
 
 /// The routing protocol number our routes carry, so that `ip route show proto 201` lists exactly them.
 ///

@@ -30,8 +30,6 @@ use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
 use crate::swarm::{Node, NodeConfig, Resolver};
 
-/// Packets the kernel queues for a worker: a burst of a few milliseconds, not a standing queue.
-const TX_QUEUE_PACKETS: u32 = 500;
 /// How long the lane sockets of a killed node may outlive it.
 const LINGER: Duration = Duration::from_secs(1);
 /// Between two tries to take their ports.
@@ -188,7 +186,7 @@ impl Control {
         let config = InterfaceConfig {
             addresses: builtin_prefixes(id).to_vec(),
             mtu: settings.dataplane.mtu,
-            tx_queue_length: Some(TX_QUEUE_PACKETS),
+            tx_queue_length: Some(settings.dataplane.tun_queue_packets),
         };
         netlink.configure(interface, &config).await?;
         let mut installed = Vec::new();

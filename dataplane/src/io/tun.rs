@@ -85,8 +85,9 @@ impl Tun {
         Ok(())
     }
 
-    /// Creates the interface `interface` with `queues` queues. It is down and has no address.
-    pub fn create(interface: &str, queues: u8) -> Result<Self, TunError> {
+    /// Creates the interface `interface` with `queues` queues and those of the `wanted` offloads that the kernel has. It is
+    /// down and has no address.
+    pub fn create(interface: &str, queues: u8, wanted: Offloads) -> Result<Self, TunError> {
         Self::check(interface)?;
         let queues = (0..usize::from(queues.max(1))).map(|index| open_queue(interface, index));
         let queues = queues.collect::<io::Result<_>>().map_err(|error| {
@@ -98,7 +99,6 @@ impl Tun {
                 _ => TunError::Kernel { interface, error },
             }
         })?;
-        let wanted = Offloads::default();
         let mut tun = Self { queues, wanted, offloads: wanted };
         tun.choose_offloads(interface);
         tun.steer(interface);

@@ -54,6 +54,7 @@ impl Bed {
             id: WorkerId(0),
             mtu: MTU,
             hash_seed: 1,
+            busy_poll: Duration::ZERO,
             ring,
             wake,
             commands: received_commands,

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use ringlane_shared::config::{ConfigError, Settings, parse_hyprspace, parse_toml};
 use ringlane_shared::limits::{
-    ADDRESSES_PER_PEER_MAX, INNER_MTU_MAX, INNER_MTU_MIN, PEERS_MAX, ROUTES_PER_PEER_MAX, WORKERS_MAX,
+    ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, PEERS_MAX, ROUTES_PER_PEER_MAX,
+    TUN_QUEUE_PACKETS_MAX, TUN_QUEUE_PACKETS_MIN, WORKERS_MAX,
 };
+use ringlane_shared::plane::Offload;
 
 /// Ringlane's own format.
 pub fn config_toml(file: &[u8]) -> bool {
@@ -35,6 +37,14 @@ fn bounds_hold(settings: &Settings) {
     assert!((1..=15).contains(&settings.interface.len()));
     assert!((INNER_MTU_MIN..=INNER_MTU_MAX).contains(&settings.dataplane.mtu));
     assert!(settings.dataplane.workers.is_none_or(|n| (1..=WORKERS_MAX).contains(&usize::from(n))));
+    let dataplane = &settings.dataplane;
+    assert!(dataplane.cores.len() <= WORKERS_MAX && dataplane.cores.iter().all(|core| *core <= CORE_MAX));
+    assert!(dataplane.busy_poll_us <= u32::from(BUSY_POLL_US_MAX));
+    assert!((TUN_QUEUE_PACKETS_MIN.into()..=TUN_QUEUE_PACKETS_MAX.into()).contains(&dataplane.tun_queue_packets));
+    for offloads in [false, true].map(|needed| dataplane.offloads_on(needed)) {
+        assert!(offloads.has(Offload::TunChecksum) || !offloads.has(Offload::TunTso) && !offloads.has(Offload::TunUso));
+        assert!(offloads.has(Offload::UdpGso) || !offloads.has(Offload::UdpSentinel));
+    }
     assert!(settings.peers.len() <= PEERS_MAX);
     for (position, peer) in settings.peers.iter().enumerate() {
         assert!(peer.addresses.len() <= ADDRESSES_PER_PEER_MAX && peer.routes.len() <= ROUTES_PER_PEER_MAX);

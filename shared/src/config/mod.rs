@@ -22,6 +22,7 @@ pub use self::toml::parse_toml;
 use self::tree::Place;
 use crate::id::PeerId;
 use crate::limits::CONFIG_BYTES_MAX;
+use crate::plane::{Offload, Offloads};
 
 /// Where a network's key and peer cache live unless the configuration says otherwise: in a directory of its name.
 pub const STATE_DIRECTORY: &str = "/var/lib/ringlane";
@@ -114,12 +115,49 @@ pub struct ControlSettings {
 /// The workers' settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DataplaneSettings {
-    /// How many workers; `None` means one per core available to the process.
+    /// How many workers; `None` means one per entry of [`Self::cores`], or per core available to the process.
     pub workers: Option<u8>,
     /// Worker i's lanes use UDP port `port + i`.
     pub port: u16,
     /// MTU of the TUN interface in bytes.
     pub mtu: u16,
+    /// The CPUs workers are pinned to, worker i to `cores[i % len]`; each once, at most
+    /// [`WORKERS_MAX`](crate::limits::WORKERS_MAX). When empty, those available to the process, in order.
+    pub cores: Vec<u16>,
+    /// How long in microseconds an idle worker looks again before it sleeps; at most
+    /// [`BUSY_POLL_US_MAX`](crate::limits::BUSY_POLL_US_MAX).
+    pub busy_poll_us: u32,
+    /// Length of each worker's TUN queue in packets.
+    pub tun_queue_packets: u32,
+    /// The offloads that may be used, without those that lack one they need. The sentinel is allowed here only if the
+    /// file says so; see [`Self::offloads_on`].
+    pub offloads: Offloads,
+    /// Whether [`Offload::UdpSentinel`] is used.
+    pub udp_sentinel: Switch,
+}
+
+impl DataplaneSettings {
+    /// The offloads to use on a kernel that needs the sentinel, or does not.
+    pub fn offloads_on(&self, kernel_needs_sentinel: bool) -> Offloads {
+        let sentinel = match self.udp_sentinel {
+            Switch::Auto => kernel_needs_sentinel && self.offloads.has(Offload::UdpGso),
+            Switch::On => true,
+            Switch::Off => false,
+        };
+        self.offloads.with(Offload::UdpSentinel, sentinel)
+    }
+}
+
+/// Something that is used, or not, or when it is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Switch {
+    /// The node finds out whether it is needed.
+    #[default]
+    Auto,
+    /// Used.
+    On,
+    /// Not used.
+    Off,
 }
 
 /// One configured peer.

@@ -6,20 +6,32 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings};
+use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch};
 use crate::limits::{
-    ADDRESSES_PER_PEER_MAX, INNER_MTU_MAX, INNER_MTU_MIN, LISTEN_ADDRESSES_MAX, PEERS_MAX, ROUTES_PER_PEER_MAX,
-    WORKERS_MAX,
+    ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, LISTEN_ADDRESSES_MAX, PEERS_MAX,
+    ROUTES_PER_PEER_MAX, TUN_QUEUE_PACKETS_MAX, TUN_QUEUE_PACKETS_MIN, WORKERS_MAX,
 };
+use crate::plane::Offload;
 
 /// Every key there is, by table.
-const SCHEMA: [(&str, &[&str]); 5] = [
+const SCHEMA: [(&str, &[&str]); 6] = [
     ("", &["interface", "identity", "control", "dataplane", "peers"]),
     ("identity", &["key_file"]),
     ("control", &["listen", "mdns"]),
-    ("dataplane", &["workers", "port", "mtu"]),
+    ("dataplane", &["workers", "port", "mtu", "cores", "busy_poll_us", "tun_queue_packets", "offload"]),
+    ("dataplane.offload", &OFFLOAD_KEYS),
     ("peers", &["name", "id", "addresses", "routes"]),
 ];
+
+const OFFLOAD_KEYS: [&str; Offload::ALL.len()] = {
+    let mut keys = [""; Offload::ALL.len()];
+    let mut position = 0;
+    while position < keys.len() {
+        keys[position] = Offload::ALL[position].name();
+        position += 1;
+    }
+    keys
+};
 
 /// Reads a TOML configuration. `file` is where the text came from: messages name it, relative paths start there, and
 /// its stem is the network's name.
@@ -99,6 +111,40 @@ fn dataplane(table: &Table<'_>, draft: &mut Draft, report: &mut Report<'_>) {
     {
         draft.mtu = mtu;
     }
+    let items = table.get("cores").and_then(|item| item.list(WORKERS_MAX, report)).unwrap_or_default();
+    for item in &items {
+        let core = item.integer(0..=CORE_MAX, "the number of a CPU", report);
+        draft.cores.extend(core.map(|core| Placed::new(core, item.place())));
+    }
+    if let Some(microseconds) =
+        table.get("busy_poll_us").and_then(|item| item.integer(0..=BUSY_POLL_US_MAX, "microseconds", report))
+    {
+        draft.busy_poll_us = microseconds;
+    }
+    if let Some(item) = table.get("tun_queue_packets")
+        && let Some(packets) =
+            item.integer(TUN_QUEUE_PACKETS_MIN..=TUN_QUEUE_PACKETS_MAX, "a number of packets", report)
+    {
+        draft.tun_queue_packets = packets;
+    }
+    if let Some(table) = table.get("offload").and_then(|item| item.table(report)) {
+        known_keys_only(&table, "dataplane.offload", report);
+        draft.offloads = offloads(&table, report);
+    }
+}
+
+/// What the file says of offloads, each by itself.
+fn offloads(table: &Table<'_>, report: &mut Report<'_>) -> Vec<(Offload, Placed<Switch>)> {
+    let mut offloads = Vec::new();
+    for offload in Offload::ALL {
+        let Some(item) = table.get(offload.name()) else { continue };
+        let switch = match offload {
+            Offload::UdpSentinel => item.switch(report),
+            _ => item.boolean(report).map(|allowed| if allowed { Switch::On } else { Switch::Off }),
+        };
+        offloads.extend(switch.map(|switch| (offload, Placed::new(switch, item.place()))));
+    }
+    offloads
 }
 
 fn listen_addresses(item: &Item<'_>, report: &mut Report<'_>) -> Vec<Placed<multiaddr::Multiaddr>> {

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::Switch;
 use super::error::Report;
 
 /// Characters of a value that a message repeats.
@@ -193,6 +194,18 @@ impl<'n> Item<'n> {
             Value::Boolean(value) => Some(value),
             _ => self.refuse_kind("a boolean", "write true or false, without quotes", report),
         }
+    }
+
+    /// A boolean, or `"auto"`.
+    pub(super) fn switch(&self, report: &mut Report<'_>) -> Option<Switch> {
+        match &self.node.value {
+            Value::Boolean(true) => return Some(Switch::On),
+            Value::Boolean(false) => return Some(Switch::Off),
+            Value::String(text) if text == "auto" => return Some(Switch::Auto),
+            _ => {}
+        }
+        report.refuse(&self.place(), "is neither a boolean nor \"auto\"", "write true, false or \"auto\"");
+        None
     }
 
     /// An integer within `bounds`; `unit` is what it counts.

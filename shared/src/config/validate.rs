@@ -11,11 +11,19 @@ use super::error::{ConfigError, Problem, Report};
 use super::tree::{Place, Placed};
 use super::{
     ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, IdentitySettings, PeerSettings, STATE_DIRECTORY,
-    Settings, value,
+    Settings, Switch, value,
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
-use crate::limits::{INNER_MTU_DEFAULT, LISTEN_ADDRESSES_MAX, ROUTES_MAX, WORKERS_MAX};
+use crate::limits::{INNER_MTU_DEFAULT, LISTEN_ADDRESSES_MAX, ROUTES_MAX, TUN_QUEUE_PACKETS_DEFAULT, WORKERS_MAX};
+use crate::plane::{Offload, Offloads};
+
+/// Offloads that are nothing without another one, which stands behind them.
+const OFFLOAD_NEEDS: [(Offload, Offload); 3] = [
+    (Offload::TunTso, Offload::TunChecksum),
+    (Offload::TunUso, Offload::TunChecksum),
+    (Offload::UdpSentinel, Offload::UdpGso),
+];
 
 /// Which format a draft was read from, where a rule depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +45,11 @@ pub(super) struct Draft {
     pub(super) workers: Option<Placed<u8>>,
     pub(super) port: Placed<u16>,
     pub(super) mtu: u16,
+    pub(super) cores: Vec<Placed<u16>>,
+    pub(super) busy_poll_us: u16,
+    pub(super) tun_queue_packets: u16,
+    /// Only those the file speaks of.
+    pub(super) offloads: Vec<(Offload, Placed<Switch>)>,
     pub(super) peers: Vec<PeerDraft>,
 }
 
@@ -65,6 +78,10 @@ impl Draft {
             workers: None,
             port: Placed::new(DEFAULT_PORT, Place::default_of("dataplane.port", DEFAULT_PORT)),
             mtu: INNER_MTU_DEFAULT,
+            cores: Vec::new(),
+            busy_poll_us: 0,
+            tun_queue_packets: TUN_QUEUE_PACKETS_DEFAULT,
+            offloads: Vec::new(),
             peers: Vec::new(),
         }
     }
@@ -84,6 +101,8 @@ impl Draft {
         }
         self.check_listen(&mut report);
         self.check_lane_ports(&mut report);
+        self.check_cores(&mut report);
+        let offloads = self.settle_offloads(&mut report);
         self.check_peers(&mut report);
         self.check_routes(&mut report);
         let Some(identity) = self.identity.filter(|_| report.is_clean()) else {
@@ -110,6 +129,11 @@ impl Draft {
                 workers: self.workers.map(|workers| workers.value),
                 port: self.port.value,
                 mtu: self.mtu,
+                cores: self.cores.into_iter().map(|core| core.value).collect(),
+                busy_poll_us: self.busy_poll_us.into(),
+                tun_queue_packets: self.tun_queue_packets.into(),
+                offloads,
+                udp_sentinel: switch(&self.offloads, Offload::UdpSentinel).map_or(Switch::Auto, |switch| switch.value),
             },
             peers: self.peers.into_iter().filter_map(peer).collect(),
             warnings: report.into_warnings()?,
@@ -138,6 +162,41 @@ impl Draft {
             let place = if self.port.place.offset.is_some() { &self.port.place } else { place };
             report.refuse(place, problem, remedy);
         }
+    }
+
+    fn check_cores(&self, report: &mut Report<'_>) {
+        let mut seen = BTreeMap::new();
+        for core in &self.cores {
+            if let Some(first) = seen.insert(core.value, &core.place.key) {
+                let remedy = "name each CPU once; when there are more workers than cores, they share them in turn";
+                report.refuse(&core.place, format!("is listed twice (see {first})"), remedy);
+            }
+        }
+        if let Some(workers) = &self.workers
+            && let Some(unused) = self.cores.get(usize::from(workers.value))
+        {
+            report.warn(&unused.place, format!("is not used: there are {} workers", workers.value));
+        }
+    }
+
+    /// Which offloads may be used. One that needs another is off without it, and must not be asked for.
+    fn settle_offloads(&self, report: &mut Report<'_>) -> Offloads {
+        let mut offloads = Offloads::default();
+        for (offload, switch) in &self.offloads {
+            offloads = offloads.with(*offload, switch.value == Switch::On);
+        }
+        for (offload, needed) in OFFLOAD_NEEDS {
+            if offloads.has(needed) {
+                continue;
+            }
+            if let Some(switch) = switch(&self.offloads, offload).filter(|switch| switch.value == Switch::On) {
+                let needed = needed.name();
+                let remedy = format!("set {needed} = true, or remove {}", offload.name());
+                report.refuse(&switch.place, format!("does not work without {needed}, which is false"), remedy);
+            }
+            offloads = offloads.with(offload, false);
+        }
+        offloads
     }
 
     fn check_peers(&self, report: &mut Report<'_>) {
@@ -263,6 +322,20 @@ impl Settings {
         self.refuse_if_any(vec![Problem::new("dataplane.port", port, problem, remedy)])
     }
 
+    /// Checks that this process may use the cores its workers are to be pinned to; `allowed` are those it may.
+    pub fn core_checks(&self, allowed: &[u16]) -> Result<(), ConfigError> {
+        let cores = self.dataplane.cores.iter().enumerate().filter(|(_, core)| !allowed.contains(core));
+        let problem = |(index, core): (usize, &u16)| {
+            Problem::new(
+                format!("dataplane.cores[{index}]"),
+                Some(core.to_string()),
+                "is not there, or this process may not use it",
+                format!("write CPUs from {}, or remove cores", ranges(allowed)),
+            )
+        };
+        self.refuse_if_any(cores.map(problem).collect())
+    }
+
     fn refuse_if_any(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
         if problems.is_empty() {
             return Ok(());
@@ -281,6 +354,21 @@ fn network_name(report: &mut Report<'_>) -> String {
             String::new()
         }
     }
+}
+
+/// What the file says of an offload.
+fn switch(written: &[(Offload, Placed<Switch>)], offload: Offload) -> Option<&Placed<Switch>> {
+    written.iter().find(|(of, _)| *of == offload).map(|(_, switch)| switch)
+}
+
+/// Ascending numbers as people and the kernel write them: `0-3, 8`.
+fn ranges(numbers: &[u16]) -> String {
+    let is_next = |a: &u16, b: &u16| a.checked_add(1) == Some(*b);
+    let range = |run: &[u16]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => run.iter().map(u16::to_string).collect(),
+    };
+    numbers.chunk_by(is_next).map(range).collect::<Vec<_>>().join(", ")
 }
 
 fn builtin_addresses(peer: &PeerId) -> [IpAddr; 2] {

@@ -13,6 +13,7 @@ pub mod counters;
 pub mod event;
 pub mod offload;
 pub mod queue;
+pub mod settings;
 pub mod snapshot;
 
 pub use command::{LaneHandOver, PlaneCommand};
@@ -20,4 +21,5 @@ pub use counters::{LaneGauges, PeerCounters, WorkerCounters};
 pub use event::{LaneEnd, PlaneEvent, Stray};
 pub use offload::{Offload, OffloadGauges, OffloadState, Offloads};
 pub use queue::{PlaneReceiver, PlaneSender, QueueFull};
+pub use settings::WorkerSettings;
 pub use snapshot::{PeerEntry, Snapshot};

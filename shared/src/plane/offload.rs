@@ -41,7 +41,7 @@ impl Offload {
     ];
 
     /// Its stable name.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::TunChecksum => "tun_checksum",
             Self::TunTso => "tun_tso",

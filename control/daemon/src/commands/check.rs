@@ -1,15 +1,19 @@
 //! `ringlane check`: validates a configuration and its key without starting anything.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use ringlane_shared::config::{ConfigError, IdentitySettings, Problem};
+use ringlane_shared::config::{ConfigError, DataplaneSettings, IdentitySettings, Problem, Switch};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use ringlane_shared::plane::Offload;
 use serde::Serialize;
+use serde_json::Value as Json;
 
 use super::load::{self, Loaded};
+use super::text::list as text_list;
 use super::{print, print_json};
 use crate::cli::ConfigArgs;
 
@@ -29,6 +33,10 @@ struct Summary<'a> {
     workers: u8,
     port: u16,
     mtu: u16,
+    cores: &'a [u16],
+    busy_poll_us: u32,
+    tun_queue_packets: u32,
+    offload: BTreeMap<&'static str, Json>,
     peers: Vec<Peer<'a>>,
     warnings: &'a [String],
 }
@@ -100,9 +108,22 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         workers: load::workers(settings),
         port: settings.dataplane.port,
         mtu: settings.dataplane.mtu,
+        cores: &settings.dataplane.cores,
+        busy_poll_us: settings.dataplane.busy_poll_us,
+        tun_queue_packets: settings.dataplane.tun_queue_packets,
+        offload: offload_keys(&settings.dataplane),
         peers: peers.collect(),
         warnings: &settings.warnings,
     }
+}
+
+/// `[dataplane.offload]` with every key written out.
+fn offload_keys(settings: &DataplaneSettings) -> BTreeMap<&'static str, Json> {
+    let value = |offload| match settings.udp_sentinel {
+        Switch::Auto if offload == Offload::UdpSentinel && settings.offloads.has(Offload::UdpGso) => "auto".into(),
+        _ => settings.offloads.has(offload).into(),
+    };
+    Offload::ALL.map(|offload| (offload.name(), value(offload))).into()
 }
 
 fn describe(summary: &Summary<'_>) -> String {
@@ -118,6 +139,17 @@ fn describe(summary: &Summary<'_>) -> String {
     line("interface", format!("{}, MTU {}", summary.interface, summary.mtu));
     let last_port = u32::from(summary.port) + u32::from(summary.workers) - 1;
     line("workers", format!("{}, UDP ports {} to {last_port}", summary.workers, summary.port));
+    if !summary.cores.is_empty() {
+        line("cores", text_list(summary.cores));
+    }
+    if summary.busy_poll_us > 0 {
+        line("busy poll", format!("{} us", summary.busy_poll_us));
+    }
+    line("tun queue", format!("{} packets for each worker", summary.tun_queue_packets));
+    let off: Vec<_> = summary.offload.iter().filter(|(_, value)| **value == false).map(|(key, _)| key).collect();
+    if !off.is_empty() {
+        line("not used", text_list(&off));
+    }
     for address in &summary.listen {
         line("listen", address.clone());
     }

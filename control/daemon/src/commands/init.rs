@@ -11,6 +11,8 @@ use multiaddr::{Multiaddr, Protocol};
 use ringlane_control::store::{self, Existing, NewFile};
 use ringlane_shared::config;
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use ringlane_shared::limits::TUN_QUEUE_PACKETS_DEFAULT;
+use ringlane_shared::plane::Offload;
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -83,6 +85,10 @@ fn render(config_file: &Path, key_file: &Path, listen: &[Multiaddr]) -> anyhow::
             listen.iter().map(|address| quoted(&address.to_string())).collect::<Vec<_>>().join(", ")
         )
     };
+    let offloads = Offload::ALL.map(|offload| match offload {
+        Offload::UdpSentinel => format!("# {} = \"auto\"", offload.name()),
+        _ => format!("# {} = true", offload.name()),
+    });
     Ok(format!(
         r#"# A Ringlane node. `ringlane check -c` validates this file; docs/configuration.md explains every key.
 
@@ -106,6 +112,17 @@ key_file = {key_file}
 # port = {port}
 # Of the TUN interface, in bytes.
 # mtu = 1420
+# The CPUs the workers run on, worker i on the i-th of them; by default all this process may use.
+# cores = [2, 3]
+# How long an idle worker looks again before it sleeps, in microseconds.
+# busy_poll_us = 0
+# How many packets wait for a worker before the kernel drops the next.
+# tun_queue_packets = {queue}
+
+# What the kernel does for many packets at once; where it cannot, the node does without. docs/configuration.md says
+# which to switch off if a driver does one of them wrong.
+# [dataplane.offload]
+{offloads}
 
 # One entry for each peer, as `ringlane init` printed it on that node.
 # [[peers]]
@@ -117,6 +134,8 @@ key_file = {key_file}
         interface = quoted(stem),
         key_file = quoted(&key_name.to_string_lossy()),
         port = config::DEFAULT_PORT,
+        queue = TUN_QUEUE_PACKETS_DEFAULT,
+        offloads = offloads.join("\n"),
     ))
 }
 

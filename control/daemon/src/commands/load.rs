@@ -9,6 +9,8 @@ use ringlane_control::store::{self, Keypair, StoreError};
 use ringlane_shared::config::{self, ConfigError, IdentitySettings, Problem, Settings};
 use ringlane_shared::limits::{CONFIG_BYTES_MAX, WORKERS_MAX};
 
+use crate::host;
+
 /// A configuration that may be started.
 pub(crate) struct Loaded {
     /// What it says.
@@ -33,6 +35,9 @@ pub(crate) fn try_load(file: &Path) -> Result<Loaded, ConfigError> {
     let peer_id = keypair.public().to_peer_id();
     settings.own_peer_checks(&peer_id)?;
     settings.worker_port_checks(workers(&settings))?;
+    if let Some(allowed) = host::allowed_cores() {
+        settings.core_checks(&allowed)?;
+    }
     Ok(Loaded { settings, keypair, peer_id })
 }
 
@@ -44,10 +49,13 @@ fn unreadable(error: &StoreError) -> String {
     }
 }
 
-/// How many workers to start: as configured, or one per core this process may use.
+/// How many workers to start: as configured, or one per core they are to run on, or one per core this process may use.
 pub(crate) fn workers(settings: &Settings) -> u8 {
-    let cores = || thread::available_parallelism().map_or(1, NonZero::get).min(WORKERS_MAX) as u8;
-    settings.dataplane.workers.unwrap_or_else(cores)
+    let cores = || match settings.dataplane.cores.len() {
+        0 => thread::available_parallelism().map_or(1, NonZero::get),
+        cores => cores,
+    };
+    settings.dataplane.workers.unwrap_or_else(|| cores().min(WORKERS_MAX) as u8)
 }
 
 fn keypair(settings: &mut Settings) -> Result<Keypair, ConfigError> {

@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use ringlane_control::admin::status::{Drops, LaneStatus, NodeStatus, PeerState, PeerStatus};
+use ringlane_control::admin::status::{Drops, LaneStatus, NodeStatus, PeerState, PeerStatus, TunStatus, WorkerStatus};
 use ringlane_control::admin::{AdminCommand, request};
+use ringlane_shared::plane::{Offload, OffloadState};
 
 use super::text::{self, Table};
 use crate::cli::InterfaceArgs;
@@ -26,6 +27,8 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     detail(&mut out, "addresses", &text::list(&node.addresses));
     detail(&mut out, "mtu", &format!("{} bytes", node.mtu_bytes));
     detail(&mut out, "workers", &node.workers.to_string());
+    detail(&mut out, "tun queue", &queue(&status.tun));
+    detail(&mut out, "offloads", &offloads(&status.workers));
     for (position, address) in node.listen.iter().enumerate() {
         detail(&mut out, if position == 0 { "listens on" } else { "" }, address);
     }
@@ -89,6 +92,47 @@ fn lane_line(lane: &LaneStatus) -> String {
     line
 }
 
+fn queue(tun: &TunStatus) -> String {
+    match (tun.queue_packets, tun.dropped) {
+        (Some(packets), Some(dropped)) => format!("{packets} packets for each worker, {dropped} dropped"),
+        _ => String::new(),
+    }
+}
+
+/// The offloads in use, and those that cannot be; not those that are off, as the configuration tells. Nothing before
+/// the workers have said anything.
+fn offloads(workers: &[WorkerStatus]) -> String {
+    let mut states = workers.iter().flat_map(|worker| worker.offloads.values());
+    if states.all(|state| state == OffloadState::Unknown.name()) {
+        return String::new();
+    }
+    let mut line = offloads_in(OffloadState::On, workers);
+    if line.is_empty() {
+        line.push_str("none");
+    }
+    for state in [OffloadState::Unavailable, OffloadState::Failed] {
+        let offloads = offloads_in(state, workers);
+        if !offloads.is_empty() {
+            let _ = write!(line, "; {}: {offloads}", state.name());
+        }
+    }
+    line
+}
+
+/// The offloads in this state, each with the workers it is so for unless it is for all.
+fn offloads_in(state: OffloadState, workers: &[WorkerStatus]) -> String {
+    let described = Offload::ALL.map(Offload::name).into_iter().filter_map(|name| {
+        let is_so = |worker: &&WorkerStatus| worker.offloads.get(name).is_some_and(|is| is == state.name());
+        let so: Vec<_> = workers.iter().filter(is_so).map(|worker| format!("w{}", worker.worker)).collect();
+        match so.len() {
+            0 => None,
+            all if all == workers.len() => Some(name.to_owned()),
+            _ => Some(format!("{name} ({})", so.join(" "))),
+        }
+    });
+    described.collect::<Vec<_>>().join(", ")
+}
+
 fn drops(drops: &Drops) -> String {
     drops.iter().map(|(reason, packets)| format!("{reason} {packets}")).collect::<Vec<_>>().join(", ")
 }
@@ -112,6 +156,7 @@ fn state(state: PeerState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use ringlane_control::admin::status::{Carrier, NodeInfo};
+    use ringlane_shared::plane::WorkerCounters;
 
     use super::*;
 
@@ -193,10 +238,23 @@ mod tests {
                 listen: vec!["/ip4/10.201.0.1/udp/8001/quic-v1".to_owned(), "/ip4/10.201.0.1/tcp/8001".to_owned()],
                 generation: 7,
             },
+            tun: TunStatus { queue_packets: Some(500), dropped: Some(34) },
             peers,
             drops: Drops::from([("no_route".to_owned(), 12)]),
-            workers: Vec::new(),
+            workers: vec![worker(0, OffloadState::On), worker(1, OffloadState::Failed)],
         }
+    }
+
+    fn worker(number: u8, udp_gso: OffloadState) -> WorkerStatus {
+        let counters = WorkerCounters::default();
+        for offload in Offload::ALL {
+            counters.offloads.set(offload, OffloadState::On);
+        }
+        counters.offloads.set(Offload::TunUso, OffloadState::Unavailable);
+        counters.offloads.set(Offload::TunCoalesce, OffloadState::Off);
+        counters.offloads.set(Offload::UdpGso, udp_gso);
+        counters.offloads.set(Offload::UdpSentinel, OffloadState::Off);
+        WorkerStatus::new(number, &counters)
     }
 
     #[test]
@@ -210,6 +268,8 @@ ring0, up for 3 d 4 h, ringlane 0.1.0
   addresses   100.64.132.22, fd00:6879::a
   mtu         1420 bytes
   workers     2
+  tun queue   500 packets for each worker, 34 dropped
+  offloads    tun_checksum, tun_tso, udp_gso (w0), udp_gro, huge_pages; unavailable: tun_uso; failed: udp_gso (w1)
   listens on  /ip4/10.201.0.1/udp/8001/quic-v1
               /ip4/10.201.0.1/tcp/8001
   dropped     no_route 12
@@ -236,6 +296,19 @@ site-b
   received    0 packets in 0 records
 "
         );
+    }
+
+    #[test]
+    fn offloads_are_silent_until_known_and_none_when_all_are_off() {
+        let with_all = |state| {
+            let counters = WorkerCounters::default();
+            Offload::ALL.iter().for_each(|&offload| counters.offloads.set(offload, state));
+            offloads(&[WorkerStatus::new(0, &counters)])
+        };
+        assert_eq!(with_all(OffloadState::Unknown), "");
+        assert_eq!(with_all(OffloadState::Off), "none");
+        assert!(with_all(OffloadState::Failed).starts_with("none; failed: tun_checksum, tun_tso, "));
+        assert_eq!(offloads(&[]), "");
     }
 
     #[test]

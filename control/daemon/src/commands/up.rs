@@ -2,17 +2,19 @@
 
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use ringlane_control::runtime::{self, ControlConfig, Notice, Workers};
 use ringlane_dataplane::{Dataplane, Tun};
-use ringlane_shared::limits::WORKERS_MAX;
-use tracing::error;
+use ringlane_shared::config::{DataplaneSettings, Switch};
+use ringlane_shared::plane::{Offload, WorkerSettings};
+use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
-use super::load::{Loaded, load};
+use super::load::{self, Loaded, load};
 use crate::cli::UpArgs;
-use crate::notify;
+use crate::{host, notify};
 
 /// What is logged unless `RINGLANE_LOG` says otherwise.
 const DEFAULT_FILTER: &str = "ringlane=info,ringlane_control=info,ringlane_dataplane=info,warn";
@@ -25,9 +27,10 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
     }
     // Before anything is touched; creating the interface will look again.
     Tun::check(&settings.interface).with_context(|| format!("{}: interface", settings.file.display()))?;
-    let workers = settings.dataplane.workers.unwrap_or_else(available_cores);
+    let workers = load::workers(&settings);
+    let worker_settings = worker_settings(&settings.dataplane);
 
-    let (interface, mtu) = (settings.interface.clone(), settings.dataplane.mtu);
+    let interface = settings.interface.clone();
     let (dataplane, started) = std::sync::mpsc::channel::<Dataplane>();
     let config = ControlConfig {
         settings,
@@ -35,8 +38,8 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
         workers,
         version: env!("CARGO_PKG_VERSION"),
         start_workers: Box::new(move |events| {
-            let tun = Tun::create(&interface, workers)?;
-            let spawned = ringlane_dataplane::spawn(tun, mtu, hash_seed(), &events)?;
+            let tun = Tun::create(&interface, workers, worker_settings.offloads)?;
+            let spawned = ringlane_dataplane::spawn(tun, &worker_settings, &events)?;
             let seen = Workers { commands: spawned.commands.clone(), counters: spawned.counters.clone() };
             dataplane.send(spawned)?;
             Ok(seen)
@@ -72,9 +75,24 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn available_cores() -> u8 {
-    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    cores.clamp(1, WORKERS_MAX) as u8
+/// The workers' settings, on this machine.
+fn worker_settings(settings: &DataplaneSettings) -> WorkerSettings {
+    let release = host::kernel_release();
+    let needs_sentinel = host::needs_sentinel(&release);
+    let offloads = settings.offloads_on(needs_sentinel);
+    if needs_sentinel && settings.udp_sentinel == Switch::Auto && offloads.has(Offload::UdpSentinel) {
+        info!(kernel = release, "some drivers of this kernel spoil trains of equal datagrams: udp_sentinel is on");
+    }
+    WorkerSettings {
+        mtu: settings.mtu,
+        hash_seed: hash_seed(),
+        offloads,
+        cores: match settings.cores.as_slice() {
+            [] => host::allowed_cores().unwrap_or_default(),
+            cores => cores.to_vec(),
+        },
+        busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
+    }
 }
 
 /// The seed of the flow hash: as unpredictable as the standard library's own.

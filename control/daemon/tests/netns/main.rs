@@ -21,5 +21,6 @@ mod capture;
 mod carries;
 mod lanes;
 mod lifecycle;
+mod offload;
 mod refusals;
 mod strangers;

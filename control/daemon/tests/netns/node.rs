@@ -251,6 +251,19 @@ impl Node {
         })
     }
 
+    /// The CPUs that the thread of this name may run on, as the kernel writes them.
+    pub(crate) fn cores_of(&self, thread: &str) -> String {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a child has threads");
+        let statuses = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+        let named = |status: &String| field(status, "Name:") == Some(thread);
+        let status = statuses.into_iter().find(named).unwrap_or_else(|| panic!("no thread is called {thread}"));
+        field(&status, "Cpus_allowed_list:").expect("the kernel says so of each thread").to_owned()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
         kill_process(pid, signal).expect("a child that was not waited for can be signalled");
@@ -336,6 +349,18 @@ impl Status {
         self.drops().get(reason).copied().unwrap_or(0)
     }
 
+    /// What the TUN's entry says of this name.
+    pub(crate) fn tun(&self, name: &str) -> Option<u64> {
+        self.0["tun"][name].as_u64()
+    }
+
+    /// Each worker's offloads and their states, in the workers' order.
+    pub(crate) fn offloads(&self) -> Vec<BTreeMap<String, String>> {
+        let workers = self.0["workers"].as_array().expect("status lists the workers");
+        let states = |worker: &Value| serde_json::from_value(worker["offloads"].clone()).expect("names and states");
+        workers.iter().map(states).collect()
+    }
+
     /// The sum of every number of this name.
     pub(crate) fn sum(&self, name: &str) -> u64 {
         let mut sum = 0;
@@ -346,6 +371,11 @@ impl Status {
         });
         sum
     }
+}
+
+/// A field of a thread's or process's `status` in `/proc`.
+pub(crate) fn field<'s>(status: &'s str, name: &str) -> Option<&'s str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 fn parse_json(bytes: &[u8]) -> Value {

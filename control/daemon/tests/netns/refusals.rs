@@ -98,6 +98,14 @@ fn an_unknown_key_is_refused_wherever_it_stands() {
 }
 
 #[test]
+fn a_core_that_is_not_there_is_refused() {
+    let Some(lab) = Lab::up(2) else { return };
+    let mut setup = right(&lab);
+    setup.set("dataplane", "cores", vec![Toml::Integer(1023)]);
+    file_refused(&setup, &["dataplane.cores[0]", "1023"]);
+}
+
+#[test]
 fn a_peer_listed_twice_is_refused() {
     let Some(lab) = Lab::up(2) else { return };
     let mut setup = right(&lab);

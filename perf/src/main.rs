@@ -4,8 +4,10 @@
 //! throughout; the rounds go A B C, A B C, so that whatever else the machine does hits all of them. A figure is worth
 //! something only as a ratio to another of the same run. How to read and repeat them: `docs/performance.md`.
 
+#[allow(dead_code, reason = "the scenarios that use it come next")]
 mod contender;
 mod iperf;
+#[allow(dead_code, reason = "the scenarios that use it come next")]
 mod lab;
 mod report;
 
@@ -14,9 +16,13 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 
-use contender::{Contender, Presence};
+use contender::{Contender, Presence, Setup};
 use iperf::Scenario;
+use lab::Underlay;
 use report::{Run, Sample};
+
+/// MTU of every tunnel.
+const INNER_MTU_BYTES: u16 = 1420;
 
 /// Measures Ringlane beside its peers.
 #[derive(Debug, Parser)]
@@ -62,17 +68,23 @@ fn run(arguments: &RunArgs) -> anyhow::Result<()> {
         Some(path) => path.clone(),
         None => std::env::current_exe().context("our own path")?.with_file_name("ringlane"),
     };
+    let setup =
+        Setup { prefix: "rlp".into(), ringlane, sites: 2, underlay: Underlay::PLAIN, inner_mtu: INNER_MTU_BYTES };
     let mut run = Run::new(arguments.seconds, arguments.rounds);
     let mut started = Vec::new();
     for contender in Contender::chosen(&arguments.contenders) {
-        match contender.presence(&ringlane) {
+        match contender.presence(&setup.ringlane) {
             Presence::Absent(missing) => {
                 println!("{contender}: absent ({missing})");
                 run.absent.insert(contender.to_string(), missing);
             }
             Presence::Version(version) => {
                 println!("{contender}: {version}");
-                let lab = contender.start(&ringlane).with_context(|| format!("starting {contender}"))?;
+                if let Some(obstacle) = contender.obstacle(&setup) {
+                    run.absent.insert(contender.to_string(), obstacle.into());
+                    continue;
+                }
+                let lab = contender.start(&setup).with_context(|| format!("starting {contender}"))?;
                 run.versions.insert(contender.to_string(), version);
                 started.push((contender, lab));
             }

@@ -1,14 +1,12 @@
-//! A lab of `scripts/lab`, what its underlay is like, and the processes in it.
+//! A lab of `scripts/lab`.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::Context;
 
-/// How long anything may take to be ready, or to end when asked to.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::process::{Process, run, run_in_any_case};
+use crate::underlay::{self, Underlay};
 
 /// A site of the lab: a router and a host behind it. Addresses are those of `scripts/lab`.
 #[derive(Debug)]
@@ -50,44 +48,15 @@ pub(crate) const SITES: [Site; 3] = [
 ];
 
 impl Site {
+    /// Its host's namespace.
+    pub(crate) fn host_namespace(&self) -> String {
+        format!("host-{}", self.letter)
+    }
+
     /// Its router's namespace.
     pub(crate) fn router(&self) -> String {
         format!("router-{}", self.letter)
     }
-}
-
-/// What lies between the sites.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(crate) struct Underlay {
-    /// MTU in bytes of everything but the tunnel: 1500 or 9000.
-    pub(crate) mtu: u16,
-    /// Whether real packets cross every link: senders cut super-segments, receivers merge them again. Otherwise veth
-    /// passes them whole.
-    pub(crate) cut: bool,
-    /// Delay, loss and the like; none for a plain veth.
-    pub(crate) link: Option<LinkSpec>,
-}
-
-/// What a link does to packets, in each direction by itself.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(crate) struct LinkSpec {
-    /// One way, in milliseconds.
-    pub(crate) delay_ms: f64,
-    /// At most this much more or less, in milliseconds. What is delayed differently still arrives in order.
-    pub(crate) jitter_ms: f64,
-    /// Share of packets that are lost, 0 to 1.
-    pub(crate) loss: f64,
-    /// Share of packets that overtake others, 0 to 1.
-    pub(crate) reorder: f64,
-    /// Bits per second; none for as fast as it goes.
-    pub(crate) rate: Option<u64>,
-    /// Same seed, same fate of the n-th packet.
-    pub(crate) seed: u64,
-}
-
-impl Underlay {
-    /// A veth with an MTU of 1500 bytes that cuts nothing.
-    pub(crate) const PLAIN: Self = Self { mtu: 1500, cut: false, link: None };
 }
 
 /// Sites in namespaces. Dropping it ends every process in it and removes it.
@@ -95,16 +64,18 @@ impl Underlay {
 pub(crate) struct Lab {
     prefix: String,
     sites: usize,
+    /// What emulates the link between the sites where the kernel does not.
+    pub(crate) emulator: Option<Process>,
 }
 
 impl Lab {
     /// Makes a lab; what an interrupted run left of it goes first. With `routed`, the sites reach each other over the
     /// bare underlay.
     pub(crate) fn up(prefix: &str, sites: usize, routed: bool, underlay: &Underlay) -> anyhow::Result<Self> {
-        let lab = Self { prefix: prefix.into(), sites };
-        run(&mut lab.script("down"))?;
+        let mut lab = Self { prefix: prefix.into(), sites, emulator: None };
+        run_in_any_case(&mut lab.script("down"))?;
         run(lab.script("up").args(["--sites", &sites.to_string()]).args(routed.then_some("--routed")))?;
-        lab.shape(underlay)?;
+        underlay::shape(&mut lab, underlay, routed)?;
         Ok(lab)
     }
 
@@ -113,27 +84,8 @@ impl Lab {
         &self.prefix
     }
 
-    /// How many sites it has.
-    pub(crate) fn sites(&self) -> usize {
-        self.sites
-    }
-
-    /// Makes its links like that.
-    fn shape(&self, underlay: &Underlay) -> anyhow::Result<()> {
-        ensure!(underlay.link.is_none(), "links with delay or loss are not there yet");
-        for (namespace, device) in self.devices() {
-            self.run(&namespace, &format!("ip link set {device} mtu {}", underlay.mtu))?;
-            if underlay.cut {
-                // Receiving veths with GRO go through NAPI, as the driver of a network card does.
-                let line = "ethtool -K {} tso off gso off tx-udp-segmentation off gro on".replace("{}", &device);
-                self.run(&namespace, &line)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Both ends of every veth pair, with their namespaces.
-    fn devices(&self) -> Vec<(String, String)> {
+    pub(crate) fn devices(&self) -> Vec<(String, String)> {
         let mut devices = Vec::new();
         for Site { letter, .. } in &SITES[..self.sites] {
             devices.push((format!("host-{letter}"), "eth0".into()));
@@ -146,11 +98,23 @@ impl Lab {
         devices
     }
 
+    /// The full name of one of its namespaces.
+    pub(crate) fn namespace(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
     /// A command that will run in one of the lab's namespaces; its process id is the program's own.
     pub(crate) fn command(&self, namespace: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &format!("{}-{namespace}", self.prefix)]).arg(program);
+        command.args(["netns", "exec", &self.namespace(namespace)]).arg(program);
         command
+    }
+
+    /// One of this program's own tools, to run in a namespace.
+    pub(crate) fn tool(&self, namespace: &str, tool: &str) -> anyhow::Result<Command> {
+        let mut command = self.command(namespace, std::env::current_exe().context("our own path")?);
+        command.args(["tool", tool]);
+        Ok(command)
     }
 
     /// Runs a line of words in a namespace and returns what it printed.
@@ -169,78 +133,9 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if let Err(error) = run(&mut self.script("down")) {
+        self.emulator = None;
+        if let Err(error) = run_in_any_case(&mut self.script("down")) {
             eprintln!("{error:#}");
         }
-    }
-}
-
-/// A process in a lab. Dropping it asks it to end, and kills it when it does not.
-#[derive(Debug)]
-pub(crate) struct Process(Child);
-
-impl Process {
-    /// Starts a command without a voice.
-    pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Ok(Self(child.with_context(|| format!("{command:?}"))?))
-    }
-}
-
-impl Process {
-    /// Its id.
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
-    }
-
-    /// Sends it a signal and waits until it is gone; one that stays is killed.
-    pub(crate) fn end(mut self, signal: Signal) {
-        self.finish(signal);
-    }
-
-    fn finish(&mut self, signal: Signal) {
-        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
-            // It may have ended by itself.
-            let _ = kill_process(pid, signal);
-        }
-        if wait_for("the process to end", || self.0.try_wait().ok().flatten()).is_err() {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            self.finish(Signal::TERM);
-        }
-    }
-}
-
-/// Runs a command to its end and returns what it printed.
-pub(crate) fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}\n{printed}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr),
-    );
-    Ok(printed)
-}
-
-/// Polls until `probe` yields something.
-pub(crate) fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = probe() {
-            return Ok(found);
-        }
-        if Instant::now() > deadline {
-            bail!("gave up waiting for {what}");
-        }
-        std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -1,24 +1,33 @@
 //! Who is measured, and how each joins the sites.
 
+mod null;
 mod ringlane;
 mod wireguard;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::lab::{Lab, Process, SITES, Site, Underlay, run, wait_for};
+use crate::lab::{Lab, SITES, Site};
+use crate::process::{Process, run, wait_at_most};
+use crate::underlay::{self, Underlay};
+
+/// How long a contender may take until packets cross.
+const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One way to get packets from site to site.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub(crate) enum Contender {
     /// The bare underlay, routed: what the machine can do without a tunnel.
     Bare,
+    /// A tunnel of our own without cryptography: what a tunnel can reach.
+    Null,
     /// This repository's node.
     Ringlane,
     /// The Go implementation of WireGuard.
@@ -82,6 +91,7 @@ impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Bare => "bare",
+            Self::Null => "null",
             Self::Ringlane => "ringlane",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun",
@@ -96,10 +106,14 @@ impl Contender {
         all.iter().copied().filter(|each| named.is_empty() || *each == Self::Bare || named.contains(each)).collect()
     }
 
+    /// Whom `--quick` measures if nobody is named.
+    pub(crate) const QUICK: [Self; 4] = [Self::Bare, Self::Null, Self::Ringlane, Self::WireguardGo];
+
     /// Asks its binaries for their versions.
     pub(crate) fn presence(self, ringlane: &Path) -> Presence {
         match self {
-            Self::Bare => Presence::Version("veth, routed".into()),
+            Self::Bare => Presence::Version("routed, no tunnel".into()),
+            Self::Null => Presence::Version("ringlane-perf, no cryptography".into()),
             Self::Ringlane => ringlane::presence(ringlane),
             Self::WireguardGo => wireguard::WIREGUARD_GO.presence(),
             Self::Boringtun => wireguard::BORINGTUN.presence(),
@@ -107,9 +121,10 @@ impl Contender {
     }
 
     /// Why it cannot be set up like that although it is present.
-    pub(crate) fn obstacle(self, _setup: &Setup) -> Option<&'static str> {
+    pub(crate) fn obstacle(self, setup: &Setup) -> Option<&'static str> {
         match self {
-            Self::Bare | Self::Ringlane | Self::WireguardGo | Self::Boringtun => None,
+            Self::Null if setup.sites > 2 => Some("joins two sites only"),
+            Self::Bare | Self::Null | Self::Ringlane | Self::WireguardGo | Self::Boringtun => None,
         }
     }
 
@@ -117,17 +132,44 @@ impl Contender {
     pub(crate) fn start(self, setup: &Setup) -> anyhow::Result<Tunnel> {
         let lab =
             |name: &str, routed| Lab::up(&format!("{}{name}", setup.prefix), setup.sites, routed, &setup.underlay);
-        let tunnel = match self {
-            Self::Bare => start_bare(lab("bare", true)?)?,
+        let mut tunnel = match self {
+            Self::Bare => start_bare(lab("bare", true)?, setup)?,
+            Self::Null => null::start(lab("null", false)?, setup)?,
             Self::Ringlane => ringlane::start(lab("ring", false)?, setup)?,
             Self::WireguardGo => wireguard::WIREGUARD_GO.start(lab("wggo", false)?, setup)?,
             Self::Boringtun => wireguard::BORINGTUN.start(lab("btun", false)?, setup)?,
         };
-        for side in &tunnel.sides[1..] {
-            let ping = format!("ping -n -c 1 -W 1 {}", side.site.host);
-            wait_for(&format!("{} to answer", side.site.host), || tunnel.lab.run("host-a", &ping).ok())?;
-        }
+        tunnel.wait_until_packets_cross(START_PATIENCE)?;
         Ok(tunnel)
+    }
+}
+
+impl Tunnel {
+    /// Waits until host-a has an answer from every other site's host; what the contender says goes into the error.
+    pub(crate) fn wait_until_packets_cross(&mut self, limit: Duration) -> anyhow::Result<()> {
+        for far in SITES[1..self.sides.len()].iter().map(|site| site.host) {
+            // It ends with the first answer, and early if a router says that there is no way.
+            let ping = format!("ping -n -q -i 0.02 -c 1 -w 1 {far}");
+            let crossed = wait_at_most(limit, &format!("{far} to answer"), || self.lab.run("host-a", &ping).ok());
+            crossed.map_err(|error| error.context(self.logs()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has processes of its own; otherwise the kernel does the work.
+    pub(crate) fn has_processes(&self) -> bool {
+        self.sides.iter().any(|side| !side.processes.is_empty())
+    }
+
+    /// The end of what each process has said.
+    fn logs(&mut self) -> String {
+        let mut logs = String::new();
+        for side in &mut self.sides {
+            for process in &mut side.processes {
+                logs += &format!("\nrouter-{} says: {}", side.site.letter, process.log());
+            }
+        }
+        format!("packets do not cross{logs}")
     }
 }
 
@@ -176,8 +218,8 @@ impl Side {
     }
 }
 
-fn start_bare(lab: Lab) -> anyhow::Result<Tunnel> {
-    let sides = SITES[..lab.sites()].iter().map(|site| {
+fn start_bare(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
+    let sides = setup.sites().iter().map(|site| {
         let nothing: Launch = Box::new(|_| Ok(Vec::new()));
         Side::start(site, site.underlay.into(), None, &lab, nothing)
     });

@@ -9,7 +9,8 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::{Launch, Presence, Setup, Side, Tunnel, directory, version_of};
-use crate::lab::{Lab, Process, Site, run};
+use crate::lab::{Lab, Site};
+use crate::process::{Process, run};
 
 /// Whether the binary is there.
 pub(super) fn presence(ringlane: &Path) -> Presence {

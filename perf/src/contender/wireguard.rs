@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 
 use super::{Launch, Presence, Setup, Side, Tunnel, directory, version_of};
-use crate::lab::{Lab, Process, Site, run, wait_for};
+use crate::lab::{Lab, Site};
+use crate::process::{Process, run, wait_for};
 
 /// One implementation.
 pub(super) struct Implementation {

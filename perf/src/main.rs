@@ -8,6 +8,7 @@ mod contender;
 mod iperf;
 mod lab;
 mod report;
+mod tools;
 
 use std::path::PathBuf;
 
@@ -30,6 +31,9 @@ struct Cli {
 enum Command {
     /// Measure TCP from host to host: one and eight streams, both directions, every contender
     Run(RunArgs),
+    /// The programs that measurements are made of
+    #[command(hide = true)]
+    Tool(tools::ToolArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -52,8 +56,10 @@ struct RunArgs {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Command::Run(arguments) = Cli::parse().command;
-    run(&arguments)
+    match Cli::parse().command {
+        Command::Run(arguments) => run(&arguments),
+        Command::Tool(arguments) => tools::run(arguments),
+    }
 }
 
 fn run(arguments: &RunArgs) -> anyhow::Result<()> {

@@ -1,3 +1,4 @@
 //! Thin shells around what the kernel offers; no decision is made here.
 
+pub mod bare_tun;
 pub mod tun;

@@ -13,4 +13,5 @@ pub(crate) mod slab;
 pub(crate) mod socket;
 pub(crate) mod steering;
 pub(crate) mod tun;
+pub(crate) mod tun_offload;
 pub(crate) mod vnet_header;

@@ -8,12 +8,12 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use nix::sys::signal::SigSet;
-use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGTERM};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// How long anything may take to be ready, or to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,20 +24,14 @@ const POLL: Duration = Duration::from_millis(10);
 /// How much of the end of a process's log is worth showing, in bytes.
 const LOG_BYTES_SHOWN: usize = 2000;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// From now on SIGINT, SIGTERM and SIGHUP make whatever waits here fail, so that labs are taken down. To be called
-/// before there are other threads.
+/// From now on SIGINT, SIGTERM and SIGHUP make whatever waits here fail, so that labs are taken down. They are caught
+/// and not held back, as children would inherit that.
 pub(crate) fn end_on_signals() -> anyhow::Result<()> {
-    let signals: SigSet = [SIGINT, SIGTERM, SIGHUP].into_iter().collect();
-    // Children start with nothing held back: the standard library sees to it.
-    signals.thread_block().context("holding signals back")?;
-    std::thread::spawn(move || {
-        if signals.wait().is_ok() {
-            eprintln!("ending early: taking the labs down");
-            INTERRUPTED.store(true, Ordering::Relaxed);
-        }
-    });
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED)).context("a signal's handler")?;
+    }
     Ok(())
 }
 
@@ -178,11 +172,7 @@ pub(crate) fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> anyho
 }
 
 /// Polls until `probe` yields something, at most that long.
-pub(crate) fn wait_at_most<T>(
-    limit: Duration,
-    what: &str,
-    mut probe: impl FnMut() -> Option<T>,
-) -> anyhow::Result<T> {
+pub(crate) fn wait_at_most<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
     let found = poll(limit, || if is_interrupted() { Some(None) } else { probe().map(Some) });
     ensure_not_interrupted()?;
     found.flatten().with_context(|| format!("gave up waiting for {what} after {} s", limit.as_secs()))
@@ -242,6 +232,14 @@ mod tests {
     fn a_command_that_fails_says_what_it_printed() {
         let error = run(Command::new("sh").args(["-c", "echo one; echo two >&2; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("one\ntwo") && error.contains('3'), "{error}");
+    }
+
+    #[test]
+    fn a_process_ends_when_it_is_asked_to() {
+        end_on_signals().unwrap();
+        let started = Instant::now();
+        Process::start(Command::new("sleep").arg("60")).unwrap().end(Signal::TERM);
+        assert!(started.elapsed() < PATIENCE, "it was killed");
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) cpu: String,
     pub(crate) cores: usize,
+    /// Of the minute before the run: what else the machine had to do.
+    pub(crate) load_average: f64,
     /// TCP's congestion control, which decides what loss and delay do to it.
     pub(crate) congestion_control: String,
     pub(crate) iperf3: String,
@@ -142,6 +144,7 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease").trim().into(),
             cpu: model.map_or("unknown", |(_, model)| model).into(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
+            load_average: read("/proc/loadavg").split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0),
             congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control").trim().into(),
             iperf3,
             disturber: disturber.into(),

@@ -20,6 +20,9 @@ const RECOVERY_PATIENCE: Duration = Duration::from_secs(20);
 const OVERHEAD: Duration = Duration::from_secs(2);
 const TEARDOWN: Duration = Duration::from_secs(8);
 
+/// From here on something else takes a good part of a core.
+const BUSY_LOAD_AVERAGE: f64 = 0.5;
+
 /// What to do.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -44,6 +47,9 @@ pub(crate) fn carry_out(plan: &Plan) -> anyhow::Result<Results> {
     let disturber = if underlay::has_netem() { Disturber::Netem } else { Disturber::Emulator };
     let iperf3 = run(Command::new("iperf3").arg("--version")).context("iperf3 is needed")?;
     let machine = Machine::this(iperf3.lines().next().unwrap_or_default().into(), disturber.name());
+    if machine.load_average > BUSY_LOAD_AVERAGE {
+        eprintln!("warning: this machine is busy (load average {}): figures will mean little", machine.load_average);
+    }
     let mut results = Results::new(machine, plan.seconds, plan.rounds);
     let present = look_for(plan, &mut results);
     for variant in Variant::ALL {
@@ -186,11 +192,13 @@ fn fail(results: &mut Results, scenario: &Scenario, round: u32, contender: Conte
 }
 
 fn leave_out(results: &mut Results, scenario: &Scenario, contender: Contender, reason: &str) {
-    let left_out =
-        LeftOut { scenario: scenario.name.into(), contender: contender.to_string(), reason: reason.into() };
+    let left_out = LeftOut { scenario: scenario.name.into(), contender: contender.to_string(), reason: reason.into() };
     // Once for all rounds.
     if !results.left_out.contains(&left_out) {
-        println!("{}, {contender}: left out: {reason}", scenario.name);
+        // A signal may leave out a hundred; the tables name them.
+        if reason != INTERRUPTED {
+            println!("{}, {contender}: left out: {reason}", scenario.name);
+        }
         results.left_out.push(left_out);
     }
 }

@@ -61,7 +61,6 @@ impl Underlay {
     pub(crate) const PLAIN: Self = Self { mtu: 1500, cut: false, link: None };
 }
 
-
 impl Disturber {
     /// As it is called in result files.
     pub(crate) fn name(self) -> &'static str {

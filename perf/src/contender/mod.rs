@@ -66,9 +66,11 @@ pub(crate) struct Tunnel {
     /// In the order of [`SITES`].
     pub(crate) sides: Vec<Side>,
     /// What else it needs: a coordination server, for example. Not measured, not restarted.
+    #[allow(dead_code, reason = "held until the tunnel goes")]
     pub(crate) servants: Vec<Process>,
     pub(crate) lab: Lab,
     /// Keys and configurations.
+    #[allow(dead_code, reason = "held until the tunnel goes")]
     pub(crate) directory: Option<TempDir>,
 }
 
@@ -130,8 +132,8 @@ impl Contender {
 
     /// Makes its lab and joins the sites; returns when packets cross.
     pub(crate) fn start(self, setup: &Setup) -> anyhow::Result<Tunnel> {
-        let lab =
-            |name: &str, routed| Lab::up(&format!("{}{name}", setup.prefix), setup.sites, routed, &setup.underlay);
+        let sites = underlay::sites_needed(setup.sites, &setup.underlay);
+        let lab = |name: &str, routed| Lab::up(&format!("{}{name}", setup.prefix), sites, routed, &setup.underlay);
         let mut tunnel = match self {
             Self::Bare => start_bare(lab("bare", true)?, setup)?,
             Self::Null => null::start(lab("null", false)?, setup)?,

@@ -1,9 +1,10 @@
 //! Tables: one for each scenario, with medians, spread and ratios.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::metric::Metric;
-use crate::results::Results;
+use crate::results::{LeftOut, Results};
 use crate::scenario::{SCENARIOS, Scenario};
 
 /// What the others are compared to, where it was measured.
@@ -54,7 +55,8 @@ fn table(results: &Results, scenario: &Scenario) -> String {
         .into_iter()
         .filter_map(|name| Some((name, results.spread(scenario.name, name, metric)?.median)))
         .collect();
-    let mut text = format!("\n### {} (`{}`)\n\n| Contender | Median | Lowest to highest |", scenario.title, scenario.name);
+    let mut text =
+        format!("\n### {} (`{}`)\n\n| Contender | Median | Lowest to highest |", scenario.title, scenario.name);
     for (name, _) in &references {
         let _ = write!(text, " / {name} |");
     }
@@ -87,7 +89,7 @@ pub(super) fn ratio(value: f64, reference: f64) -> String {
 /// All other figures of a contender.
 fn further(results: &Results, scenario: &Scenario, contender: &str) -> String {
     let metrics = results.of(scenario.name, contender).flat_map(|sample| sample.figures.keys().copied());
-    let metrics: std::collections::BTreeSet<Metric> = metrics.filter(|&metric| metric != scenario.metric()).collect();
+    let metrics: BTreeSet<Metric> = metrics.filter(|&metric| metric != scenario.metric()).collect();
     let figures = metrics.into_iter().filter_map(|metric| {
         let median = results.spread(scenario.name, contender, metric)?.median;
         let of_note = !metric.is_trouble() || median > 0.0;
@@ -102,17 +104,33 @@ fn omissions(results: &Results) -> String {
     for (contender, missing) in &results.absent {
         lines.push(format!("- {contender}: absent: {missing}"));
     }
-    for left_out in &results.left_out {
-        lines.push(format!("- {}, {}: not done: {}", left_out.scenario, left_out.contender, left_out.reason));
+    for (reason, contenders, scenarios) in grouped(&results.left_out) {
+        lines.push(format!("- {}, {}: not done: {reason}", scenarios.join(" "), contenders.join(" ")));
     }
     for sample in &results.samples {
         let Some(reason) = &sample.failure else { continue };
         let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
         let shown: String = reason.chars().take(REASON_CHARACTERS_MAX).collect();
         let rest = if shown.len() < reason.len() { " ..." } else { "" };
-        lines.push(format!("- {}, {}, round {}: failed: {shown}{rest}", sample.scenario, sample.contender, sample.round));
+        lines.push(format!(
+            "- {}, {}, round {}: failed: {shown}{rest}",
+            sample.scenario, sample.contender, sample.round
+        ));
     }
     if lines.is_empty() { String::new() } else { format!("\nNot measured:\n\n{}\n", lines.join("\n")) }
+}
+
+/// Reasons, each with the contenders it kept from the same scenarios, and these.
+fn grouped(left_out: &[LeftOut]) -> Vec<(&str, Vec<&str>, Vec<&str>)> {
+    let mut by_contender = BTreeMap::<_, Vec<_>>::new();
+    for LeftOut { scenario, contender, reason } in left_out {
+        by_contender.entry((reason.as_str(), contender.as_str())).or_default().push(scenario.as_str());
+    }
+    let mut groups = BTreeMap::<_, Vec<_>>::new();
+    for ((reason, contender), scenarios) in by_contender {
+        groups.entry((reason, scenarios)).or_default().push(contender);
+    }
+    groups.into_iter().map(|((reason, scenarios), contenders)| (reason, contenders, scenarios)).collect()
 }
 
 #[cfg(test)]
@@ -143,12 +161,16 @@ mod tests {
     fn whatever_is_missing_is_named_with_its_reason() {
         let mut results = example::results(&[]);
         results.absent.insert("nebula".into(), "it is not installed".into());
-        results.left_out.push(example::left_out("two-peers", "null", "joins two sites only"));
+        for contender in ["null", "hyprspace"] {
+            for scenario in ["two-peers", "other"] {
+                results.left_out.push(example::left_out(scenario, contender, "joins two sites only"));
+            }
+        }
         results.samples.push(example::failed("tcp1", "hyprspace", "it\nhung"));
         let text = tables(&results);
         for line in [
             "- nebula: absent: it is not installed",
-            "- two-peers, null: not done: joins two sites only",
+            "- two-peers other, hyprspace null: not done: joins two sites only",
             "- tcp1, hyprspace, round 1: failed: it hung",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

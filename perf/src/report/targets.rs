@@ -53,9 +53,21 @@ const TARGETS: [Target; 19] = {
         target("UDP, 200 bytes, packets/s", "udp200", Metric::PacketsPerSecond, WIREGUARD_GO, AtLeast(3.0)),
         target("p99 RTT under load", "rtt-load", Metric::RttP99Us, TAILSCALE, AtMost(0.5)),
         target("idle RTT p50", "rtt-idle", Metric::RttP50Us, WIREGUARD_GO, AtMost(1.1)),
-        target("2 % loss, 5 % reordering, 20 ms, 1 stream", "loss2-tcp1", Metric::BitsPerSecond, TAILSCALE, AtLeast(1.5)),
+        target(
+            "2 % loss, 5 % reordering, 20 ms, 1 stream",
+            "loss2-tcp1",
+            Metric::BitsPerSecond,
+            TAILSCALE,
+            AtLeast(1.5),
+        ),
         target("2 % loss, 5 % reordering, 20 ms, 1 stream", "loss2-tcp1", Metric::BitsPerSecond, BARE, AtLeast(0.9)),
-        target("2 % loss, 5 % reordering, 20 ms, 8 streams", "loss2-tcp8", Metric::BitsPerSecond, TAILSCALE, AtLeast(1.5)),
+        target(
+            "2 % loss, 5 % reordering, 20 ms, 8 streams",
+            "loss2-tcp8",
+            Metric::BitsPerSecond,
+            TAILSCALE,
+            AtLeast(1.5),
+        ),
         target("2 % loss, 5 % reordering, 20 ms, 8 streams", "loss2-tcp8", Metric::BitsPerSecond, BARE, AtLeast(0.9)),
         target("GSO cut on the wire, 1 stream", "cut-tcp1", Metric::BitsPerSecond, WIREGUARD_GO, AtLeast(3.0)),
         target("enters per packet, 1 stream", "tcp1", Metric::EntersPerPacket, None, AtMost(0.1)),
@@ -79,7 +91,8 @@ pub(super) fn table(results: &Results) -> String {
         let (measure, over) = (target.measure, target.over.unwrap_or(""));
         let _ = writeln!(text, "| {measure} | {over} | {bound} | {measured} | {verdict} |");
     }
-    text += "\nAllocations per packet are not measured here: a test counts them (`control/daemon/tests/no_alloc.rs`).\n";
+    text +=
+        "\nAllocations per packet are not measured here: a test counts them (`control/daemon/tests/no_alloc.rs`).\n";
     text
 }
 

@@ -26,13 +26,7 @@ pub(super) struct Path {
 }
 
 /// Bulk TCP; with `both_ways`, as many streams the other way at the same time.
-pub(super) fn tcp(
-    lab: &Lab,
-    path: &Path,
-    streams: u32,
-    both_ways: bool,
-    seconds: u32,
-) -> anyhow::Result<Measurement> {
+pub(super) fn tcp(lab: &Lab, path: &Path, streams: u32, both_ways: bool, seconds: u32) -> anyhow::Result<Measurement> {
     let mut transfer = Transfer::start(lab, path, seconds, &|arguments| {
         arguments.extend(["--parallel".into(), streams.to_string()]);
         arguments.extend(both_ways.then(|| "--bidir".into()));

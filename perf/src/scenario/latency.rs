@@ -22,7 +22,8 @@ const MARGIN: Duration = Duration::from_secs(20);
 /// Half the time by UDP, half by TCP. Under load the bulk stream begins a second earlier and goes the same way as the
 /// requests.
 pub(super) fn measure(lab: &Lab, path: &Path, loaded: bool, seconds: u32) -> anyhow::Result<Measurement> {
-    let mut server = Process::start(lab.tool(&path.server, "echo-server")?.args(["--listen", &format!("0.0.0.0:{PORT}")]))?;
+    let mut server =
+        Process::start(lab.tool(&path.server, "echo-server")?.args(["--listen", &format!("0.0.0.0:{PORT}")]))?;
     wait_for("the echo server", || server.log().contains("ready").then_some(()))
         .with_context(|| format!("the echo server says: {}", server.log()))?;
     let mut load = None;
@@ -32,10 +33,7 @@ pub(super) fn measure(lab: &Lab, path: &Path, loaded: bool, seconds: u32) -> any
     }
     let mut measurement = Measurement::default();
     let mut raw = Map::new();
-    let ways = [
-        ("udp", Metric::RttP50Us, Metric::RttP99Us),
-        ("tcp", Metric::TcpRttP50Us, Metric::TcpRttP99Us),
-    ];
+    let ways = [("udp", Metric::RttP50Us, Metric::RttP99Us), ("tcp", Metric::TcpRttP50Us, Metric::TcpRttP99Us)];
     for (protocol, p50, p99) in ways {
         let report = client(lab, path, protocol, f64::from(seconds) / 2.0)?;
         measurement.figures.insert(p50, number(&report, "p50")?);

@@ -199,7 +199,12 @@ impl Scenario {
     }
 
     /// Measures one contender. With the path of its binary, ringlane is asked for its counters.
-    pub(crate) fn measure(&self, tunnel: &mut Tunnel, ringlane: Option<&Path>, seconds: u32) -> anyhow::Result<Measurement> {
+    pub(crate) fn measure(
+        &self,
+        tunnel: &mut Tunnel,
+        ringlane: Option<&Path>,
+        seconds: u32,
+    ) -> anyhow::Result<Measurement> {
         match self.work {
             Work::Start => return restart::start(tunnel),
             Work::Recovery => return restart::recover(tunnel),

@@ -112,6 +112,7 @@ fn run(arguments: &RunArgs) -> anyhow::Result<()> {
         rounds: arguments.rounds.unwrap_or(rounds),
         prefix: arguments.prefix.clone(),
         ringlane,
+        started,
         deadline: arguments.quick.then(|| started + QUICK),
     };
     process::end_on_signals()?;

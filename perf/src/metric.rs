@@ -14,6 +14,8 @@ pub(crate) enum Metric {
     PacketsPerSecond,
     /// Share of datagrams that were sent and did not arrive, 0 to 1.
     LossRatio,
+    /// Share of the datagrams that arrived behind one that was sent later, 0 to 1.
+    ReorderRatio,
     /// TCP segments that were sent again.
     Retransmits,
     /// Request to response over UDP, median.
@@ -50,8 +52,8 @@ impl Metric {
 
     /// Whether it counts what should not happen, so that 0 is not worth a word.
     pub(crate) fn is_trouble(self) -> bool {
-        use Metric::{LossRatio, NodeDrops, Retransmits, SocketDrops, TunDrops};
-        matches!(self, LossRatio | Retransmits | NodeDrops | TunDrops | SocketDrops)
+        use Metric::{LossRatio, NodeDrops, ReorderRatio, Retransmits, SocketDrops, TunDrops};
+        matches!(self, LossRatio | ReorderRatio | Retransmits | NodeDrops | TunDrops | SocketDrops)
     }
 
     /// A figure with its unit, for people.
@@ -60,7 +62,7 @@ impl Metric {
             Self::BitsPerSecond if value < 1e8 => format!("{:.1} Mbit/s", value / 1e6),
             Self::BitsPerSecond => format!("{:.2} Gbit/s", value / 1e9),
             Self::PacketsPerSecond => format!("{:.1} kpackets/s", value / 1e3),
-            Self::LossRatio => format!("{:.1} %", value * 100.0),
+            Self::LossRatio | Self::ReorderRatio => format!("{:.1} %", value * 100.0),
             Self::RttP50Us | Self::RttP99Us | Self::TcpRttP50Us | Self::TcpRttP99Us => format!("{value:.0} us"),
             Self::Seconds => format!("{value:.2} s"),
             Self::CpuSecondsPerGb | Self::MachineCpuSecondsPerGb => format!("{value:.2} s/GB"),
@@ -77,6 +79,7 @@ impl fmt::Display for Metric {
             Self::BitsPerSecond => "throughput",
             Self::PacketsPerSecond => "packets received",
             Self::LossRatio => "loss",
+            Self::ReorderRatio => "reordering",
             Self::Retransmits => "retransmits",
             Self::RttP50Us => "RTT p50",
             Self::RttP99Us => "RTT p99",

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::metric::Metric;
 
@@ -75,8 +75,8 @@ pub(crate) struct Sample {
     pub(crate) failure: Option<String>,
     /// Empty when it failed.
     pub(crate) figures: BTreeMap<Metric, f64>,
-    /// What the load generators and the contender said, as they said it.
-    pub(crate) raw: Value,
+    /// What the load generators and the contender said, as they said it, by who said it.
+    pub(crate) raw: Map<String, Value>,
 }
 
 /// The middle of some figures and how far they lie apart.
@@ -192,7 +192,7 @@ mod tests {
             contender: "ringlane".into(),
             failure: None,
             figures: figures.clone(),
-            raw: Value::Null,
+            raw: Map::new(),
         });
         results.write(file.path()).unwrap();
         assert_eq!(Results::read(file.path()).unwrap().samples[0].figures, figures);

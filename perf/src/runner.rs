@@ -32,6 +32,7 @@ pub(crate) struct Plan {
     pub(crate) rounds: u32,
     pub(crate) prefix: String,
     pub(crate) ringlane: PathBuf,
+    pub(crate) started: Instant,
     /// When everything must be over; what does not fit is left out.
     pub(crate) deadline: Option<Instant>,
 }
@@ -137,6 +138,8 @@ fn take(plan: &Plan, scenario: &Scenario, round: u32, entrant: &mut Entrant, res
     }
     let seconds = match scenario.work {
         Work::Start | Work::Recovery => 0,
+        // The load runs longer than the requests beside it; content comes in two parts.
+        Work::Latency { .. } | Work::Content { .. } => plan.seconds + 2,
         _ => plan.seconds,
     };
     if let Some(reason) = no_time_for(plan, Duration::from_secs(seconds.into()) + OVERHEAD) {
@@ -153,7 +156,11 @@ fn take(plan: &Plan, scenario: &Scenario, round: u32, entrant: &mut Entrant, res
         Ok(measurement) => {
             let metric = scenario.metric();
             let shown = measurement.figures.get(&metric).map_or("-".into(), |&value| metric.show(value));
-            println!("round {round}, {}, {contender}: {shown}", scenario.name);
+            println!(
+                "{:4} s  {}, {contender}, round {round}: {shown}",
+                plan.started.elapsed().as_secs(),
+                scenario.name
+            );
             results.samples.push(Sample {
                 round,
                 scenario: scenario.name.into(),
@@ -180,14 +187,14 @@ fn no_time_for(plan: &Plan, time: Duration) -> Option<&'static str> {
 }
 
 fn fail(results: &mut Results, scenario: &Scenario, round: u32, contender: Contender, reason: String) {
-    println!("round {round}, {}, {contender}: FAILED: {reason}", scenario.name);
+    println!("{}, {contender}, round {round}: FAILED: {reason}", scenario.name);
     results.samples.push(Sample {
         round,
         scenario: scenario.name.into(),
         contender: contender.to_string(),
         failure: Some(reason),
         figures: Default::default(),
-        raw: serde_json::Value::Null,
+        raw: Default::default(),
     });
 }
 

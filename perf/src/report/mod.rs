@@ -54,7 +54,7 @@ pub(crate) fn summary(results: &Results) -> String {
 mod example {
     use std::collections::BTreeMap;
 
-    use serde_json::Value;
+    use serde_json::Map;
 
     use crate::metric::Metric;
     use crate::results::{LeftOut, Machine, Present, Results, Sample};
@@ -73,7 +73,7 @@ mod example {
                     contender: contender.into(),
                     failure: None,
                     figures: BTreeMap::from([(metric, value)]),
-                    raw: Value::Null,
+                    raw: Map::new(),
                 });
             }
         }
@@ -88,7 +88,7 @@ mod example {
             contender: contender.into(),
             failure: Some(reason.into()),
             figures: BTreeMap::new(),
-            raw: Value::Null,
+            raw: Map::new(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::Measurement;
 use crate::lab::Lab;
@@ -46,9 +46,9 @@ pub(super) fn two_peers(lab: &Lab, one: &Path, other: &Path, seconds: u32) -> an
             *sum.figures.entry(metric).or_default() += value;
         }
         sum.payload_bytes = Some(sum.payload_bytes.unwrap_or(0.0) + part.payload_bytes.unwrap_or(0.0));
-        raw.push(part.raw);
+        raw.push(Value::Object(part.raw));
     }
-    sum.raw = raw.into();
+    sum.raw.insert("both".into(), raw.into());
     Ok(sum)
 }
 
@@ -130,7 +130,7 @@ fn tcp_measurement(end: Value) -> anyhow::Result<Measurement> {
             (Metric::Retransmits, retransmits("sum_sent") + retransmits("sum_sent_bidir_reverse")),
         ]),
         payload_bytes: Some(bytes("sum_received") + bytes("sum_received_bidir_reverse")),
-        raw: json!({ "iperf3": end }),
+        raw: Map::from_iter([("iperf3".into(), end)]),
     })
 }
 
@@ -148,7 +148,7 @@ fn udp_measurement(end: Value, datagram_bytes: u32) -> anyhow::Result<Measuremen
             (Metric::LossRatio, (1.0 - packets / sent).max(0.0)),
         ]),
         payload_bytes: Some(bytes),
-        raw: json!({ "iperf3": end }),
+        raw: Map::from_iter([("iperf3".into(), end)]),
     })
 }
 

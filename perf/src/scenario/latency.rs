@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Measurement;
 use super::iperf::{Path, Transfer};
@@ -32,7 +32,6 @@ pub(super) fn measure(lab: &Lab, path: &Path, loaded: bool, seconds: u32) -> any
         std::thread::sleep(Duration::from_secs(1));
     }
     let mut measurement = Measurement::default();
-    let mut raw = Map::new();
     let ways = [("udp", Metric::RttP50Us, Metric::RttP99Us), ("tcp", Metric::TcpRttP50Us, Metric::TcpRttP99Us)];
     for (protocol, p50, p99) in ways {
         let report = client(lab, path, protocol, f64::from(seconds) / 2.0)?;
@@ -42,16 +41,15 @@ pub(super) fn measure(lab: &Lab, path: &Path, loaded: bool, seconds: u32) -> any
             let (lost, answered) = (number(&report, "lost")?, number(&report, "count")?);
             measurement.figures.insert(Metric::LossRatio, lost / (lost + answered));
         }
-        raw.insert(protocol.into(), report);
+        measurement.raw.insert(protocol.into(), report);
     }
     if let Some(mut load) = load {
         let report = load.finish().context("the load")?;
         let rate = report["sum_received"]["bits_per_second"].as_f64().context("the load's rate")?;
         measurement.figures.insert(Metric::BitsPerSecond, rate);
         measurement.payload_bytes = report["sum_received"]["bytes"].as_f64();
-        raw.insert("iperf3".into(), report);
+        measurement.raw.insert("iperf3".into(), report);
     }
-    measurement.raw = raw.into();
     Ok(measurement)
 }
 

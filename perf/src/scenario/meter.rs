@@ -72,7 +72,8 @@ impl<'a> Meter<'a> {
                 figures.insert(Metric::EntersPerPacket, grown(enters_of) / packets);
             }
             figures.insert(Metric::NodeDrops, grown(drops_of));
-            measurement.raw["ringlane"] = json!({ "before": before.nodes, "after": after.nodes });
+            let nodes = json!({ "before": before.nodes, "after": after.nodes });
+            measurement.raw.insert("ringlane".into(), nodes);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What is measured: every scenario by name, the labs it needs, and the work it does in them.
 
+mod content;
 mod iperf;
 mod latency;
 mod meter;
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::contender::{Contender, Tunnel};
 use crate::lab::SITES;
@@ -18,6 +19,10 @@ use crate::underlay::{Disturber, Link, LinkSpec, Underlay};
 
 /// MTU of every tunnel unless the scenario is about MTUs.
 const INNER_MTU_BYTES: u16 = 1420;
+
+/// Streams of datagrams at once: as the receiver has a buffer for each, more arrive than of one stream, although one
+/// thread of `iperf3` sends them all.
+const UDP_STREAMS: u32 = 4;
 
 /// One way of putting contenders to work.
 #[derive(Debug)]
@@ -65,6 +70,8 @@ pub(crate) enum Work {
     Udp { bytes: u32, streams: u32 },
     /// Requests from a, answers from b; loaded by bulk TCP beside it.
     Latency { loaded: bool },
+    /// Hashed bytes and datagrams from a to b, checked where they arrive.
+    Content { megabytes: u32 },
     /// Both sides start; until the first ping comes back.
     Start,
     /// Side b is killed and starts again; until the first ping comes back.
@@ -81,14 +88,14 @@ pub(crate) enum Ends {
 }
 
 /// All scenarios, grouped by variant, in the order they are measured; what disturbs a tunnel comes last.
-pub(crate) const SCENARIOS: [Scenario; 22] = {
+pub(crate) const SCENARIOS: [Scenario; 24] = {
     use Ends::{Hosts, Routers};
     use Variant::{Cut, Far, Jumbo, JumboInner, Lossy1, Lossy2, Plain, ThreeSites};
-    use Work::{Latency, Recovery, Start, Tcp, TwoPeers, Udp};
+    use Work::{Content, Latency, Recovery, Start, Tcp, TwoPeers, Udp};
     const TCP1: Work = Tcp { streams: 1, both_ways: false };
     const TCP8: Work = Tcp { streams: 8, both_ways: false };
     const BOTH: Work = Tcp { streams: 1, both_ways: true };
-    const UDP1300: Work = Udp { bytes: 1300, streams: 1 };
+    const UDP1300: Work = Udp { bytes: 1300, streams: UDP_STREAMS };
     const fn scenario(
         name: &'static str,
         title: &'static str,
@@ -104,17 +111,26 @@ pub(crate) const SCENARIOS: [Scenario; 22] = {
         scenario("tcp8", "TCP, 8 streams", Plain, TCP8, Hosts, true),
         scenario("bidir", "TCP, both directions at once", Plain, BOTH, Hosts, true),
         scenario("udp1300", "UDP, 1300-byte datagrams", Plain, UDP1300, Hosts, true),
-        scenario("udp200", "UDP, 200-byte datagrams", Plain, Udp { bytes: 200, streams: 1 }, Hosts, true),
+        scenario("udp200", "UDP, 200-byte datagrams", Plain, Udp { bytes: 200, streams: UDP_STREAMS }, Hosts, true),
         scenario("rtt-idle", "Request and response, idle", Plain, Latency { loaded: false }, Hosts, true),
         scenario("rtt-load", "Request and response beside bulk TCP", Plain, Latency { loaded: true }, Hosts, true),
         scenario("local-tcp1", "TCP, 1 stream, router to router", Plain, TCP1, Routers, false),
         scenario("local-tcp8", "TCP, 8 streams, router to router", Plain, TCP8, Routers, false),
+        scenario("content", "Hashed stream and datagrams", Plain, Content { megabytes: 200 }, Hosts, false),
         scenario("start", "Start of both sides to first ping", Plain, Start, Hosts, true),
         scenario("recovery", "Kill and restart of one side to first ping", Plain, Recovery, Hosts, false),
         scenario("cut-tcp1", "TCP, 1 stream, cut on the wire", Cut, TCP1, Hosts, true),
         scenario("cut-tcp8", "TCP, 8 streams, cut on the wire", Cut, TCP8, Hosts, false),
         scenario("loss2-tcp1", "TCP, 1 stream, 20 ms RTT, 2 % loss, 5 % reordering", Lossy2, TCP1, Hosts, true),
         scenario("loss2-tcp8", "TCP, 8 streams, 20 ms RTT, 2 % loss, 5 % reordering", Lossy2, TCP8, Hosts, false),
+        scenario(
+            "loss2-content",
+            "Hashed stream and datagrams, 20 ms RTT, 2 % loss, 5 % reordering",
+            Lossy2,
+            Content { megabytes: 2 },
+            Hosts,
+            false,
+        ),
         scenario("loss1-tcp1", "TCP, 1 stream, 20 ms RTT, 1 % loss, 5 % reordering", Lossy1, TCP1, Hosts, false),
         scenario("loss1-tcp8", "TCP, 8 streams, 20 ms RTT, 1 % loss, 5 % reordering", Lossy1, TCP8, Hosts, false),
         scenario("far-tcp1", "TCP, 1 stream, 20 ms RTT", Far, TCP1, Hosts, false),
@@ -170,7 +186,7 @@ impl Variant {
 pub(crate) struct Measurement {
     pub(crate) figures: BTreeMap<Metric, f64>,
     /// What the load generators said.
-    pub(crate) raw: Value,
+    pub(crate) raw: Map<String, Value>,
     /// Payload that was received, if it is known: CPU time is given for a gigabyte of it.
     payload_bytes: Option<f64>,
 }
@@ -184,7 +200,7 @@ impl Scenario {
     /// The figure that says how a contender fared in it.
     pub(crate) fn metric(&self) -> Metric {
         match self.work {
-            Work::Tcp { .. } | Work::TwoPeers => Metric::BitsPerSecond,
+            Work::Tcp { .. } | Work::TwoPeers | Work::Content { .. } => Metric::BitsPerSecond,
             Work::Udp { .. } => Metric::PacketsPerSecond,
             Work::Latency { loaded: false } => Metric::RttP50Us,
             Work::Latency { loaded: true } => Metric::RttP99Us,
@@ -229,6 +245,7 @@ impl Scenario {
             Work::TwoPeers => iperf::two_peers(lab, &way(1), &way(2), seconds),
             Work::Udp { bytes, streams } => iperf::udp(lab, &way(1), bytes, streams, seconds),
             Work::Latency { loaded } => latency::measure(lab, &way(1), loaded, seconds),
+            Work::Content { megabytes } => content::measure(lab, &way(1), megabytes, seconds),
             Work::Start | Work::Recovery => unreachable!("they have returned above"),
         }?;
         meter.finish(tunnel, &mut measurement)?;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::Value;
 
 use super::Measurement;
 use crate::contender::Tunnel;
@@ -38,5 +37,5 @@ pub(super) fn recover(tunnel: &mut Tunnel) -> anyhow::Result<Measurement> {
 fn until_packets_cross(tunnel: &mut Tunnel, started: Instant) -> anyhow::Result<Measurement> {
     tunnel.wait_until_packets_cross(LIMIT)?;
     let figures = BTreeMap::from([(Metric::Seconds, started.elapsed().as_secs_f64())]);
-    Ok(Measurement { figures, raw: Value::Null, payload_bytes: None })
+    Ok(Measurement { figures, ..Measurement::default() })
 }

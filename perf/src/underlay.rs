@@ -44,7 +44,7 @@ pub(crate) enum Disturber {
 pub(crate) struct LinkSpec {
     /// One way, in milliseconds.
     pub(crate) delay_ms: f64,
-    /// At most this much more or less, in milliseconds. What is delayed differently still arrives in order.
+    /// At most this much more or less, in milliseconds: packets may overtake others.
     pub(crate) jitter_ms: f64,
     /// Share of packets that are lost, 0 to 1.
     pub(crate) loss: f64,
@@ -73,9 +73,8 @@ impl Disturber {
 
 /// Whether this kernel can disturb links by itself. Makes a namespace for the trial, and removes it.
 pub(crate) fn has_netem() -> bool {
-    let namespace = "rlpnetem";
+    let namespace = format!("rlpnetem{}", std::process::id());
     let ip = |line: &str| run(Command::new("ip").args(line.split(' ')));
-    let _ = ip(&format!("netns delete {namespace}"));
     let tried = ip(&format!("netns add {namespace}"))
         .and_then(|_| ip(&format!("netns exec {namespace} tc qdisc add dev lo root netem delay 1ms")));
     let _ = ip(&format!("netns delete {namespace}"));
@@ -173,5 +172,27 @@ impl LinkSpec {
             words += &format!(" rate {rate}bit");
         }
         words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAR: LinkSpec = LinkSpec { delay_ms: 10.0, jitter_ms: 0.0, loss: 0.0, reorder: 0.0, rate: None, seed: 1 };
+
+    #[test]
+    fn netem_is_told_what_it_understands() {
+        assert_eq!(FAR.netem(), "limit 100000 delay 10ms loss 0%");
+        let all = LinkSpec { jitter_ms: 1.5, loss: 0.02, reorder: 0.05, rate: Some(1_000_000), ..FAR };
+        assert_eq!(all.netem(), "limit 100000 delay 10ms 1.5ms loss 2% reorder 5% rate 1000000bit");
+    }
+
+    #[test]
+    fn netem_needs_the_bridge_of_three_sites() {
+        let link = |by| Underlay { link: Some(Link { spec: FAR, by }), ..Underlay::PLAIN };
+        assert_eq!(sites_needed(2, &link(Disturber::Netem)), 3);
+        assert_eq!(sites_needed(2, &link(Disturber::Emulator)), 2);
+        assert_eq!(sites_needed(2, &Underlay::PLAIN), 2);
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn tables(results: &Results) -> String {
     let machine = &results.machine;
     let mut text = format!(
         "{} cores of {}, Linux {}, TCP congestion control {}, {}, links disturbed by {}. \
-         Medians of {} rounds of {} s; a ratio is between medians of this run.\n",
+         Medians of {} x {} s; a ratio is between medians of this run.\n",
         machine.cores,
         machine.cpu,
         machine.kernel,

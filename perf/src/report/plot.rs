@@ -46,7 +46,7 @@ pub(super) fn svg(results: &Results) -> String {
     }
     let machine = &results.machine;
     let title = format!(
-        "{} cores of {}, Linux {}; medians of {} rounds of {} s, lines from lowest to highest",
+        "{} cores of {}, Linux {}; medians of {} x {} s, lines from lowest to highest",
         machine.cores, machine.cpu, machine.kernel, results.rounds, results.seconds,
     );
     format!(
@@ -54,7 +54,7 @@ pub(super) fn svg(results: &Results) -> String {
 <style>
 text {{ font: 13px system-ui, sans-serif; fill: #24292f; }}
 .title {{ font-weight: 600; }}
-.note {{ font-size: 12px; opacity: 0.75; }}
+.note {{ font-size: 12px; font-weight: 400; opacity: 0.75; }}
 .spread {{ stroke: #24292f; stroke-width: 1.5; }}
 @media (prefers-color-scheme: dark) {{ text {{ fill: #e6edf3; }} .spread {{ stroke: #e6edf3; }} }}
 </style>
@@ -77,7 +77,7 @@ fn panel(svg: &mut String, scenario: &Scenario, bars: &[(String, Spread)], top: 
     let better = if metric.larger_is_better() { "longer is better" } else { "shorter is better" };
     let _ = writeln!(
         svg,
-        r#"<text class="title" x="{MARGIN}" y="{:.1}">{} <tspan class="note">{metric}, {better}</tspan></text>"#,
+        r#"<text class="title" x="{MARGIN}" y="{:.1}">{}<tspan class="note" dx="10">{metric}, {better}</tspan></text>"#,
         top + 16.0,
         escape(scenario.title),
     );

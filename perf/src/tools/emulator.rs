@@ -32,6 +32,9 @@ const IN_FLIGHT_PACKETS_MAX: usize = 1 << 17;
 const INTERFACE_QUEUE_PACKETS: u32 = 10_000;
 /// Packets read before due ones are sent.
 const READS_PER_TURN: usize = 64;
+/// After a turn that had work, how long to wait for more of it: waking for every packet would take the processor from
+/// what is measured. A packet may be this much late.
+const PAUSE: Duration = Duration::from_micros(20);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct EmulateArgs {
@@ -127,7 +130,7 @@ fn carry(mut link: Link, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stop: &Atomic
     nix::sys::prctl::set_timerslack(1).context("asking for precise timers")?;
     let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
-        let mut drained = false;
+        let (mut worked, mut drained) = (false, false);
         for _ in 0..READS_PER_TURN {
             match nix::unistd::read(from, &mut buffer) {
                 Ok(length) => link.handle_packet(&buffer[..length], Instant::now()),
@@ -138,16 +141,19 @@ fn carry(mut link: Link, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stop: &Atomic
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error).context("reading a TUN"),
             }
+            worked = true;
         }
         let now = Instant::now();
         while let Some(packet) = link.poll_packet(now) {
             if nix::unistd::write(to, &packet).is_err() {
                 link.counters.undelivered += 1;
             }
+            worked = true;
         }
-        if drained {
-            let now = Instant::now();
-            let due = link.poll_timeout().map_or(STOP_LOOK, |due| due.saturating_duration_since(now));
+        if drained && worked {
+            std::thread::sleep(PAUSE);
+        } else if drained {
+            let due = link.poll_timeout().map_or(STOP_LOOK, |due| due.saturating_duration_since(Instant::now()));
             let readable = &mut [PollFd::new(from, PollFlags::POLLIN)];
             // Interrupted or not, the next turn finds out what there is to do.
             let _ = ppoll(readable, Some(due.min(STOP_LOOK).into()), None);

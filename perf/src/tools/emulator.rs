@@ -8,6 +8,9 @@
 //! uniform between delay - jitter and delay + jitter, so that jitter alone reorders too; a reordered packet is sent at
 //! once while all others are delayed, so that it overtakes those of the last `delay` (without delay there is nothing
 //! to overtake).
+//!
+//! What a direction's thread has not read in time, because the processors are busy, is dropped by the interface and
+//! counted as its `tx_dropped`: a measurement during which that grows says nothing of the link.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -39,7 +42,7 @@ const PAUSE: Duration = Duration::from_micros(20);
 #[derive(Debug, clap::Args)]
 pub(crate) struct EmulateArgs {
     /// Names of the two TUN interfaces to create: NAME,NAME. Once ready they may be moved and renamed at will
-    #[arg(long, value_delimiter = ',', num_args = 1)]
+    #[arg(long, required = true, value_delimiter = ',', num_args = 1)]
     interfaces: Vec<String>,
     /// Delay of each direction, in milliseconds
     #[arg(long, default_value_t = 0.0)]

@@ -13,17 +13,19 @@
 //! goes to the TUN straight from the receive buffer; one that the wire has cut is put together first. One that lost a
 //! datagram is lost as a whole: over a lossy wire this tunnel is no limit of anything.
 //!
-//! Per queue there are one socket and two blocking threads, one per direction.
+//! Per queue there are one socket and two blocking threads, one per direction, or one polling thread for both. Which is
+//! faster depends on the machine; the better of the two is the limit.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg, setsockopt, sockopt};
 use nix::sys::uio::writev;
 use ringlane_dataplane::io::bare_tun::BareTun;
@@ -39,6 +41,10 @@ const HEADER_BYTES: usize = 8;
 const OVERHEAD_BYTES: usize = 32;
 /// Bytes of one send: the longest UDP payload over IPv4.
 const SEND_BYTES_MAX: usize = 65_507;
+/// Bytes of one receive: no merged datagrams are longer.
+const RECEIVE_BYTES: usize = 1 << 16;
+/// Super-segments one direction copies before the other has its turn, if they share a thread.
+const TURNS_PER_DIRECTION: usize = 16;
 /// Datagrams of a train: what the longest super-segment needs at the smallest MTU.
 const DATAGRAMS_MAX: usize = SUPER_SEGMENT_BYTES_MAX.div_ceil(1280 + OVERHEAD_BYTES - HEADER_BYTES);
 /// Trains that can be put together at the same time, of which the oldest gives way.
@@ -61,9 +67,12 @@ pub(crate) struct NullTunnelArgs {
     /// Address of the other end's first socket
     #[arg(long)]
     remote: SocketAddr,
-    /// TUN queues, each with a socket and two threads of its own; the same at both ends
+    /// TUN queues, each with a socket and threads of its own; the same at both ends
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     queues: u8,
+    /// Run both directions of a queue on one polling thread rather than on a blocking thread each
+    #[arg(long)]
+    together: bool,
 }
 
 /// What has happened, over all queues.
@@ -97,11 +106,39 @@ pub(super) fn run(arguments: &NullTunnelArgs) -> anyhow::Result<()> {
         .with_context(|| format!("creating interface {}", arguments.interface))?;
     for (index, queue) in tun.queues.into_iter().enumerate() {
         let socket = connect(nth_port(arguments.local, index)?, nth_port(arguments.remote, index)?)?;
-        let (queue, socket) = (Arc::new(queue), Arc::new(socket));
-        let (tun, udp, events) = (Arc::clone(&queue), Arc::clone(&socket), Arc::clone(&counters));
-        spawn("outbound", move || outbound(&tun, &udp, piece_bytes, &events))?;
-        let events = Arc::clone(&counters);
-        spawn("inbound", move || inbound(&queue, &socket, piece_bytes, &events))?;
+        let (tun, socket) = (Arc::new(queue), Arc::new(socket));
+        let mut outbound = Outbound {
+            tun: Arc::clone(&tun),
+            socket: Arc::clone(&socket),
+            counters: Arc::clone(&counters),
+            piece_bytes,
+            buffer: vec![0; SUPER_SEGMENT_BYTES_MAX],
+            train: 0,
+            offload: true,
+        };
+        let mut inbound = Inbound {
+            tun,
+            socket,
+            counters: Arc::clone(&counters),
+            piece_bytes,
+            buffer: vec![0; RECEIVE_BYTES],
+            control: nix::cmsg_space!(i32),
+            rebuilds: Rebuilds::new(piece_bytes),
+        };
+        if arguments.together {
+            spawn("both ways", move || run_together(outbound, inbound))?;
+        } else {
+            spawn("outbound", move || {
+                loop {
+                    outbound.turn()?;
+                }
+            })?;
+            spawn("inbound", move || {
+                loop {
+                    inbound.turn()?;
+                }
+            })?;
+        }
     }
     print_ready(None)?;
     signals.wait();
@@ -133,43 +170,55 @@ fn spawn(name: &'static str, body: impl FnOnce() -> anyhow::Result<()> + Send + 
     Ok(())
 }
 
-/// Copies super-segments from the TUN to UDP.
-fn outbound(tun: &OwnedFd, socket: &UdpSocket, piece_bytes: usize, counters: &Counters) -> anyhow::Result<()> {
-    let mut buffer = vec![0; SUPER_SEGMENT_BYTES_MAX];
-    let mut headers = [[0; HEADER_BYTES]; DATAGRAMS_MAX];
-    let datagram_bytes = HEADER_BYTES + piece_bytes;
-    let datagrams_per_send = SEND_BYTES_MAX / datagram_bytes;
-    let (mut train, mut offload) = (0_u32, true);
-    loop {
-        train = train.wrapping_add(1);
-        let length = nix::unistd::read(tun, &mut buffer).context("reading the TUN")?;
-        count(&counters.outbound);
-        let pieces = buffer[..length].chunks(piece_bytes);
+/// One queue's way from the TUN to UDP.
+struct Outbound {
+    tun: Arc<OwnedFd>,
+    socket: Arc<UdpSocket>,
+    counters: Arc<Counters>,
+    piece_bytes: usize,
+    buffer: Vec<u8>,
+    train: u32,
+    /// Whether the kernel cuts trains; once it has refused, we do, for good.
+    offload: bool,
+}
+
+impl Outbound {
+    /// Copies one super-segment; `false` if there is none.
+    fn turn(&mut self) -> anyhow::Result<bool> {
+        let length = match nix::unistd::read(&*self.tun, &mut self.buffer) {
+            Ok(length) => length,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
+            Err(error) => return Err(error).context("reading the TUN"),
+        };
+        count(&self.counters.outbound);
+        self.train = self.train.wrapping_add(1);
+        let pieces = self.buffer[..length].chunks(self.piece_bytes);
         let datagrams = pieces.len();
+        let mut headers = [[0; HEADER_BYTES]; DATAGRAMS_MAX];
         let mut slices = [IoSlice::new(&[]); 2 * DATAGRAMS_MAX];
-        for ((index, piece), (header, slices)) in
-            pieces.enumerate().zip(headers.iter_mut().zip(slices.chunks_exact_mut(2)))
-        {
-            *header = header_bytes(train, index, datagrams);
+        let places = headers.iter_mut().zip(slices.chunks_exact_mut(2));
+        for ((index, piece), (header, slices)) in pieces.enumerate().zip(places) {
+            *header = header_bytes(self.train, index, datagrams);
             slices[0] = IoSlice::new(header);
             slices[1] = IoSlice::new(piece);
         }
-        for send in slices[..2 * datagrams].chunks(2 * datagrams_per_send) {
-            if offload && send.len() > 2 {
-                match send_train(socket, send, datagram_bytes as u16) {
-                    // The device cannot cut, or will not: it is our turn, for good.
-                    Err(Errno::EIO | Errno::EINVAL) => offload = false,
+        let datagram_bytes = HEADER_BYTES + self.piece_bytes;
+        for send in slices[..2 * datagrams].chunks(2 * (SEND_BYTES_MAX / datagram_bytes)) {
+            if self.offload && send.len() > 2 {
+                match send_train(&self.socket, send, datagram_bytes as u16) {
+                    Err(Errno::EIO | Errno::EINVAL) => self.offload = false,
                     sent => {
-                        sent.unwrap_or_else(|_| count(&counters.send_errors));
+                        sent.unwrap_or_else(|_| count(&self.counters.send_errors));
                         continue;
                     }
                 }
             }
             for datagram in send.chunks(2) {
-                let sent = sendmsg::<()>(socket.as_raw_fd(), datagram, &[], MsgFlags::empty(), None);
-                sent.map_or_else(|_| count(&counters.send_errors), drop);
+                let sent = sendmsg::<()>(self.socket.as_raw_fd(), datagram, &[], MsgFlags::empty(), None);
+                sent.map_or_else(|_| count(&self.counters.send_errors), drop);
             }
         }
+        Ok(true)
     }
 }
 
@@ -178,46 +227,80 @@ fn send_train(socket: &UdpSocket, slices: &[IoSlice<'_>], datagram_bytes: u16) -
     sendmsg::<()>(socket.as_raw_fd(), slices, &segment, MsgFlags::empty(), None).map(drop)
 }
 
-/// Copies trains from UDP to the TUN as super-segments.
-fn inbound(tun: &OwnedFd, socket: &UdpSocket, piece_bytes: usize, counters: &Counters) -> anyhow::Result<()> {
-    let mut buffer = vec![0; 1 << 16];
-    let mut control = nix::cmsg_space!(i32);
-    let mut rebuilds = Rebuilds::new(piece_bytes);
-    let write = |slices: &[IoSlice<'_>]| match writev(tun, slices) {
-        Ok(_) => count(&counters.inbound),
-        Err(_) => count(&counters.write_errors),
-    };
-    loop {
-        let (length, stride) = match receive(socket, &mut buffer, &mut control) {
+/// One queue's way from UDP to the TUN.
+struct Inbound {
+    tun: Arc<OwnedFd>,
+    socket: Arc<UdpSocket>,
+    counters: Arc<Counters>,
+    piece_bytes: usize,
+    buffer: Vec<u8>,
+    control: Vec<u8>,
+    rebuilds: Rebuilds,
+}
+
+impl Inbound {
+    /// Copies what one receive yields; `false` if there is nothing.
+    fn turn(&mut self) -> anyhow::Result<bool> {
+        let (length, stride) = match receive(&self.socket, &mut self.buffer, &mut self.control) {
             Ok(received) => received,
-            // The other end is not there yet, or not any more.
-            Err(Errno::ECONNREFUSED | Errno::EINTR) => continue,
+            // Nothing there; or the other end is not there yet, or not any more.
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNREFUSED) => return Ok(false),
             Err(error) => return Err(error).context("receiving"),
         };
-        let mut rest = &buffer[..length];
+        let write = |slices: &[IoSlice<'_>]| match writev(&*self.tun, slices) {
+            Ok(_) => count(&self.counters.inbound),
+            Err(_) => count(&self.counters.write_errors),
+        };
+        let mut rest = &self.buffer[..length];
         while !rest.is_empty() {
-            let whole = leading_train(rest, stride, piece_bytes);
+            let whole = leading_train(rest, stride, self.piece_bytes);
             let (datagrams, after) = rest.split_at(rest.len().min(stride * whole.unwrap_or(1)));
             rest = after;
-            if whole.is_some() {
+            if let Some(count) = whole {
                 let mut slices = [IoSlice::new(&[]); DATAGRAMS_MAX];
-                let mut filled = 0;
                 for (slice, datagram) in slices.iter_mut().zip(datagrams.chunks(stride)) {
                     *slice = IoSlice::new(&datagram[HEADER_BYTES..]);
-                    filled += 1;
                 }
-                write(&slices[..filled]);
+                write(&slices[..count]);
                 continue;
             }
-            match rebuilds.add(datagrams) {
+            match self.rebuilds.add(datagrams) {
                 Added::Complete(super_segment) => {
-                    count(&counters.rebuilt);
+                    count(&self.counters.rebuilt);
                     write(&[IoSlice::new(super_segment)]);
                 }
-                Added::Kept { gave_up: true } => count(&counters.incomplete),
+                Added::Kept { gave_up: true } => count(&self.counters.incomplete),
                 Added::Kept { gave_up: false } => {}
-                Added::Malformed => count(&counters.malformed),
+                Added::Malformed => count(&self.counters.malformed),
             }
+        }
+        Ok(true)
+    }
+}
+
+/// Runs both directions of a queue on the calling thread.
+fn run_together(mut outbound: Outbound, mut inbound: Inbound) -> anyhow::Result<()> {
+    let (tun, socket) = (Arc::clone(&outbound.tun), Arc::clone(&outbound.socket));
+    rustix::io::ioctl_fionbio(&*tun, true)?;
+    socket.set_nonblocking(true)?;
+    loop {
+        let mut worked = false;
+        for _ in 0..TURNS_PER_DIRECTION {
+            if !outbound.turn()? {
+                break;
+            }
+            worked = true;
+        }
+        for _ in 0..TURNS_PER_DIRECTION {
+            if !inbound.turn()? {
+                break;
+            }
+            worked = true;
+        }
+        if !worked {
+            let readable = &mut [tun.as_fd(), socket.as_fd()].map(|source| PollFd::new(source, PollFlags::POLLIN));
+            // Interrupted or not, the next round finds out what there is to do.
+            let _ = poll(readable, PollTimeout::NONE);
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Who is measured, and how each joins the sites.
 
+mod hyprspace;
+mod nebula;
 mod null;
 mod ringlane;
+mod tailscale;
 mod wireguard;
 
 use std::fmt;
@@ -34,6 +37,12 @@ pub(crate) enum Contender {
     WireguardGo,
     /// The Rust implementation of WireGuard.
     Boringtun,
+    /// WireGuard between nodes that a coordination server introduces.
+    Tailscale,
+    /// Noise with certificates; AES-GCM.
+    Nebula,
+    /// A mesh over libp2p streams.
+    Hyprspace,
 }
 
 /// Whether a contender can be measured here.
@@ -97,6 +106,9 @@ impl fmt::Display for Contender {
             Self::Ringlane => "ringlane",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun",
+            Self::Tailscale => "tailscale",
+            Self::Nebula => "nebula",
+            Self::Hyprspace => "hyprspace",
         })
     }
 }
@@ -119,6 +131,9 @@ impl Contender {
             Self::Ringlane => ringlane::presence(ringlane),
             Self::WireguardGo => wireguard::WIREGUARD_GO.presence(),
             Self::Boringtun => wireguard::BORINGTUN.presence(),
+            Self::Tailscale => tailscale::presence(),
+            Self::Nebula => nebula::presence(),
+            Self::Hyprspace => hyprspace::presence(),
         }
     }
 
@@ -126,7 +141,9 @@ impl Contender {
     pub(crate) fn obstacle(self, setup: &Setup) -> Option<&'static str> {
         match self {
             Self::Null if setup.sites > 2 => Some("joins two sites only"),
+            Self::Hyprspace if setup.inner_mtu != hyprspace::MTU_BYTES => Some("has one inner MTU only, 1420"),
             Self::Bare | Self::Null | Self::Ringlane | Self::WireguardGo | Self::Boringtun => None,
+            Self::Tailscale | Self::Nebula | Self::Hyprspace => None,
         }
     }
 
@@ -140,6 +157,9 @@ impl Contender {
             Self::Ringlane => ringlane::start(lab("ring", false)?, setup)?,
             Self::WireguardGo => wireguard::WIREGUARD_GO.start(lab("wggo", false)?, setup)?,
             Self::Boringtun => wireguard::BORINGTUN.start(lab("btun", false)?, setup)?,
+            Self::Tailscale => tailscale::start(lab("tail", false)?, setup)?,
+            Self::Nebula => nebula::start(lab("nebu", false)?, setup)?,
+            Self::Hyprspace => hyprspace::start(lab("hypr", false)?, setup)?,
         };
         tunnel.wait_until_packets_cross(START_PATIENCE)?;
         Ok(tunnel)
@@ -170,6 +190,9 @@ impl Tunnel {
             for process in &mut side.processes {
                 logs += &format!("\nrouter-{} says: {}", side.site.letter, process.log());
             }
+        }
+        for process in &mut self.servants {
+            logs += &format!("\na servant says: {}", process.log());
         }
         format!("packets do not cross{logs}")
     }

@@ -121,7 +121,7 @@ impl Contender {
     }
 
     /// Whom `--quick` measures if nobody is named.
-    pub(crate) const QUICK: [Self; 4] = [Self::Bare, Self::Null, Self::Ringlane, Self::WireguardGo];
+    pub(crate) const QUICK: [Self; 5] = [Self::Bare, Self::Null, Self::Ringlane, Self::WireguardGo, Self::Tailscale];
 
     /// Asks its binaries for their versions.
     pub(crate) fn presence(self, ringlane: &Path) -> Presence {

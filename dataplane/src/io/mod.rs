@@ -1,4 +1,5 @@
 //! Thin shells around what the kernel offers; no decision is made here.
 
+pub mod bare_tun;
 pub(crate) mod offload;
 pub mod tun;

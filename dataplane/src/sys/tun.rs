@@ -20,7 +20,8 @@ pub(crate) fn open_queue(name: &str, index: usize) -> io::Result<OwnedFd> {
     Ok(device.into())
 }
 
-fn set_interface(device: &File, name: &str, flags: c_int) -> io::Result<()> {
+/// Makes `device` a queue of the TUN interface `name`.
+pub(crate) fn set_interface(device: &File, name: &str, flags: c_int) -> io::Result<()> {
     // SAFETY: all-zero is a valid `ifreq`: integers, a byte array and null pointers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {

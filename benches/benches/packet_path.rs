@@ -3,57 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "the inputs are this file's own")]
 
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use ringlane_shared::id::{LaneId, PeerIndex};
-use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
+use ringlane_benches::{FULL, ROOM, SMALL, packet, pair, parsed, routes, write_frames};
+use ringlane_shared::lane::keys::Suite;
 use ringlane_shared::lane::replay::ReplayWindow;
-use ringlane_shared::lane::seal::{Opener, Sealer, split};
-use ringlane_shared::limits::{
-    FRAME_HEADER_ROOM_BYTES, INNER_MTU_DEFAULT, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX,
-    REPLAY_WINDOW,
-};
+use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX, REPLAY_WINDOW};
 use ringlane_shared::packet::{PacketHeader, checksum, flow_hash};
-use ringlane_shared::route::RouteTable;
-use ringlane_shared::wire::frame::{FrameHeader, FramedPacket, Frames};
-
-const SMALL: usize = 64;
-const FULL: usize = INNER_MTU_DEFAULT as usize;
-const ROOM: usize = FULL + FRAME_HEADER_ROOM_BYTES;
-
-/// A TCP packet whose checksum the kernel left partial.
-fn packet(v6: bool, bytes: usize) -> Vec<u8> {
-    let mut packet = vec![0x5a; bytes];
-    if v6 {
-        packet[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 0, 6, 64]);
-        packet[4..6].copy_from_slice(&((bytes - 40) as u16).to_be_bytes());
-    } else {
-        packet[..12].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-        packet[2..4].copy_from_slice(&(bytes as u16).to_be_bytes());
-    }
-    packet
-}
-
-/// A deterministic stream of numbers (SplitMix64), so that every run measures the same table and lookups.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
+use ringlane_shared::wire::frame::Frames;
 
 fn headers(c: &mut Criterion) {
     for (name, v6) in [("v4", false), ("v6", true)] {
         let packet = packet(v6, FULL);
         c.bench_function(&format!("parse/{name}"), |b| b.iter(|| PacketHeader::parse(black_box(&packet)).unwrap()));
-        let header = PacketHeader::parse(&packet).unwrap();
+        let (header, _) = parsed(&packet);
         c.bench_function(&format!("flow_hash/{name}"), |b| {
             b.iter(|| flow_hash(black_box(&packet), black_box(&header), 0x0123_4567_89ab_cdef));
         });
@@ -64,32 +28,12 @@ fn checksums(c: &mut Criterion) {
     let mut group = c.benchmark_group("checksum");
     for bytes in [FULL, u16::MAX as usize] {
         let mut packet = packet(false, bytes);
+        let (_, partial) = parsed(&packet);
         group.throughput(Throughput::Bytes(bytes as u64));
         group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
-            b.iter(|| {
-                checksum::complete(black_box(&mut packet), checksum::PartialChecksum { start: 20, offset: 16 }).unwrap()
-            });
+            b.iter(|| checksum::complete(black_box(&mut packet), partial).unwrap());
         });
     }
-}
-
-/// Routes as sites have them: IPv4 /16 to /28 in 10/8, IPv6 /48 to /64 in fd00::/16, every other one of each.
-fn routes(count: usize) -> (RouteTable<PeerIndex>, Vec<IpAddr>) {
-    let (mut numbers, mut table, mut inside) = (Numbers(1), RouteTable::default(), Vec::new());
-    while table.len() < count {
-        let number = numbers.next();
-        let prefix: IpNet = if table.len().is_multiple_of(2) {
-            let address = Ipv4Addr::from_bits(10 << 24 | (number as u32 & 0x00ff_ffff));
-            Ipv4Net::new(address, 16 + (number >> 32) as u8 % 13).unwrap().into()
-        } else {
-            let address = Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(number) << 48);
-            Ipv6Net::new(address, 48 + (number >> 60) as u8).unwrap().into()
-        };
-        inside.push(prefix.addr());
-        table.insert(prefix, PeerIndex(table.len() as u16));
-    }
-    let lookups = (0..1024).map(|_| inside[numbers.next() as usize % inside.len()]).collect();
-    (table, lookups)
 }
 
 fn lookups(c: &mut Criterion) {
@@ -101,16 +45,6 @@ fn lookups(c: &mut Criterion) {
             b.iter(|| table.lookup(black_box(*addresses.next().unwrap())).copied());
         });
     }
-}
-
-fn pair(suite: Suite) -> (Sealer, Opener) {
-    let export = |output: &mut [u8], _: &[u8], context: &[u8]| {
-        output.fill(context[0]);
-        Ok::<_, KeyError>(())
-    };
-    let [a, b] = [1, 2].map(|id| LaneId::new(id).unwrap());
-    let keys = |role| LaneKeys::derive(suite, role, export).unwrap();
-    (split(keys(Role::Client), a, b).0, split(keys(Role::Server), b, a).1)
 }
 
 fn records(c: &mut Criterion) {
@@ -168,16 +102,7 @@ fn frames(c: &mut Criterion) {
     let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
     for (name, bytes) in [("one full packet", FULL), ("twenty small packets", SMALL)] {
         let packet = packet(false, bytes);
-        let mut write = || {
-            let (body, mut at) = (&mut record[RECORD_HEADER_BYTES..], 0);
-            while let Some(header) = FrameHeader::fit(FramedPacket::Partial, packet.len(), body.len() - at) {
-                let header_bytes = header.as_bytes().len();
-                body[at..][..header_bytes].copy_from_slice(header.as_bytes());
-                body[at + header_bytes..][..packet.len()].copy_from_slice(black_box(&packet));
-                at += header_bytes + packet.len();
-            }
-            at
-        };
+        let mut write = || write_frames(&mut record, black_box(&packet));
         let written = write();
         c.bench_function(&format!("frame write/{name}"), |b| b.iter(&mut write));
         let body = &record[RECORD_HEADER_BYTES..][..written];

@@ -1,0 +1,102 @@
+//! The stages, and what they are given to do. What a stage needs is made before it is measured.
+
+use std::hint::black_box;
+
+use ringlane_benches::{FULL, ROOM, SMALL, packet, pair, parsed, routes, write_frames};
+use ringlane_shared::lane::keys::Suite;
+use ringlane_shared::lane::replay::ReplayWindow;
+use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
+use ringlane_shared::packet::{PacketHeader, checksum, flow_hash};
+use ringlane_shared::wire::frame::Frames;
+
+use super::measured;
+
+/// How often a stage runs where its input does not say it: a power of two that makes the way there and back vanish.
+const OPERATIONS: usize = 256;
+
+/// Runs all stages, each announced by a line of operations and name.
+pub(super) fn run() {
+    headers();
+    lookups();
+    frames();
+    records();
+    replay();
+    checksums();
+}
+
+fn announce(name: &str, operations: usize) {
+    println!("{operations} {name}");
+}
+
+fn repeat(name: &str, mut operation: impl FnMut()) {
+    announce(name, OPERATIONS);
+    measured(|| (0..OPERATIONS).for_each(|_| operation()));
+}
+
+fn headers() {
+    for (name, v6) in [("v4", false), ("v6", true)] {
+        let packet = packet(v6, FULL);
+        repeat(&format!("parse/{name}"), || {
+            black_box(PacketHeader::parse(black_box(&packet)).unwrap());
+        });
+        let (header, _) = parsed(&packet);
+        repeat(&format!("flow_hash/{name}"), || {
+            black_box(flow_hash(black_box(&packet), black_box(&header), 0x0123_4567_89ab_cdef));
+        });
+    }
+}
+
+fn lookups() {
+    let (table, addresses) = routes(1000);
+    announce("route/1000", addresses.len());
+    measured(|| {
+        for address in &addresses {
+            black_box(table.lookup(black_box(*address)));
+        }
+    });
+}
+
+fn frames() {
+    let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
+    for (name, bytes) in [("one full packet", FULL), ("twenty small packets", SMALL)] {
+        let packet = packet(false, bytes);
+        let mut written = 0;
+        repeat(&format!("frame write/{name}"), || written = write_frames(black_box(&mut record), black_box(&packet)));
+        let body = &record[RECORD_HEADER_BYTES..][..written];
+        repeat(&format!("frame read/{name}"), || {
+            black_box(Frames::new(black_box(body)).map(|frame| frame.unwrap().payload.len()).sum::<usize>());
+        });
+    }
+}
+
+fn records() {
+    let (mut sealer, mut opener) = pair(Suite::Aes128Gcm);
+    let record_bytes = FULL + RECORD_OVERHEAD_BYTES;
+    let mut records = vec![0x5a; OPERATIONS * record_bytes];
+    announce("seal", OPERATIONS);
+    measured(|| {
+        for record in records.chunks_exact_mut(record_bytes) {
+            black_box(sealer.seal(record, FULL).unwrap());
+        }
+    });
+    announce("open", OPERATIONS);
+    measured(|| {
+        for record in records.chunks_exact_mut(record_bytes) {
+            black_box(opener.open(record).unwrap());
+        }
+    });
+}
+
+fn replay() {
+    let (mut window, mut counter) = (ReplayWindow::default(), 0);
+    repeat("replay window", || {
+        counter += 1;
+        assert!(window.accept(black_box(counter)), "counters that rise are fresh");
+    });
+}
+
+fn checksums() {
+    let mut packet = packet(false, FULL);
+    let (_, partial) = parsed(&packet);
+    repeat("checksum/1420", || checksum::complete(black_box(&mut packet), partial).unwrap());
+}

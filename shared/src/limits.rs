@@ -215,3 +215,17 @@ pub const ADMIN_RESPONSE_BYTES_MAX: usize = 32 << 20;
 /// A status names every lane, a route list every route; 200 bytes are a generous line for one of either.
 const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX >= 200 * PEERS_MAX * LANES_PER_LINK_MAX);
 const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX >= 200 * (ROUTES_MAX + 2 * PEERS_MAX));
+
+/// Super-segments that one worker rebuilds at a time, one per flow; a packet of one flow more ends the oldest.
+pub const COALESCE_RUNS_MAX: usize = 16;
+/// Pieces of a rebuilt super-segment. At MTU 1420 the largest packet IP has room for is 48 of them; a flow with a
+/// smaller MSS makes several.
+pub const COALESCE_PIECES_MAX: usize = 64;
+/// Bytes of a rebuilt super-segment, from its IP header on: what an IPv4 header can state.
+pub const COALESCE_PACKET_BYTES_MAX: usize = 65_535;
+/// Bytes of headers, IP and transport, of a rebuilt super-segment: twice the longest that IPv4 and TCP have. IPv6
+/// packets with more extension headers than fit come out one by one.
+pub const COALESCE_HEADER_BYTES_MAX: usize = 256;
+// Runs and pieces are counted in bytes.
+const _: () = assert!(COALESCE_RUNS_MAX < 256);
+const _: () = assert!(COALESCE_PIECES_MAX < 256);

@@ -75,7 +75,7 @@ impl Sum {
 }
 
 /// Adds the carries back until there are none: at most four steps.
-fn fold(mut sum: u64) -> u16 {
+pub(super) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }

@@ -1,8 +1,14 @@
-//! Inner packets: IP headers, checksums, flows. Everything here runs per packet and allocates nothing.
+//! Inner packets: IP headers, checksums, flows, super-segments. Everything here runs per packet and allocates nothing.
 
 pub mod checksum;
+pub mod coalesce;
 pub mod flow;
+mod headers;
 pub mod ip;
+mod run;
+pub mod segment;
 
+pub use coalesce::{Coalescer, Joined, Span};
 pub use flow::flow_hash;
 pub use ip::{PacketError, PacketHeader};
+pub use segment::{Split, SplitError, Transport};

@@ -1,0 +1,192 @@
+//! Splitting super-segments: what the kernel gives out as one packet of up to 64 KiB that a network card would have
+//! cut up (TSO, USO), into the packets it stands for.
+
+use thiserror::Error;
+
+use super::headers::{Headers, TCP_FLAGS_AT, ipv4_id, tcp_flag};
+use super::ip::PacketHeader;
+
+pub use super::headers::Transport;
+
+/// Why a packet cannot be split: whoever wrote it to the TUN, or said how to split it, is at fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum SplitError {
+    /// The pieces would be empty.
+    #[error("super-segment of pieces without payload")]
+    NoSegmentBytes,
+    /// The bytes are not exactly the packet that its IP header speaks of.
+    #[error("super-segment of {stated} bytes in {available}")]
+    Length {
+        /// What its header says.
+        stated: usize,
+        /// What there is.
+        available: usize,
+    },
+    /// Another transport than announced, or a fragment.
+    #[error("super-segment of another transport than announced, or a fragment of one")]
+    Transport,
+    /// The transport header makes no sense or reaches past the packet's end.
+    #[error("super-segment without a whole transport header")]
+    Header,
+}
+
+/// How one super-segment splits into pieces: packets that differ in payload, lengths, checksums, and what counts them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Split {
+    headers: Headers,
+    payload_bytes: u32,
+    segment_bytes: u16,
+    /// The first piece's IPv4 id.
+    id: u16,
+    /// The first piece's TCP sequence number.
+    sequence: u32,
+    pieces: u32,
+}
+
+impl Split {
+    /// How `packet` splits: a super-segment, trimmed to its IP length, which `header` was parsed from, into pieces of
+    /// `segment_bytes` of payload each (the kernel's `gso_size`), the last one with what is left.
+    ///
+    /// The length of the headers is read from the headers: the kernel's `hdr_len` may be something else.
+    pub fn new(
+        packet: &[u8],
+        header: &PacketHeader,
+        transport: Transport,
+        segment_bytes: u16,
+    ) -> Result<Self, SplitError> {
+        if segment_bytes == 0 {
+            return Err(SplitError::NoSegmentBytes);
+        }
+        let headers = Headers::read(packet, header, transport)?;
+        // `read` has found the headers within the packet, whose length has 17 bits.
+        let payload_bytes = packet.len() as u32 - headers.bytes;
+        let sequence = match packet.get(headers.ip_bytes as usize + 4..).and_then(<[u8]>::first_chunk) {
+            Some(sequence) if transport == Transport::Tcp => u32::from_be_bytes(*sequence),
+            _ => 0,
+        };
+        Ok(Self {
+            headers,
+            payload_bytes,
+            segment_bytes,
+            id: ipv4_id(packet, headers.is_ipv6),
+            sequence,
+            pieces: payload_bytes.div_ceil(u32::from(segment_bytes)).max(1),
+        })
+    }
+
+    /// How many pieces there are: at least one, also without any payload; at most as many as payload bytes.
+    pub fn pieces(&self) -> usize {
+        self.pieces as usize
+    }
+
+    /// Bytes of headers before each piece's payload: IP with options or extensions, and transport.
+    pub fn header_bytes(&self) -> usize {
+        self.headers.bytes as usize
+    }
+
+    /// Length of a piece with its headers; the last one may be shorter than the others. 0 beyond the last.
+    pub fn piece_bytes(&self, index: usize) -> usize {
+        if index >= self.pieces() {
+            return 0;
+        }
+        let before = index * usize::from(self.segment_bytes);
+        self.header_bytes() + (self.payload_bytes as usize - before).min(usize::from(self.segment_bytes))
+    }
+
+    /// Writes a piece: a whole packet whose transport checksum is partial, its field holding the pseudo-header's sum.
+    ///
+    /// `packet` is the one that `new` was given, and `out` has exactly [`Self::piece_bytes`]. Anything else is a
+    /// mistake of the caller's, and `out` is zeroed rather than left with what was there before.
+    pub fn write_piece(&self, packet: &[u8], index: usize, out: &mut [u8]) {
+        if index >= self.pieces() || out.len() != self.piece_bytes(index) || self.write(packet, index, out).is_none() {
+            out.fill(0);
+        }
+    }
+
+    fn write(&self, packet: &[u8], index: usize, out: &mut [u8]) -> Option<()> {
+        let before = index * usize::from(self.segment_bytes);
+        let (headers, payload) = out.split_at_mut_checked(self.header_bytes())?;
+        let (packet_headers, packet_payload) = packet.split_at_checked(self.header_bytes())?;
+        headers.copy_from_slice(packet_headers);
+        payload.copy_from_slice(packet_payload.get(before..before + payload.len())?);
+
+        self.headers.finish(headers, payload.len(), self.id.wrapping_add(index as u16))?;
+        if self.headers.transport == Transport::Tcp {
+            let tcp = headers.get_mut(self.headers.ip_bytes as usize..)?;
+            let sequence = self.sequence.wrapping_add(before as u32);
+            tcp.get_mut(4..8)?.copy_from_slice(&sequence.to_be_bytes());
+            let flags = tcp.get_mut(TCP_FLAGS_AT)?;
+            if index > 0 {
+                *flags &= !tcp_flag::CWR;
+            }
+            if index + 1 < self.pieces() {
+                *flags &= !(tcp_flag::FIN | tcp_flag::PSH);
+            }
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checksum::{PartialChecksum, Sum, complete};
+    use super::*;
+
+    /// UDP over IPv6 with 2500 bytes of payload.
+    fn datagrams() -> Vec<u8> {
+        let mut packet = vec![0x61, 0x23, 0x45, 0x67, 0x09, 0xcc, 17, 60];
+        packet.extend([0xfd; 16]);
+        packet.extend([0xfe; 16]);
+        packet.extend([0x30, 0x39, 0, 53, 0x09, 0xcc, 0, 0]);
+        packet.extend((0..2500).map(|at| at as u8));
+        packet
+    }
+
+    #[test]
+    fn a_super_segment_of_datagrams_splits_into_whole_ones() {
+        let packet = datagrams();
+        let header = PacketHeader::parse(&packet).unwrap();
+        let split = Split::new(&packet, &header, Transport::Udp, 1000).unwrap();
+        assert_eq!((split.pieces(), split.header_bytes()), (3, 48));
+        assert_eq!([0, 1, 2, 3].map(|index| split.piece_bytes(index)), [1048, 1048, 548, 0]);
+        for index in 0..3 {
+            let mut piece = vec![0xee; split.piece_bytes(index)];
+            split.write_piece(&packet, index, &mut piece);
+            let length = (piece.len() as u16 - 40).to_be_bytes();
+            assert_eq!((&piece[4..6], &piece[44..46]), (&length[..], &length[..]));
+            assert_eq!(piece[48..], packet[48..][1000 * index..][..piece.len() - 48]);
+            complete(&mut piece, PartialChecksum { start: 40, offset: 6 }).unwrap();
+            let pseudo_header = Sum::default().plus(&piece[8..40]).plus(&[0, 17]).plus(&length);
+            assert_eq!(pseudo_header.plus(&piece[40..]).fold(), 0xffff);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let packet = datagrams();
+        let header = PacketHeader::parse(&packet).unwrap();
+        let refused = |packet: &[u8], transport, segment_bytes| {
+            Split::new(packet, &header, transport, segment_bytes).expect_err("it makes no sense")
+        };
+        assert_eq!(refused(&packet, Transport::Udp, 0), SplitError::NoSegmentBytes);
+        assert_eq!(refused(&packet, Transport::Tcp, 1000), SplitError::Transport);
+        let length = SplitError::Length { stated: 2548, available: 2547 };
+        assert_eq!(refused(&packet[..2547], Transport::Udp, 1000), length);
+
+        let mut short = packet[..47].to_vec();
+        short[4..6].copy_from_slice(&[0, 7]);
+        let header = PacketHeader::parse(&short).unwrap();
+        assert_eq!(Split::new(&short, &header, Transport::Udp, 1000), Err(SplitError::Header));
+    }
+
+    #[test]
+    fn a_piece_that_is_not_there_is_zeros() {
+        let packet = datagrams();
+        let split = Split::new(&packet, &PacketHeader::parse(&packet).unwrap(), Transport::Udp, 1000).unwrap();
+        for (packet, index, bytes) in [(&packet[..], 3, 48), (&packet, 2, 1048), (&packet[..2500], 2, 548)] {
+            let mut piece = vec![0xee; bytes];
+            split.write_piece(packet, index, &mut piece);
+            assert!(piece.iter().all(|&byte| byte == 0), "{index}");
+        }
+    }
+}

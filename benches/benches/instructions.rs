@@ -8,7 +8,8 @@
 //! counts is independent of the machine, as far as that can be:
 //!
 //! - callgrind shows the program a CPU of its own making, the same on every x86-64 machine with AVX2;
-//! - the environment is empty, so the stack begins at the same place;
+//! - its name and environment are always the same, so that buffers lie at the same places: how many instructions a copy
+//!   takes depends on its alignment;
 //! - the ciphers of aws-lc are left out ([`CIPHERS`]): they are not ours, an emulated CPU without AVX-512 and VAES takes
 //!   other code than a real one, and they would hide what we do around them. `packet_path` measures them by time.
 //!
@@ -146,6 +147,8 @@ fn count() -> Result<Vec<(String, u64)>> {
         _ => fs::create_dir_all(&directory)?,
     }
     let counts = directory.join("counts");
+    let program = env::current_exe()?;
+    let (home, name) = program.parent().zip(program.file_name()).context("a program without a file")?;
     let mut valgrind = Command::new("valgrind");
     // Two patterns that say the same, for callgrind forgets all options of a pattern but the first.
     valgrind.args(["--tool=callgrind", "--quiet", "--dump-after=instructions::measured*"]);
@@ -153,7 +156,7 @@ fn count() -> Result<Vec<(String, u64)>> {
     valgrind.arg("--toggle-collect=*::measured*");
     valgrind.args(CIPHERS.map(|cipher| format!("--toggle-collect={cipher}")));
     valgrind.arg(format!("--callgrind-out-file={}", counts.display()));
-    valgrind.arg(env::current_exe()?).arg("--run-stages");
+    valgrind.arg(Path::new(".").join(name)).arg("--run-stages").current_dir(home);
     valgrind.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default());
     let output = valgrind.output().context("cannot run valgrind: scripts/setup installs it")?;
     ensure!(output.status.success(), "callgrind: {}", String::from_utf8_lossy(&output.stderr));

@@ -6,11 +6,13 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ringlane_benches::{FULL, ROOM, SMALL, packet, pair, parsed, routes, write_frames};
+use ringlane_benches::{
+    ARRIVALS, FULL, Pieces, ROOM, SMALL, SUPER, packet, pair, parsed, routes, split_packet, write_frames,
+};
 use ringlane_shared::lane::keys::Suite;
 use ringlane_shared::lane::replay::ReplayWindow;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX, REPLAY_WINDOW};
-use ringlane_shared::packet::{PacketHeader, checksum, flow_hash};
+use ringlane_shared::packet::{Coalescer, PacketHeader, checksum, flow_hash};
 use ringlane_shared::wire::frame::Frames;
 
 fn headers(c: &mut Criterion) {
@@ -98,9 +100,27 @@ fn open_records(suite: Suite, bytes: usize, count: u64) -> Duration {
     elapsed
 }
 
+fn super_segments(c: &mut Criterion) {
+    let (packet, mut pieces) = (packet(false, SUPER), vec![0; 48 * ROOM]);
+    let (header, _) = parsed(&packet);
+    let mut group = c.benchmark_group("split");
+    group.throughput(Throughput::Bytes(SUPER as u64));
+    group.bench_function("48 pieces", |b| {
+        b.iter(|| split_packet(black_box(&packet), &header, black_box(&mut pieces)));
+    });
+    group.finish();
+
+    let mut group = c.benchmark_group("coalesce");
+    group.throughput(Throughput::Bytes(SUPER as u64));
+    for (name, arrival) in ARRIVALS {
+        let (pieces, mut coalescer) = (Pieces::new(arrival), Coalescer::new(true, true));
+        group.bench_function(format!("48 {name}"), |b| b.iter(|| black_box(&pieces).join(&mut coalescer)));
+    }
+}
+
 fn frames(c: &mut Criterion) {
     let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
-    for (name, bytes) in [("one full packet", FULL), ("twenty small packets", SMALL)] {
+    for (name, bytes) in [("one full packet", FULL), ("21 small packets", SMALL)] {
         let packet = packet(false, bytes);
         let mut write = || write_frames(&mut record, black_box(&packet));
         let written = write();
@@ -130,5 +150,5 @@ fn replay(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, headers, checksums, lookups, frames, records, replay);
+criterion_group!(benches, headers, checksums, lookups, super_segments, frames, records, replay);
 criterion_main!(benches);

@@ -11,8 +11,8 @@ use ringlane_shared::id::{LaneId, PeerIndex};
 use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
 use ringlane_shared::lane::seal::{Opener, Sealer, split};
 use ringlane_shared::limits::{FRAME_HEADER_ROOM_BYTES, INNER_MTU_DEFAULT, RECORD_HEADER_BYTES};
-use ringlane_shared::packet::PacketHeader;
-use ringlane_shared::packet::checksum::{PartialChecksum, Sum};
+use ringlane_shared::packet::checksum::{self, PartialChecksum, Sum};
+use ringlane_shared::packet::{Coalescer, PacketHeader, Span, Split, Transport};
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::frame::{FrameHeader, FramedPacket};
 
@@ -20,6 +20,10 @@ use ringlane_shared::wire::frame::{FrameHeader, FramedPacket};
 pub const SMALL: usize = 64;
 /// A packet that fills its record.
 pub const FULL: usize = INNER_MTU_DEFAULT as usize;
+/// The largest packet that the kernel hands over in one read. It splits into 48 [`FULL`] ones.
+pub const SUPER: usize = u16::MAX as usize;
+/// Payload of a [`FULL`] packet that [`packet`] makes for IPv4: the kernel's `gso_size`.
+pub const SEGMENT: u16 = FULL as u16 - 52;
 /// Bytes of frames that a record has room for.
 pub const ROOM: usize = FULL + FRAME_HEADER_ROOM_BYTES;
 
@@ -104,4 +108,96 @@ pub fn write_frames(record: &mut [u8], packet: &[u8]) -> usize {
         at += header_bytes + packet.len();
     }
     at
+}
+
+/// Splits a [`SUPER`] packet, each piece going to a place of its own in `pieces`, [`ROOM`] bytes apart. Returns how many
+/// there are.
+pub fn split_packet(packet: &[u8], header: &PacketHeader, pieces: &mut [u8]) -> usize {
+    let split = Split::new(packet, header, Transport::Tcp, SEGMENT).unwrap();
+    for (index, place) in pieces.chunks_exact_mut(ROOM).take(split.pieces()).enumerate() {
+        split.write_piece(packet, index, &mut place[..split.piece_bytes(index)]);
+    }
+    split.pieces()
+}
+
+/// How packets reach the coalescer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arrival {
+    /// As segments of a super-segment that the sender split.
+    Segments,
+    /// By themselves, with partial checksums.
+    Partial,
+    /// By themselves, with complete checksums, which have to be verified.
+    Complete,
+}
+
+/// All ways, and what the benches call them.
+pub const ARRIVALS: [(&str, Arrival); 3] = [
+    ("segments", Arrival::Segments),
+    ("packets, partial checksums", Arrival::Partial),
+    ("packets, complete checksums", Arrival::Complete),
+];
+
+/// What a [`SUPER`] packet was split into, as it arrives.
+pub struct Pieces {
+    arrival: Arrival,
+    packets: Vec<(Vec<u8>, PacketHeader, Span)>,
+}
+
+impl Pieces {
+    /// Splits one.
+    pub fn new(arrival: Arrival) -> Self {
+        let (packet, mut pieces) = (packet(false, SUPER), vec![0; 48 * ROOM]);
+        let count = split_packet(&packet, &parsed(&packet).0, &mut pieces);
+        let packets = (0..count).map(|index| {
+            let place = &pieces[index * ROOM..][..ROOM];
+            let header = PacketHeader::parse(place).unwrap();
+            let mut bytes = header.trim(place).to_vec();
+            if arrival == Arrival::Complete {
+                checksum::complete(&mut bytes, PartialChecksum::of_transport(&header).unwrap()).unwrap();
+            }
+            let span = Span { buffer: 0, offset: (index * ROOM) as u32, bytes: bytes.len() as u32 };
+            (bytes, header, span)
+        });
+        Self { arrival, packets: packets.collect() }
+    }
+
+    /// Hands all of them to the coalescer, which is empty before and after. Returns how many things it made of them,
+    /// one that is.
+    pub fn join(&self, coalescer: &mut Coalescer) -> usize {
+        let (owner, mut made) = (PeerIndex(0), 0);
+        for (index, (bytes, header, span)) in self.packets.iter().enumerate() {
+            match self.arrival {
+                Arrival::Segments if index == 0 => {
+                    coalescer.begin_segments(owner, bytes, header, *span, |_| made += 1);
+                }
+                Arrival::Segments => assert!(coalescer.continue_segments(bytes, *span)),
+                Arrival::Partial | Arrival::Complete => {
+                    let partial = PartialChecksum::of_transport(header).filter(|_| self.arrival == Arrival::Partial);
+                    coalescer.add(owner, bytes, header, *span, partial, |_| made += 1);
+                }
+            }
+        }
+        coalescer.flush(|_| made += 1);
+        made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_measured_is_what_the_names_say() {
+        let packet = packet(false, SUPER);
+        let mut pieces = vec![0; 48 * ROOM];
+        assert_eq!(split_packet(&packet, &parsed(&packet).0, &mut pieces), 48);
+        assert_eq!(PacketHeader::parse(&pieces[..ROOM]).unwrap().total_bytes, FULL);
+        for arrival in [Arrival::Segments, Arrival::Partial, Arrival::Complete] {
+            let (pieces, mut coalescer) = (Pieces::new(arrival), Coalescer::new(true, true));
+            assert_eq!([pieces.join(&mut coalescer), pieces.join(&mut coalescer)], [1, 1], "{arrival:?}");
+        }
+        let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
+        assert_eq!(write_frames(&mut record, &packet[..SMALL]) / (SMALL + 3), 21);
+    }
 }

@@ -2,11 +2,13 @@
 
 use std::hint::black_box;
 
-use ringlane_benches::{FULL, ROOM, SMALL, packet, pair, parsed, routes, write_frames};
+use ringlane_benches::{
+    ARRIVALS, FULL, Pieces, ROOM, SMALL, SUPER, packet, pair, parsed, routes, split_packet, write_frames,
+};
 use ringlane_shared::lane::keys::Suite;
 use ringlane_shared::lane::replay::ReplayWindow;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
-use ringlane_shared::packet::{PacketHeader, checksum, flow_hash};
+use ringlane_shared::packet::{Coalescer, PacketHeader, checksum, flow_hash};
 use ringlane_shared::wire::frame::Frames;
 
 use super::measured;
@@ -18,6 +20,7 @@ const OPERATIONS: usize = 256;
 pub(super) fn run() {
     headers();
     lookups();
+    super_segments();
     frames();
     records();
     replay();
@@ -56,9 +59,23 @@ fn lookups() {
     });
 }
 
+fn super_segments() {
+    let (packet, mut pieces) = (packet(false, SUPER), vec![0; 48 * ROOM]);
+    let (header, _) = parsed(&packet);
+    repeat("split/48 pieces", || {
+        black_box(split_packet(black_box(&packet), &header, black_box(&mut pieces)));
+    });
+    for (name, arrival) in ARRIVALS {
+        let (pieces, mut coalescer) = (Pieces::new(arrival), Coalescer::new(true, true));
+        repeat(&format!("coalesce/48 {name}"), || {
+            black_box(black_box(&pieces).join(&mut coalescer));
+        });
+    }
+}
+
 fn frames() {
     let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
-    for (name, bytes) in [("one full packet", FULL), ("twenty small packets", SMALL)] {
+    for (name, bytes) in [("one full packet", FULL), ("21 small packets", SMALL)] {
         let packet = packet(false, bytes);
         let mut written = 0;
         repeat(&format!("frame write/{name}"), || written = write_frames(black_box(&mut record), black_box(&packet)));

@@ -8,8 +8,9 @@
 //! counts is independent of the machine, as far as that can be:
 //!
 //! - callgrind shows the program a CPU of its own making, the same on every x86-64 machine with AVX2;
-//! - its name and environment are always the same, so that buffers lie at the same places: how many instructions a copy
-//!   takes depends on its alignment;
+//! - its name and environment are always the same, so that buffers lie at the same places, and each begins at a multiple
+//!   of 64: how many instructions a copy takes depends on that;
+//! - our crates are built with one codegen unit each: `profile.bench` in `Cargo.toml`;
 //! - the ciphers of aws-lc are left out ([`CIPHERS`]): they are not ours, an emulated CPU without AVX-512 and VAES takes
 //!   other code than a real one, and they would hide what we do around them. `packet_path` measures them by time.
 //!

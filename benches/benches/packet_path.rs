@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringlane_benches::{
-    ARRIVALS, FULL, Pieces, ROOM, SMALL, SUPER, packet, pair, parsed, routes, split_packet, write_frames,
+    ARRIVALS, Buffer, FULL, Pieces, ROOM, SMALL, SUPER, packet, pair, parsed, routes, split_packet, write_frames,
 };
 use ringlane_shared::lane::keys::Suite;
 use ringlane_shared::lane::replay::ReplayWindow;
@@ -17,11 +17,11 @@ use ringlane_shared::wire::frame::Frames;
 
 fn headers(c: &mut Criterion) {
     for (name, v6) in [("v4", false), ("v6", true)] {
-        let packet = packet(v6, FULL);
-        c.bench_function(&format!("parse/{name}"), |b| b.iter(|| PacketHeader::parse(black_box(&packet)).unwrap()));
-        let (header, _) = parsed(&packet);
+        let packet = &*packet(v6, FULL);
+        c.bench_function(&format!("parse/{name}"), |b| b.iter(|| PacketHeader::parse(black_box(packet)).unwrap()));
+        let (header, _) = parsed(packet);
         c.bench_function(&format!("flow_hash/{name}"), |b| {
-            b.iter(|| flow_hash(black_box(&packet), black_box(&header), 0x0123_4567_89ab_cdef));
+            b.iter(|| flow_hash(black_box(packet), black_box(&header), 0x0123_4567_89ab_cdef));
         });
     }
 }
@@ -29,11 +29,11 @@ fn headers(c: &mut Criterion) {
 fn checksums(c: &mut Criterion) {
     let mut group = c.benchmark_group("checksum");
     for bytes in [FULL, u16::MAX as usize] {
-        let mut packet = packet(false, bytes);
-        let (_, partial) = parsed(&packet);
+        let packet = &mut *packet(false, bytes);
+        let (_, partial) = parsed(packet);
         group.throughput(Throughput::Bytes(bytes as u64));
         group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
-            b.iter(|| checksum::complete(black_box(&mut packet), partial).unwrap());
+            b.iter(|| checksum::complete(black_box(packet), partial).unwrap());
         });
     }
 }
@@ -56,12 +56,12 @@ fn records(c: &mut Criterion) {
             seal.throughput(Throughput::Bytes(bytes as u64));
             seal.bench_function(BenchmarkId::new(name, bytes), |b| {
                 let (mut sealer, _) = pair(suite);
-                let mut record = vec![0x5a; bytes + RECORD_OVERHEAD_BYTES];
+                let record = &mut *Buffer::filled(0x5a, bytes + RECORD_OVERHEAD_BYTES);
                 b.iter(|| {
                     if sealer.sealed() == RECORDS_PER_EPOCH_MAX {
                         sealer = pair(suite).0;
                     }
-                    sealer.seal(black_box(&mut record), bytes).unwrap()
+                    sealer.seal(black_box(record), bytes).unwrap()
                 });
             });
             seal.finish();
@@ -79,7 +79,7 @@ fn open_records(suite: Suite, bytes: usize, count: u64) -> Duration {
     const BATCH: usize = 64;
     let (mut sealer, mut opener) = pair(suite);
     let record_bytes = bytes + RECORD_OVERHEAD_BYTES;
-    let mut batch = vec![0x5a; BATCH * record_bytes];
+    let mut batch = Buffer::filled(0x5a, BATCH * record_bytes);
     let (mut left, mut elapsed) = (count, Duration::ZERO);
     while left > 0 {
         let records = left.min(BATCH as u64) as usize;
@@ -101,12 +101,12 @@ fn open_records(suite: Suite, bytes: usize, count: u64) -> Duration {
 }
 
 fn super_segments(c: &mut Criterion) {
-    let (packet, mut pieces) = (packet(false, SUPER), vec![0; 48 * ROOM]);
-    let (header, _) = parsed(&packet);
+    let (packet, pieces) = (&*packet(false, SUPER), &mut *Buffer::filled(0, 48 * ROOM));
+    let (header, _) = parsed(packet);
     let mut group = c.benchmark_group("split");
     group.throughput(Throughput::Bytes(SUPER as u64));
     group.bench_function("48 pieces", |b| {
-        b.iter(|| split_packet(black_box(&packet), &header, black_box(&mut pieces)));
+        b.iter(|| split_packet(black_box(packet), &header, black_box(pieces)));
     });
     group.finish();
 
@@ -119,10 +119,10 @@ fn super_segments(c: &mut Criterion) {
 }
 
 fn frames(c: &mut Criterion) {
-    let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
+    let record = &mut *Buffer::filled(0, RECORD_HEADER_BYTES + ROOM);
     for (name, bytes) in [("one full packet", FULL), ("21 small packets", SMALL)] {
-        let packet = packet(false, bytes);
-        let mut write = || write_frames(&mut record, black_box(&packet));
+        let packet = &*packet(false, bytes);
+        let mut write = || write_frames(record, black_box(packet));
         let written = write();
         c.bench_function(&format!("frame write/{name}"), |b| b.iter(&mut write));
         let body = &record[RECORD_HEADER_BYTES..][..written];

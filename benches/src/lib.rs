@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "the inputs are this crate's own")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::{Deref, DerefMut, Range};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ringlane_shared::id::{LaneId, PeerIndex};
@@ -27,9 +28,40 @@ pub const SEGMENT: u16 = FULL as u16 - 52;
 /// Bytes of frames that a record has room for.
 pub const ROOM: usize = FULL + FRAME_HEADER_ROOM_BYTES;
 
+/// Bytes that begin at a multiple of 64, wherever the allocator puts them: what a copy costs depends on that.
+pub struct Buffer {
+    bytes: Vec<u8>,
+    range: Range<usize>,
+}
+
+impl Buffer {
+    const ALIGNMENT: usize = 64;
+
+    /// As many bytes, all of that value.
+    pub fn filled(value: u8, bytes: usize) -> Self {
+        let room = vec![value; bytes + Self::ALIGNMENT];
+        let start = room.as_ptr().align_offset(Self::ALIGNMENT);
+        Self { bytes: room, range: start..start + bytes }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.range.clone()]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.range.clone()]
+    }
+}
+
 /// A TCP packet of `bytes` with ACK set and a timestamp, 32 bytes of TCP header, whose checksum the kernel left partial.
-pub fn packet(v6: bool, bytes: usize) -> Vec<u8> {
-    let mut packet = vec![0x5a; bytes];
+pub fn packet(v6: bool, bytes: usize) -> Buffer {
+    let mut packet = Buffer::filled(0x5a, bytes);
     let addresses = if v6 {
         packet[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 0, 6, 64]);
         packet[4..6].copy_from_slice(&((bytes - 40) as u16).to_be_bytes());
@@ -141,32 +173,32 @@ pub const ARRIVALS: [(&str, Arrival); 3] = [
 /// What a [`SUPER`] packet was split into, as it arrives.
 pub struct Pieces {
     arrival: Arrival,
-    packets: Vec<(Vec<u8>, PacketHeader, Span)>,
+    pieces: Buffer,
+    packets: Vec<(PacketHeader, Span)>,
 }
 
 impl Pieces {
     /// Splits one.
     pub fn new(arrival: Arrival) -> Self {
-        let (packet, mut pieces) = (packet(false, SUPER), vec![0; 48 * ROOM]);
+        let (packet, mut pieces) = (packet(false, SUPER), Buffer::filled(0, 48 * ROOM));
         let count = split_packet(&packet, &parsed(&packet).0, &mut pieces);
-        let packets = (0..count).map(|index| {
-            let place = &pieces[index * ROOM..][..ROOM];
-            let header = PacketHeader::parse(place).unwrap();
-            let mut bytes = header.trim(place).to_vec();
+        let packets = pieces.chunks_exact_mut(ROOM).take(count).enumerate().map(|(index, place)| {
+            let (header, partial) = parsed(place);
             if arrival == Arrival::Complete {
-                checksum::complete(&mut bytes, PartialChecksum::of_transport(&header).unwrap()).unwrap();
+                checksum::complete(&mut place[..header.total_bytes], partial).unwrap();
             }
-            let span = Span { buffer: 0, offset: (index * ROOM) as u32, bytes: bytes.len() as u32 };
-            (bytes, header, span)
+            (header, Span { buffer: 0, offset: (index * ROOM) as u32, bytes: header.total_bytes as u32 })
         });
-        Self { arrival, packets: packets.collect() }
+        let packets = packets.collect();
+        Self { arrival, pieces, packets }
     }
 
     /// Hands all of them to the coalescer, which is empty before and after. Returns how many things it made of them,
     /// one that is.
     pub fn join(&self, coalescer: &mut Coalescer) -> usize {
         let (owner, mut made) = (PeerIndex(0), 0);
-        for (index, (bytes, header, span)) in self.packets.iter().enumerate() {
+        for (index, (header, span)) in self.packets.iter().enumerate() {
+            let bytes = &self.pieces[span.offset as usize..][..span.bytes as usize];
             match self.arrival {
                 Arrival::Segments if index == 0 => {
                     coalescer.begin_segments(owner, bytes, header, *span, |_| made += 1);
@@ -190,14 +222,14 @@ mod tests {
     #[test]
     fn what_is_measured_is_what_the_names_say() {
         let packet = packet(false, SUPER);
-        let mut pieces = vec![0; 48 * ROOM];
+        let mut pieces = Buffer::filled(0, 48 * ROOM);
         assert_eq!(split_packet(&packet, &parsed(&packet).0, &mut pieces), 48);
         assert_eq!(PacketHeader::parse(&pieces[..ROOM]).unwrap().total_bytes, FULL);
         for arrival in [Arrival::Segments, Arrival::Partial, Arrival::Complete] {
             let (pieces, mut coalescer) = (Pieces::new(arrival), Coalescer::new(true, true));
             assert_eq!([pieces.join(&mut coalescer), pieces.join(&mut coalescer)], [1, 1], "{arrival:?}");
         }
-        let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
+        let mut record = Buffer::filled(0, RECORD_HEADER_BYTES + ROOM);
         assert_eq!(write_frames(&mut record, &packet[..SMALL]) / (SMALL + 3), 21);
     }
 }

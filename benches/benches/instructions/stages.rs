@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use ringlane_benches::{
-    ARRIVALS, FULL, Pieces, ROOM, SMALL, SUPER, packet, pair, parsed, routes, split_packet, write_frames,
+    ARRIVALS, Buffer, FULL, Pieces, ROOM, SMALL, SUPER, packet, pair, parsed, routes, split_packet, write_frames,
 };
 use ringlane_shared::lane::keys::Suite;
 use ringlane_shared::lane::replay::ReplayWindow;
@@ -38,13 +38,13 @@ fn repeat(name: &str, mut operation: impl FnMut()) {
 
 fn headers() {
     for (name, v6) in [("v4", false), ("v6", true)] {
-        let packet = packet(v6, FULL);
+        let packet = &*packet(v6, FULL);
         repeat(&format!("parse/{name}"), || {
-            black_box(PacketHeader::parse(black_box(&packet)).unwrap());
+            black_box(PacketHeader::parse(black_box(packet)).unwrap());
         });
-        let (header, _) = parsed(&packet);
+        let (header, _) = parsed(packet);
         repeat(&format!("flow_hash/{name}"), || {
-            black_box(flow_hash(black_box(&packet), black_box(&header), 0x0123_4567_89ab_cdef));
+            black_box(flow_hash(black_box(packet), black_box(&header), 0x0123_4567_89ab_cdef));
         });
     }
 }
@@ -60,10 +60,10 @@ fn lookups() {
 }
 
 fn super_segments() {
-    let (packet, mut pieces) = (packet(false, SUPER), vec![0; 48 * ROOM]);
-    let (header, _) = parsed(&packet);
+    let (packet, pieces) = (&*packet(false, SUPER), &mut *Buffer::filled(0, 48 * ROOM));
+    let (header, _) = parsed(packet);
     repeat("split/48 pieces", || {
-        black_box(split_packet(black_box(&packet), &header, black_box(&mut pieces)));
+        black_box(split_packet(black_box(packet), &header, black_box(pieces)));
     });
     for (name, arrival) in ARRIVALS {
         let (pieces, mut coalescer) = (Pieces::new(arrival), Coalescer::new(true, true));
@@ -74,11 +74,11 @@ fn super_segments() {
 }
 
 fn frames() {
-    let mut record = vec![0; RECORD_HEADER_BYTES + ROOM];
+    let record = &mut *Buffer::filled(0, RECORD_HEADER_BYTES + ROOM);
     for (name, bytes) in [("one full packet", FULL), ("21 small packets", SMALL)] {
-        let packet = packet(false, bytes);
+        let packet = &*packet(false, bytes);
         let mut written = 0;
-        repeat(&format!("frame write/{name}"), || written = write_frames(black_box(&mut record), black_box(&packet)));
+        repeat(&format!("frame write/{name}"), || written = write_frames(black_box(record), black_box(packet)));
         let body = &record[RECORD_HEADER_BYTES..][..written];
         repeat(&format!("frame read/{name}"), || {
             black_box(Frames::new(black_box(body)).map(|frame| frame.unwrap().payload.len()).sum::<usize>());
@@ -89,7 +89,7 @@ fn frames() {
 fn records() {
     let (mut sealer, mut opener) = pair(Suite::Aes128Gcm);
     let record_bytes = FULL + RECORD_OVERHEAD_BYTES;
-    let mut records = vec![0x5a; OPERATIONS * record_bytes];
+    let mut records = Buffer::filled(0x5a, OPERATIONS * record_bytes);
     announce("seal", OPERATIONS);
     measured(|| {
         for record in records.chunks_exact_mut(record_bytes) {
@@ -113,7 +113,7 @@ fn replay() {
 }
 
 fn checksums() {
-    let mut packet = packet(false, FULL);
-    let (_, partial) = parsed(&packet);
-    repeat("checksum/1420", || checksum::complete(black_box(&mut packet), partial).unwrap());
+    let packet = &mut *packet(false, FULL);
+    let (_, partial) = parsed(packet);
+    repeat("checksum/1420", || checksum::complete(black_box(packet), partial).unwrap());
 }

@@ -85,17 +85,19 @@ fn compare() -> Result<ExitCode> {
     let text = fs::read_to_string(baseline_path()).context("benches/baseline.toml")?;
     let mut baseline: Baseline = toml::from_str(&text).context("benches/baseline.toml")?;
     let mut verdicts = Vec::new();
-    println!("{:<32} {:>8} {:>8} {:>7}", "instructions per operation", "baseline", "now", "ratio");
+    println!("{:<40} {:>8} {:>8} {:>7}", "instructions per operation", "baseline", "now", "ratio");
     for (stage, now) in count()? {
-        let (verdict, before) = match baseline.instructions.remove(&stage) {
-            Some(before) => (Verdict::of(before, now), before),
-            None => (Verdict::Unknown, 0),
+        let (verdict, before, ratio) = match baseline.instructions.remove(&stage) {
+            Some(before) => {
+                (Verdict::of(before, now), before.to_string(), format!("{:.3}", now as f64 / before as f64))
+            }
+            None => (Verdict::Unknown, String::new(), String::new()),
         };
-        println!("{stage:<32} {before:>8} {now:>8} {:>7.3}  {}", now as f64 / before as f64, verdict.remark());
+        println!("{stage:<40} {before:>8} {now:>8} {ratio:>7}  {}", verdict.remark());
         verdicts.push(verdict);
     }
     for stage in baseline.instructions.keys() {
-        println!("{stage:<32} is in the baseline, but no stage any more");
+        println!("{stage:<40} is in the baseline, but no stage any more");
         verdicts.push(Verdict::Unknown);
     }
     let compiler = compiler()?;

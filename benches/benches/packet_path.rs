@@ -1,16 +1,18 @@
-//! One inner packet's way through the pure stages: parse, hash, route, frame, seal, and back.
+//! How long an inner packet's way through the pure stages takes: parse, hash, route, split, frame, seal, and back.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 #![allow(clippy::unwrap_used, reason = "the inputs are this file's own")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringlane_benches::{
     ARRIVALS, Buffer, FULL, Pieces, ROOM, SMALL, SUPER, packet, pair, parsed, routes, split_packet, write_frames,
 };
 use ringlane_shared::lane::keys::Suite;
 use ringlane_shared::lane::replay::ReplayWindow;
+use ringlane_shared::lane::seal::Sealer;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX, REPLAY_WINDOW};
 use ringlane_shared::packet::{Coalescer, PacketHeader, checksum, flow_hash};
 use ringlane_shared::wire::frame::Frames;
@@ -54,16 +56,17 @@ fn records(c: &mut Criterion) {
         for bytes in [SMALL, FULL] {
             let mut seal = c.benchmark_group("seal");
             seal.throughput(Throughput::Bytes(bytes as u64));
-            seal.bench_function(BenchmarkId::new(name, bytes), |b| {
-                let (mut sealer, _) = pair(suite);
-                let record = &mut *Buffer::filled(0x5a, bytes + RECORD_OVERHEAD_BYTES);
-                b.iter(|| {
-                    if sealer.sealed() == RECORDS_PER_EPOCH_MAX {
-                        sealer = pair(suite).0;
-                    }
-                    sealer.seal(black_box(record), bytes).unwrap()
+            bench_seal(&mut seal, name, bytes, suite, |sealer, record| sealer.seal(record, bytes).unwrap());
+            if suite == Suite::Aes128Gcm {
+                let frames = &*Buffer::filled(0x5a, bytes);
+                bench_seal(&mut seal, "aes-128-gcm, copied first", bytes, suite, |sealer, record| {
+                    record[RECORD_HEADER_BYTES..][..bytes].copy_from_slice(black_box(frames));
+                    sealer.seal(record, bytes).unwrap()
                 });
-            });
+                bench_seal(&mut seal, "aes-128-gcm, from elsewhere", bytes, suite, |sealer, record| {
+                    sealer.seal_from(black_box(frames), record).unwrap()
+                });
+            }
             seal.finish();
 
             let mut open = c.benchmark_group("open");
@@ -71,6 +74,25 @@ fn records(c: &mut Criterion) {
             open.bench_function(BenchmarkId::new(name, bytes), |b| b.iter_custom(|n| open_records(suite, bytes, n)));
         }
     }
+}
+
+fn bench_seal(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    bytes: usize,
+    suite: Suite,
+    mut seal: impl FnMut(&mut Sealer, &mut [u8]) -> usize,
+) {
+    group.bench_function(BenchmarkId::new(name, bytes), |b| {
+        let (mut sealer, _) = pair(suite);
+        let record = &mut *Buffer::filled(0x5a, bytes + RECORD_OVERHEAD_BYTES);
+        b.iter(|| {
+            if sealer.is_exhausted() {
+                sealer = pair(suite).0;
+            }
+            seal(&mut sealer, black_box(record))
+        });
+    });
 }
 
 /// Opening destroys a record and no counter opens twice, so batches are sealed off the clock. A batch is what one

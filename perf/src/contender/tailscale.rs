@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::json;
 
 use super::{Launch, Presence, Setup, Side, Tunnel, directory, version_of};
@@ -73,7 +73,7 @@ pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
     }
     let mut tunnel = Tunnel { sides, servants, lab, directory: Some(directory) };
     if let Err(error) = join(&mut tunnel, &servers_url(&setup.sites()[0]), &key) {
-        return Err(error.context(tunnel.logs()));
+        bail!("{error:#}; {}", tunnel.logs());
     }
     Ok(tunnel)
 }
@@ -93,11 +93,15 @@ fn join(tunnel: &mut Tunnel, url: &str, key: &str) -> anyhow::Result<()> {
     for side in &tunnel.sides[1..] {
         // It also succeeds when it was answered through the relay before its time was up.
         let direct = format!("via {}:{NODE_PORT} ", side.site.underlay);
-        wait_at_most(PATIENCE, &format!("a direct path to {}: it is relayed", side.address), || {
-            let mut ping = first.tool(&tunnel.lab);
-            let said = run(ping.args(["ping", "--until-direct", "--c=1", "--timeout=1s", &side.address])).ok()?;
-            said.contains(&direct).then_some(())
-        })?;
+        wait_at_most(
+            PATIENCE,
+            &format!("tailscale to reach {} directly, not through its relay", side.address),
+            || {
+                let mut ping = first.tool(&tunnel.lab);
+                let said = run(ping.args(["ping", "--until-direct", "--c=1", "--timeout=1s", &side.address])).ok()?;
+                said.contains(&direct).then_some(())
+            },
+        )?;
     }
     Ok(())
 }

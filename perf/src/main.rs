@@ -16,6 +16,7 @@ mod tools;
 mod underlay;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -79,8 +80,8 @@ struct RunArgs {
 /// The budget of a quick run.
 const QUICK: Duration = Duration::from_secs(180);
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
         Command::Run(arguments) => run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Scenarios => {
@@ -90,6 +91,13 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Tool(arguments) => tools::run(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -33,6 +33,19 @@ pub(crate) fn end_on_signals() -> anyhow::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED)).context("a signal's handler")?;
     }
     Ok(())
+}
+
+static DEADLINE: OnceLock<Instant> = OnceLock::new();
+
+/// From then on nothing waits here any more but what cleans up. The first call counts.
+pub(crate) fn end_waiting_at(deadline: Instant) {
+    DEADLINE.get_or_init(|| deadline);
+}
+
+/// As much of `limit` as is left until the deadline, if there is one.
+fn until_deadline(limit: Duration) -> Duration {
+    let left = DEADLINE.get().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    left.map_or(limit, |left| left.min(limit))
 }
 
 /// Fails once the run is to end early.
@@ -65,6 +78,11 @@ impl Process {
     /// Its id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 
     /// The end of what it has said so far.
@@ -123,13 +141,16 @@ impl Running {
 
     /// Waits for its end, at most until it has run that long, and returns what it printed.
     pub(crate) fn finish(mut self, limit: Duration) -> anyhow::Result<String> {
-        let status = poll(limit.saturating_sub(self.started.elapsed()), || match self.child.try_wait() {
+        let left = until_deadline(limit.saturating_sub(self.started.elapsed()));
+        let status = poll(left, || match self.child.try_wait() {
             Ok(None) if is_interrupted() => Some(Err(anyhow::anyhow!("interrupted"))),
             Ok(None) => None,
             Ok(Some(status)) => Some(Ok(status)),
             Err(error) => Some(Err(error.into())),
         });
-        let Some(status) = status else { bail!("{} took longer than {} s", self.shown, limit.as_secs()) };
+        let Some(status) = status else {
+            bail!("{} took longer than {} s", self.shown, self.started.elapsed().as_secs())
+        };
         self.output(status?)
     }
 
@@ -173,6 +194,7 @@ pub(crate) fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> anyho
 
 /// Polls until `probe` yields something, at most that long.
 pub(crate) fn wait_at_most<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    let limit = until_deadline(limit);
     let found = poll(limit, || if is_interrupted() { Some(None) } else { probe().map(Some) });
     ensure_not_interrupted()?;
     found.flatten().with_context(|| format!("gave up waiting for {what} after {} s", limit.as_secs()))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::contender::{Contender, Presence, Setup, Tunnel};
-use crate::process::{ensure_not_interrupted, is_interrupted, run};
+use crate::process::{end_waiting_at, ensure_not_interrupted, is_interrupted, run};
 use crate::results::{LeftOut, Machine, Present, Results, Sample};
 use crate::scenario::{SCENARIOS, Scenario, Variant, Work};
 use crate::underlay::{self, Disturber};
@@ -45,6 +45,9 @@ struct Entrant {
 
 /// Does it. Figures taken before a signal came are returned, too.
 pub(crate) fn carry_out(plan: &Plan) -> anyhow::Result<Results> {
+    if let Some(deadline) = plan.deadline {
+        end_waiting_at(deadline - TEARDOWN);
+    }
     let disturber = if underlay::has_netem() { Disturber::Netem } else { Disturber::Emulator };
     let iperf3 = run(Command::new("iperf3").arg("--version")).context("iperf3 is needed")?;
     let machine = Machine::this(iperf3.lines().next().unwrap_or_default().into(), disturber.name());
@@ -120,6 +123,11 @@ fn start(
         }
         match contender.start(setup) {
             Ok(tunnel) => entrants.push(Entrant { contender, tunnel }),
+            Err(_) if is_interrupted() => {
+                for scenario in scenarios {
+                    leave_out(results, scenario, contender, INTERRUPTED);
+                }
+            }
             Err(error) => {
                 for scenario in scenarios {
                     fail(results, scenario, 1, contender, format!("it does not start: {error:#}"));
@@ -171,7 +179,13 @@ fn take(plan: &Plan, scenario: &Scenario, round: u32, entrant: &mut Entrant, res
             });
         }
         Err(_) if is_interrupted() => leave_out(results, scenario, contender, INTERRUPTED),
-        Err(error) => fail(results, scenario, round, contender, format!("{error:#}")),
+        Err(error) => {
+            fail(results, scenario, round, contender, format!("{error:#}{}", entrant.tunnel.deaths()));
+            // So that one crash is one failure.
+            if let Err(error) = entrant.tunnel.restart() {
+                println!("{contender} does not start again: {error:#}");
+            }
+        }
     }
 }
 

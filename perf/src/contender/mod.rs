@@ -178,9 +178,28 @@ impl Tunnel {
         Ok(())
     }
 
+    /// Ends both sides in an orderly way and starts them again; does not wait until packets cross.
+    pub(crate) fn restart(&mut self) -> anyhow::Result<()> {
+        for side in &mut self.sides {
+            side.stop(Signal::TERM);
+        }
+        self.sides.iter_mut().try_for_each(|side| side.start_again(&self.lab))
+    }
+
     /// Whether it has processes of its own; otherwise the kernel does the work.
     pub(crate) fn has_processes(&self) -> bool {
         self.sides.iter().any(|side| !side.processes.is_empty())
+    }
+
+    /// Which of its processes have ended by themselves, and how.
+    pub(crate) fn deaths(&mut self) -> String {
+        let mut deaths = String::new();
+        for side in &mut self.sides {
+            for status in side.processes.iter_mut().filter_map(Process::ended) {
+                deaths += &format!("; a process of router-{} ended with {status}", side.site.letter);
+            }
+        }
+        deaths
     }
 
     /// The end of what each process has said.

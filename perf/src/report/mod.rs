@@ -4,6 +4,7 @@ mod markdown;
 mod plot;
 mod targets;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -36,7 +37,7 @@ pub(crate) fn run(arguments: &ReportArgs) -> anyhow::Result<()> {
     }
     match &arguments.markdown {
         Some(path) => std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?,
-        None => print!("{text}"),
+        None => std::io::stdout().write_all(text.as_bytes()).context("printing")?,
     }
     if let Some(path) = &arguments.svg {
         std::fs::write(path, plot::svg(&results)).with_context(|| format!("writing {}", path.display()))?;

@@ -111,11 +111,18 @@ impl Worker {
         let mut busy_until = Instant::now();
         loop {
             let now = Instant::now();
-            if self.turn(now)? {
-                busy_until = now + self.busy_poll;
-            }
+            let happened = self.turn(now)?;
             if self.state.stopping {
                 return Ok(());
+            }
+            if happened {
+                busy_until = now + self.busy_poll;
+                if self.is_idle() {
+                    // Everything is sent. Where somebody else wants this core, what they send meanwhile comes in one turn
+                    // instead of one wake-up each; where nobody does, this comes straight back.
+                    std::thread::yield_now();
+                    continue;
+                }
             }
             if now >= busy_until && self.may_sleep()? {
                 self.counters.sleeps.add(1);

@@ -129,7 +129,7 @@ pub const SUPER_SEGMENT_BYTES_MAX: usize = 65_535;
 /// Provided buffers for reads of one TUN queue, each for a whole super-segment. The kernel fills them in turn, so all of
 /// them together should stay in L2; when they run out the kernel keeps the packets in the TUN's queue until some come
 /// back. A power of two, as the kernel's buffer rings are.
-pub const TUN_READS_IN_FLIGHT: u16 = 32;
+pub const TUN_READS_IN_FLIGHT: u16 = 16;
 /// Provided buffers for datagrams of all lanes of one worker, each for a whole train; the sockets' own buffers hold what
 /// does not fit.
 pub const UDP_RECEIVES_IN_FLIGHT: u16 = 32;

@@ -39,8 +39,7 @@ pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
     for site in setup.sites() {
         let mut configuration = fs::read_to_string(file(site)).context("the configuration init wrote")?;
         ensure!(configuration.contains("[dataplane]\n"), "the configuration init wrote has no [dataplane]");
-        let dataplane = format!("[dataplane]\nmtu = {}\ncores = {:?}\n", setup.inner_mtu, cores(site));
-        configuration = configuration.replace("[dataplane]\n", &dataplane);
+        configuration = configuration.replace("[dataplane]\n", &format!("[dataplane]\nmtu = {}\n", setup.inner_mtu));
         for peer in setup.peers_of(site) {
             configuration += &format!(
                 "\n[[peers]]\nname = \"{}\"\nid = \"{}\"\naddresses = [\"{}\"]\nroutes = {:?}\n",
@@ -59,17 +58,6 @@ pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
         sides.push(Side::start(site, address, Some(interface(site)), &lab, launch)?);
     }
     Ok(Tunnel { sides, servants: Vec::new(), lab, directory: Some(directory) })
-}
-
-/// The cores of a site's workers. Worker i of one node speaks with worker i of the other, and here both have the same
-/// cores, so every other site counts them backwards: else one flow would have both its ends on one core.
-fn cores(site: &Site) -> Vec<usize> {
-    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut cores: Vec<_> = (0..count).collect();
-    if site.letter == 'b' {
-        cores.reverse();
-    }
-    cores
 }
 
 fn listen(site: &Site) -> String {

@@ -197,7 +197,7 @@ struct Write {
 
 impl Writes {
     fn new() -> Self {
-        // A record has at most a packet for each 21 bytes, and may end every run there is.
+        // What a record of the usual size makes, which may end every run there is. A longer one makes it grow, once.
         let packets = 512;
         Self {
             writes: Vec::with_capacity(packets),

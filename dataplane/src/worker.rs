@@ -7,8 +7,8 @@
 //! ```
 //! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/lanes.rs` the upkeep.
 //!
-//! While anything happens the worker stays here and visits the monoio runtime once a turn; when nothing does, it
-//! sleeps in monoio until its eventfd (packet ring, control or another worker) or the next QUIC deadline wakes it.
+//! While anything happens the worker stays here; when nothing does, it lets others run once, looks again, and then sleeps
+//! in monoio until its eventfd (packet ring, control or another worker) or the next QUIC deadline wakes it.
 
 mod lanes;
 mod receiving;
@@ -79,6 +79,8 @@ pub(crate) struct State {
     /// Ends of lanes that control's queue had no room for yet: at most as many as there were lanes.
     untold: Vec<PlaneEvent>,
     stopping: bool,
+    /// When the turn began.
+    now: Instant,
 }
 
 impl State {
@@ -99,6 +101,7 @@ impl State {
             has_quic_news: false,
             untold: Vec::new(),
             stopping: false,
+            now: Instant::now(),
         }
     }
 }
@@ -137,6 +140,7 @@ impl Worker {
 
     /// One pass over everything that may have happened. Returns whether anything had.
     fn turn(&mut self, now: Instant) -> io::Result<bool> {
+        self.state.now = now;
         let mut happened = self.ring.completion_count() > 0;
         // What handling them brings in waits for the next turn: under load there would be no end, and nothing else. So
         // does what is more than the other end should wait for.
@@ -253,19 +257,27 @@ impl Worker {
                 self.count_drop(Some(tag.peer), reason, u64::from(tag.packets));
             }
             Completion::TrainRefused { train, error } => {
-                if self.ring.sends_trains() {
-                    self.ring.stop_sending_trains();
+                self.counters.trains_resent.add(1);
+                let is_new = self.ring.resend_singly(train)?;
+                if is_new && self.counters.offloads.get(Offload::UdpGso) != OffloadState::Failed {
                     self.counters.offloads.set(Offload::UdpGso, OffloadState::Failed);
                     warn!(
                         worker = self.id.0, %error,
-                        "the network device does not take trains of datagrams (udp_gso); they are sent one by one from \
-                         now on, which is slower"
+                        "a network device does not take trains of datagrams (udp_gso); what leaves by it is sent one by \
+                         one from now on, which is slower"
                     );
                 }
-                self.counters.trains_resent.add(1);
-                self.ring.resend_singly(train)?;
             }
-            Completion::TunWriteFailed { tag } => {
+            Completion::TunWriteFailed { tag, is_unknown } => {
+                if is_unknown && self.counters.offloads.get(Offload::TunCoalesce) == OffloadState::On {
+                    self.state.rebuilder = Rebuilder::new(false, false);
+                    self.counters.offloads.set(Offload::TunCoalesce, OffloadState::Failed);
+                    warn!(
+                        worker = self.id.0,
+                        "this kernel's TUN does not take super-segments (tun_coalesce); packets are written one by one \
+                         from now on, which is slower"
+                    );
+                }
                 self.count_drop(Some(tag.peer), DropReason::TunWriteFailed, u64::from(tag.packets));
             }
         }

@@ -149,7 +149,7 @@ pub const SENDS_IN_FLIGHT: u16 = 256;
 pub const TUN_WRITES_IN_FLIGHT: u16 = 256;
 /// Entries of the packet ring's submission queue; more than that submits early.
 pub const RING_ENTRIES: u32 = 1024;
-/// Bytes a worker takes from the TUN and the network in one turn, each way, before it hands on what it has made of them.
+/// Bytes a worker takes from the TUN and the network together in one turn before it hands on what it has made of them.
 pub const TURN_BYTES: usize = 512 << 10;
 /// Records of one turn there is room for from the start: all receives full of full-size ones. Small ones may be more; the
 /// room then grows once.
@@ -170,9 +170,11 @@ const _: () =
 pub const BUSY_POLL_US_MAX: u16 = 1000;
 
 /// Packets a worker takes from other workers in one turn.
-pub const HAND_OVER_BUDGET: usize = 64;
+pub const HAND_OVER_BUDGET: usize = 256;
 /// Packets that may wait from one worker to another.
-pub const HAND_OVER_QUEUE_PACKETS: usize = 256;
+pub const HAND_OVER_QUEUE_PACKETS: usize = 512;
+// A turn's super-segments, split into packets, find room.
+const _: () = assert!(HAND_OVER_QUEUE_PACKETS >= TURN_BYTES / INNER_MTU_MIN as usize);
 /// Commands a worker takes from control in one turn.
 pub const COMMAND_BUDGET: usize = 16;
 

@@ -14,7 +14,8 @@ pub(crate) fn probe_udp(wanted: Offloads) -> io::Result<Offloads> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let sends = wanted.has(Offload::UdpGso) && can_send_trains(socket.as_fd()).is_ok();
     let receives = wanted.has(Offload::UdpGro) && receive_trains(socket.as_fd()).is_ok();
-    Ok(wanted.with(Offload::UdpGso, sends).with(Offload::UdpGro, receives))
+    let needs_sentinel = sends && wanted.has(Offload::UdpSentinel);
+    Ok(wanted.with(Offload::UdpGso, sends).with(Offload::UdpGro, receives).with(Offload::UdpSentinel, needs_sentinel))
 }
 
 /// Reports what became of each offload, of those wanted and those there are.

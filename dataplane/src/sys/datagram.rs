@@ -7,6 +7,7 @@ use std::ops::Range;
 pub(super) const NAME_BYTES: usize = size_of::<libc::sockaddr_in6>();
 /// Length, level and type of a control message.
 const CONTROL_HEADER_BYTES: usize = 16;
+const _: () = assert!(size_of::<libc::cmsghdr>() == CONTROL_HEADER_BYTES, "control messages are read as 64-bit ones");
 /// Room for two control messages of four bytes each: `SO_RXQ_OVFL` and `UDP_GRO`.
 pub(super) const CONTROL_BYTES: usize = 2 * (CONTROL_HEADER_BYTES + 8);
 
@@ -17,6 +18,8 @@ pub(crate) struct Datagram {
     pub(crate) range: Range<usize>,
     /// The sender; `None` if the kernel gave no usable address.
     pub(crate) from: Option<SocketAddr>,
+    /// It was larger than the buffer; nothing of it is there.
+    pub(crate) is_truncated: bool,
     /// What else the kernel says.
     pub(crate) control: Control,
 }

@@ -43,7 +43,6 @@ use super::vnet_header::VNET_HEADER_BYTES;
 const TUN_GROUP: u16 = 0;
 const RECEIVE_GROUP: u16 = 1;
 
-const PAGE_BYTES: usize = 4096;
 const CACHE_LINE_BYTES: usize = 64;
 
 /// Rounds of cancelling and reaping before a ring that does not drain is given up and its memory leaked.
@@ -80,8 +79,9 @@ pub(crate) enum Completion {
     SendFailed { tag: SendTag, error: io::Error },
     /// The kernel did not take a train as one; its records may pass singly.
     TrainRefused { train: RefusedTrain, error: io::Error },
-    /// The TUN did not take a packet or super-segment.
-    TunWriteFailed { tag: WriteTag },
+    /// The TUN did not take a packet or super-segment. `is_unknown` when it has never taken a super-segment and says that
+    /// this one makes no sense.
+    TunWriteFailed { tag: WriteTag, is_unknown: bool },
 }
 
 /// Which operation a completion belongs to; travels through the kernel as `user_data`.
@@ -104,6 +104,8 @@ struct SocketEntry {
     socket: Option<UdpSocket>,
     receiving: bool,
     closing: bool,
+    /// Whether its network device takes trains, as far as is known.
+    sends_trains: bool,
     sends: u16,
 }
 
@@ -141,6 +143,7 @@ pub(crate) struct PacketRing {
     ends_with_sentinel: bool,
     writes: Box<[WriteEntry]>,
     free_writes: Vec<u16>,
+    super_segments_taken: bool,
     completions: VecDeque<Completion>,
     enters: u64,
     must_publish: bool,
@@ -170,7 +173,8 @@ impl PacketRing {
         let receive_bytes =
             RECEIVE_PREFIX_BYTES + if receives_trains { SUPER_SEGMENT_BYTES_MAX } else { datagram_bytes };
         let receive_bytes = round(receive_bytes, CACHE_LINE_BYTES);
-        let entry_bytes = |count: u16| round(usize::from(count) * size_of::<BufRingEntry>(), PAGE_BYTES);
+        let page_bytes = rustix::param::page_size();
+        let entry_bytes = |count: u16| round(usize::from(count) * size_of::<BufRingEntry>(), page_bytes);
 
         let tun_entries_at = 0;
         let receive_entries_at = tun_entries_at + entry_bytes(TUN_READS_IN_FLIGHT);
@@ -216,6 +220,7 @@ impl PacketRing {
             ends_with_sentinel: offloads.has(Offload::UdpSentinel),
             writes: (0..TUN_WRITES_IN_FLIGHT).map(|_| WriteEntry::empty()).collect(),
             free_writes: (0..TUN_WRITES_IN_FLIGHT).rev().collect(),
+            super_segments_taken: false,
             completions: VecDeque::with_capacity(RING_ENTRIES as usize * 4),
             enters: 0,
             must_publish: false,
@@ -347,6 +352,7 @@ impl PacketRing {
 impl Drop for PacketRing {
     fn drop(&mut self) {
         let _ = self.enter();
+        self.forget_refused();
         for _ in 0..DRAIN_ROUNDS {
             if !self.is_busy() {
                 break;
@@ -356,6 +362,7 @@ impl Drop for PacketRing {
             if self.enter().is_err() {
                 break;
             }
+            self.forget_refused();
         }
         // A leak at the end of a worker is harmless, memory under the kernel's hands is not.
         if self.is_busy() {

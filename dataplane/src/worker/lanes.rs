@@ -13,7 +13,7 @@ use ringlane_shared::wire::frame::{FrameKind, Frames};
 
 use super::{Worker, peer_counters};
 use crate::inbound::{Arrival, admit};
-use crate::lane::{Lane, Outgoing};
+use crate::lane::Lane;
 use crate::sys::ring::SocketSlot;
 use crate::sys::vnet_header::VnetHeader;
 
@@ -107,8 +107,13 @@ impl Worker {
                             counters.drops.count(DropReason::FrameMalformed);
                             break;
                         };
-                        if !matches!(frame.kind, FrameKind::Packet | FrameKind::Segment) {
-                            continue;
+                        match frame.kind {
+                            FrameKind::Packet | FrameKind::Segment => {}
+                            FrameKind::Pad => continue,
+                            FrameKind::Fragment => {
+                                counters.drops.count(DropReason::FrameUnsupported);
+                                continue;
+                            }
                         }
                         let packet = &frames[frame.payload];
                         let written = admit(peer, self.mtu, packet, frame.is_partial).and_then(|(header, checksum)| {
@@ -140,6 +145,9 @@ impl Worker {
         end: LaneEnd,
         now: Instant,
     ) -> io::Result<()> {
+        // What it has begun still leaves, and before the close.
+        self.finish_lane(slot)?;
+        self.ring.enter()?;
         if let Some(lane) = self.state.lanes.get_mut(slot) {
             lane.connection.close(now, code, reason);
             let Worker { ring, .. } = self;
@@ -150,14 +158,8 @@ impl Worker {
     }
 
     pub(super) fn remove_lane(&mut self, slot: SocketSlot, end: LaneEnd) -> io::Result<()> {
+        self.finish_lane(slot)?;
         let Some(lane) = self.state.lanes.remove(slot) else { return Ok(()) };
-        if let Some(Outgoing { buffer, mut fill }) = lane.outgoing {
-            self.ring.release_send_buffer(buffer);
-            if let Some(counters) = peer_counters(&self.state.snapshot, lane.peer, self.id) {
-                let sealed = fill.take().map_or(0, |(_, packets)| packets);
-                counters.drops.count_many(DropReason::NoLane, u64::from(sealed) + u64::from(fill.record.packets));
-            }
-        }
         self.ring.close_socket(slot)?;
         let ended = PlaneEvent::LaneEnded { serial: lane.serial, peer: lane.peer, index: lane.index, end };
         self.state.untold.push(ended);

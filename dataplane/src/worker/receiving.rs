@@ -42,6 +42,9 @@ impl Worker {
             counters.drops.count_many(DropReason::ReceiveOverflow, u64::from(total.wrapping_sub(lane.overflow)));
             lane.overflow = total;
         }
+        if datagram.is_truncated {
+            counters.drops.count(DropReason::InboundMalformed);
+        }
         // What a stranger sent between the socket's bind and its connect is still in its queue.
         let is_strangers = datagram.from.is_some_and(|from| !is_same_address(from, lane.remote));
         let id = buffer.id();
@@ -60,7 +63,8 @@ impl Worker {
                     match lane.opener.open(bytes) {
                         Ok(frames) => {
                             records += 1;
-                            *is_out_of_order |= counter < lane.newest;
+                            let is_next = opened.last().is_none_or(|last: &OpenedRecord| last.slot == slot);
+                            *is_out_of_order |= !is_next || counter < lane.newest;
                             lane.newest = counter;
                             let offset = (at + RECORD_HEADER_BYTES) as u32;
                             let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
@@ -86,7 +90,7 @@ impl Worker {
     pub(super) fn deliver(&mut self) {
         let State { opened, held, rebuilder, snapshot, is_out_of_order, .. } = &mut self.state;
         if std::mem::take(is_out_of_order) {
-            // Within a turn the network's disorder can be mended for nothing.
+            // Within a turn the network's disorder can be mended for nothing, and each lane's records stand together.
             opened.sort_unstable_by_key(|record| (record.slot, record.counter));
         }
         let mut position = 0;

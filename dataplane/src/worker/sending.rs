@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
+use ringlane_shared::limits::SEND_BUFFERS;
 use ringlane_shared::packet::segment::Split;
 use ringlane_shared::plane::{LaneEnd, Snapshot, WorkerCounters};
 use ringlane_shared::wire::frame::FramedPacket;
@@ -50,7 +51,7 @@ impl Worker {
             Content::Packet { is_partial } => {
                 let what = if is_partial { FramedPacket::Partial } else { FramedPacket::Complete };
                 match slot {
-                    Some(slot) => self.send_packet(slot, peer, what, bytes, Source::Tun { buffer, bytes }),
+                    Some(slot) => self.send_packet(slot, peer, what, bytes, Source::Tun { buffer, bytes }).map(drop),
                     None => {
                         let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
                         let packet = read.get(VNET_HEADER_BYTES..).unwrap_or_default();
@@ -67,12 +68,14 @@ impl Worker {
             }
             Content::SuperSegment(split) => {
                 self.counters.super_segments_read.add(1);
+                // A piece that was dropped is not there to be continued.
+                let mut has_piece_before = false;
                 for index in 0..split.pieces() {
-                    let what = if index == 0 { FramedPacket::Segment } else { FramedPacket::NextSegment };
+                    let what = if has_piece_before { FramedPacket::NextSegment } else { FramedPacket::Segment };
                     match slot {
                         Some(slot) => {
                             let source = Source::Piece { buffer, bytes, split: &split, index };
-                            self.send_packet(slot, peer, what, split.piece_bytes(index), source)?;
+                            has_piece_before = self.send_packet(slot, peer, what, split.piece_bytes(index), source)?;
                         }
                         None => self.pass_piece_on(peer, flow_hash, buffer, bytes, &split, index),
                     }
@@ -127,7 +130,7 @@ impl Worker {
     ) -> io::Result<()> {
         let what = if is_partial { FramedPacket::Partial } else { FramedPacket::Complete };
         match self.state.lanes.for_flow(peer, flow_hash) {
-            Some(slot) => self.send_packet(slot, peer, what, packet.len(), Source::Slice(packet)),
+            Some(slot) => self.send_packet(slot, peer, what, packet.len(), Source::Slice(packet)).map(drop),
             None => {
                 self.count_drop(Some(peer), DropReason::NoLane, 1);
                 Ok(())
@@ -135,7 +138,7 @@ impl Worker {
         }
     }
 
-    /// Puts a packet of `bytes` into the record its lane is filling.
+    /// Puts a packet of `bytes` into the record its lane is filling. Returns whether it could.
     fn send_packet(
         &mut self,
         slot: SocketSlot,
@@ -143,13 +146,17 @@ impl Worker {
         what: FramedPacket,
         bytes: usize,
         source: Source<'_>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
+        if self.state.filling.len() >= usize::from(SEND_BUFFERS) {
+            // Each of them holds a buffer.
+            self.flush(self.state.now)?;
+        }
         for _ in 0..2 {
             let Some(lane) = self.state.lanes.get_mut(slot) else { break };
             if lane.outgoing.is_none() {
                 let Some(buffer) = self.ring.take_send_buffer()? else {
                     self.count_drop(Some(peer), DropReason::SendBufferFull, 1);
-                    return Ok(());
+                    return Ok(false);
                 };
                 lane.outgoing = Some(Outgoing { buffer, fill: TrainFill::default() });
                 if !std::mem::replace(&mut lane.is_filling, true) {
@@ -170,7 +177,7 @@ impl Worker {
                             split.write_piece(&read[VNET_HEADER_BYTES..][..bytes], index, &mut room[place]);
                         }
                     }
-                    return Ok(());
+                    return Ok(true);
                 }
                 Joined::RecordFull => {
                     let mut egress = Egress {
@@ -186,7 +193,20 @@ impl Worker {
             }
         }
         self.count_drop(Some(peer), DropReason::TooBig, 1);
-        Ok(())
+        Ok(false)
+    }
+
+    /// Seals and sends what a lane has begun in this turn.
+    pub(super) fn finish_lane(&mut self, slot: SocketSlot) -> io::Result<()> {
+        let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
+        let mut egress = Egress {
+            ring: &mut self.ring,
+            snapshot: &self.state.snapshot,
+            counters: &self.counters,
+            id: self.id,
+            mtu: self.mtu,
+        };
+        egress.finish(lane)
     }
 
     /// Seals and queues everything the turn has begun. A lane whose key is used up ends: control makes a new one.
@@ -194,15 +214,8 @@ impl Worker {
         while let Some(slot) = self.state.filling.pop() {
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             lane.is_filling = false;
-            let mut egress = Egress {
-                ring: &mut self.ring,
-                snapshot: &self.state.snapshot,
-                counters: &self.counters,
-                id: self.id,
-                mtu: self.mtu,
-            };
-            egress.finish(lane)?;
-            if lane.sealer.is_exhausted() {
+            self.finish_lane(slot)?;
+            if self.state.lanes.get_mut(slot).is_some_and(|lane| lane.sealer.is_exhausted()) {
                 self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
             }
         }
@@ -226,7 +239,6 @@ impl Egress<'_> {
         let Some(Outgoing { buffer, fill }) = outgoing.as_mut() else { return Ok(()) };
         let record = fill.record;
         if record.packets == 0 {
-            // The only packet that was to join it was too big.
             return Ok(());
         }
         let counters = peer_counters(self.snapshot, *peer, self.id);
@@ -239,7 +251,7 @@ impl Egress<'_> {
                     counters.bytes_sent.add(record.packet_bytes);
                 }
                 if let Some(before) = fill.sealed(bytes) {
-                    self.send(*socket, *peer, buffer, before)?;
+                    self.send(*socket, *peer, buffer, before, bytes)?;
                 }
             }
             Err(error) => {
@@ -252,7 +264,7 @@ impl Egress<'_> {
         let room_bytes = self.ring.send_room(buffer).len();
         if fill.is_complete(room_bytes, self.mtu) {
             if let Some(train) = fill.take() {
-                self.send(*socket, *peer, buffer, train)?;
+                self.send(*socket, *peer, buffer, train, 0)?;
             }
             if !has_room(self.ring.send_room(buffer).len(), self.mtu)
                 && let Some(Outgoing { buffer, .. }) = outgoing.take()
@@ -268,7 +280,7 @@ impl Egress<'_> {
         self.finish_record(lane)?;
         let Some(Outgoing { buffer, mut fill }) = lane.outgoing.take() else { return Ok(()) };
         let sent = match fill.take() {
-            Some(train) => self.send(lane.socket, lane.peer, &buffer, train),
+            Some(train) => self.send(lane.socket, lane.peer, &buffer, train, 0),
             None => Ok(()),
         };
         self.ring.release_send_buffer(buffer);
@@ -281,8 +293,9 @@ impl Egress<'_> {
         peer: PeerIndex,
         buffer: &SendBuffer,
         (train, packets): LoadedTrain,
+        behind: usize,
     ) -> io::Result<()> {
         self.counters.trains_sent.add(1);
-        self.ring.send(socket, buffer, train, SendTag { peer, packets })
+        self.ring.send(socket, buffer, train, behind, SendTag { peer, packets })
     }
 }

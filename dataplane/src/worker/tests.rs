@@ -13,14 +13,15 @@ use ringlane_shared::lane::seal::{Opener, Sealer, split};
 use ringlane_shared::limits::{
     PLANE_QUEUE_MESSAGES, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX, datagram_bytes_max,
 };
+use ringlane_shared::packet::segment::Transport;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{LaneGauges, LaneHandOver, PeerCounters, PeerEntry};
 use ringlane_shared::route::RouteTable;
-use ringlane_shared::wire::frame::{FrameHeader, FramedPacket, Frames};
+use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
 
 use super::*;
 use crate::sys::ring::RingConfig;
-use crate::sys::vnet_header::VNET_HEADER_BYTES;
+use crate::sys::vnet_header::{Segmentation, VNET_HEADER_BYTES, VnetHeader};
 
 const MTU: u16 = 1420;
 const PEER: PeerIndex = PeerIndex(0);
@@ -232,7 +233,7 @@ fn a_worker_does_not_sleep_on_an_end_that_control_has_no_room_for() {
 }
 
 #[test]
-fn packets_that_a_retired_lane_takes_with_it_are_counted() {
+fn packets_that_a_retired_lane_has_begun_still_leave() {
     let mut bed = Bed::new(0);
     bed.until(|bed| bed.worker.ring.is_idle().then_some(()));
     (0..3).for_each(|_| bed.leave(100));
@@ -240,8 +241,52 @@ fn packets_that_a_retired_lane_takes_with_it_are_counted() {
     bed.commands.try_send(PlaneCommand::RetireLane(SERIAL)).unwrap();
     bed.turn();
     assert_eq!(bed.lane_end(), Some(LaneEnd::Retired));
-    assert_eq!(bed.counters[0].drops.get(DropReason::NoLane), 3);
-    assert_eq!(bed.records(), vec![0; 0]);
+    assert_eq!(bed.counters[0].drops.get(DropReason::NoLane), 0);
+    assert_eq!(bed.records(), [3]);
+}
+
+/// A UDP super-segment to the peer, cut into payloads of `segment_bytes`.
+fn super_segment(payload_bytes: usize, segment_bytes: u16) -> Vec<u8> {
+    let mut packet = packet([10, 10, 0, 2], [10, 20, 0, 2], 28 + payload_bytes);
+    packet[24..26].copy_from_slice(&(8 + payload_bytes as u16).to_be_bytes());
+    let segmentation =
+        Segmentation { transport: Transport::Udp, is_ipv6: false, has_cwr: false, segment_bytes, header_bytes: 28 };
+    let header = VnetHeader { partial_checksum: Some((20, 6)), segmentation: Some(segmentation) };
+    [&header.to_bytes()[..], &packet].concat()
+}
+
+#[test]
+fn a_super_segment_leaves_as_a_train_of_segments_each_continuing_the_one_before() {
+    let mut bed = Bed::new(0);
+    bed.tun.send(&super_segment(5000, 1300)).unwrap();
+    let mut frames = Vec::new();
+    let mut buffer = [0; 2048];
+    bed.until(|bed| {
+        while let Ok(bytes) = bed.far.recv(&mut buffer) {
+            let Ok(opened) = bed.far_opener.open(&mut buffer[..bytes]) else { continue };
+            let read = Frames::new(opened).map(|frame| frame.unwrap());
+            frames.extend(read.map(|frame| (frame.kind, frame.continues, frame.payload.len())));
+        }
+        (frames.len() == 4).then_some(())
+    });
+    let segment = |continues, payload: usize| (FrameKind::Segment, continues, 28 + payload);
+    assert_eq!(frames, [segment(false, 1300), segment(true, 1300), segment(true, 1300), segment(true, 1100)]);
+    assert_eq!((bed.worker.counters.trains_sent.get(), bed.counters[0].packets_sent.get()), (1, 4));
+}
+
+/// Otherwise the receiver would put the last piece behind whatever was sent before the super-segment.
+#[test]
+fn a_piece_whose_predecessor_was_dropped_continues_nothing() {
+    let mut bed = Bed::new(0);
+    bed.tun.send(&super_segment(4100, 2000)).unwrap();
+    let mut buffer = [0; 2048];
+    let (continues, payload) = bed.until(|bed| {
+        let bytes = bed.far.recv(&mut buffer).ok()?;
+        let frame = Frames::new(bed.far_opener.open(&mut buffer[..bytes]).ok()?).next()?.unwrap();
+        Some((frame.continues, frame.payload.len()))
+    });
+    assert_eq!((continues, payload), (false, 128));
+    assert_eq!(bed.counters[0].drops.get(DropReason::TooBig), 2);
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Bed {
         let all = records.concat();
         self.ring.send_room(&buffer)[..all.len()].copy_from_slice(&all);
         let train = Train { bytes: all.len(), record_bytes, records: records.len() as u16 };
-        self.ring.send(slot, &buffer, train, SendTag { packets: records.len() as u32, ..TAG }).unwrap();
+        self.ring.send(slot, &buffer, train, 0, SendTag { packets: records.len() as u32, ..TAG }).unwrap();
         self.ring.release_send_buffer(buffer);
     }
 
@@ -280,7 +280,10 @@ fn a_receive_buffer_goes_back_once_after_its_last_write_even_if_writes_fail() {
             bed.ring.release(buffer);
             let failed = bed.until_idle();
             if round == 2 {
-                assert!(matches!(failed[..], [Completion::TunWriteFailed { tag: WRITE_TAG }, _]), "{failed:?}");
+                assert!(
+                    matches!(failed[..], [Completion::TunWriteFailed { tag: WRITE_TAG, is_unknown: false }, _]),
+                    "{failed:?}"
+                );
                 continue;
             }
             let mut written = [0; 32];
@@ -373,6 +376,23 @@ fn without_trains_records_leave_one_by_one_and_with_a_sentinel_a_short_one_ends_
 }
 
 #[test]
+fn a_sentinel_makes_room_between_a_train_and_the_longer_record_that_lies_behind_it() {
+    let mut bed = Bed::with(Offloads::ALL);
+    let (ours, far) = pair();
+    let slot = bed.ring.add_socket(ours).unwrap();
+    let records: [&[u8]; 3] = [&[1; 700], &[2; 700], &[3; 1400]];
+    let buffer = bed.ring.take_send_buffer().unwrap().unwrap();
+    let all = records.concat();
+    bed.ring.send_room(&buffer)[..all.len()].copy_from_slice(&all);
+    bed.ring.send(slot, &buffer, Train { bytes: 1400, record_bytes: 700, records: 2 }, 1400, TAG).unwrap();
+    bed.ring.send(slot, &buffer, Train { bytes: 1400, record_bytes: 1400, records: 1 }, 0, TAG).unwrap();
+    bed.ring.release_send_buffer(buffer);
+    bed.until_idle();
+    assert_eq!(datagrams(&far), [records[0], records[1], &[0], records[2]]);
+    assert!(bed.is_whole());
+}
+
+#[test]
 fn a_train_that_the_kernel_refuses_is_sent_again_record_by_record() {
     let mut bed = Bed::new();
     let (ours, far) = pair();
@@ -384,9 +404,20 @@ fn a_train_that_the_kernel_refuses_is_sent_again_record_by_record() {
     let Some(Completion::TrainRefused { train, error }) = refused.into_iter().next() else { panic!() };
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     assert!(!bed.is_whole(), "its bytes are still needed");
-    bed.ring.resend_singly(train).unwrap();
+    assert!(bed.ring.resend_singly(train).unwrap());
     bed.until_idle();
     assert_eq!(datagrams(&far), records);
+    assert!(bed.is_whole());
+    // From now on nothing on this socket is sent as a train.
+    bed.send_train(slot, 20, &records);
+    assert_eq!(bed.until_idle().len(), 0);
+    assert_eq!(datagrams(&far), records);
+    // A ring that is dropped with a refused train in its hands has nothing left of it either.
+    let (other, _far) = pair();
+    let other = bed.ring.add_socket(other).unwrap();
+    bed.send_train(other, 20, &records);
+    bed.ring.enter().unwrap();
+    bed.ring.forget_refused();
     assert!(bed.is_whole());
 }
 

@@ -71,6 +71,7 @@ impl PacketRing {
                     socket: None,
                     receiving: false,
                     closing: false,
+                    sends_trains: false,
                     sends: 0,
                 });
                 index
@@ -80,6 +81,7 @@ impl PacketRing {
         entry.generation = entry.generation.wrapping_add(1);
         entry.socket = Some(socket);
         entry.closing = false;
+        entry.sends_trains = self.sends_trains;
         let slot = SocketSlot { index, generation: entry.generation };
         if let Err(error) = self.arm_receive(slot) {
             self.close_socket(slot)?;
@@ -190,12 +192,13 @@ impl PacketRing {
         // SAFETY: the token shows that the buffer is ours, and the slice ends before the token is passed on.
         let received = unsafe { std::slice::from_raw_parts(address.as_ptr(), bytes) };
         let Ok(message) = RecvMsgOut::parse(received, &self.receive_message) else {
-            return Datagram { range: 0..0, from: None, control: Control::default() };
+            return Datagram { range: 0..0, from: None, is_truncated: true, control: Control::default() };
         };
         let payload_bytes = if message.is_payload_truncated() { 0 } else { message.payload_data().len() };
         Datagram {
             range: RECEIVE_PREFIX_BYTES..RECEIVE_PREFIX_BYTES + payload_bytes,
             from: parse_socket_address(message.name_data()),
+            is_truncated: message.is_payload_truncated(),
             control: Control::parse(message.control_data()),
         }
     }

@@ -92,16 +92,6 @@ impl PacketRing {
         }
     }
 
-    /// Whether trains are sent as one.
-    pub(crate) fn sends_trains(&self) -> bool {
-        self.sends_trains
-    }
-
-    /// From now on every record is sent by itself.
-    pub(crate) fn stop_sending_trains(&mut self) {
-        self.sends_trains = false;
-    }
-
     /// An empty buffer for records. When all are on their way, what is queued is submitted first.
     pub(crate) fn take_send_buffer(&mut self) -> io::Result<Option<SendBuffer>> {
         if self.free_send_buffers.is_empty() {
@@ -132,20 +122,31 @@ impl PacketRing {
         (from, self.send_room(to))
     }
 
-    /// Queues the first bytes of the buffer's room, a train; the room then begins behind it.
-    pub(crate) fn send(&mut self, slot: SocketSlot, buffer: &SendBuffer, train: Train, tag: SendTag) -> io::Result<()> {
-        let state = &mut self.send_states[usize::from(buffer.0)];
-        let at = state.queued_bytes;
-        let room = SEND_BUFFER_BYTES - at;
-        let mut train = Train { bytes: train.bytes.min(room), ..train };
+    /// Queues the first bytes of the buffer's room, a train; the room then begins behind it, with the `behind` bytes that
+    /// lie there already.
+    pub(crate) fn send(
+        &mut self,
+        slot: SocketSlot,
+        buffer: &SendBuffer,
+        mut train: Train,
+        behind: usize,
+        tag: SendTag,
+    ) -> io::Result<()> {
+        let sends_trains = self.entry(slot).is_some_and(|entry| entry.sends_trains);
+        let ends_with_sentinel = self.ends_with_sentinel && sends_trains;
+        let at = self.send_states[usize::from(buffer.0)].queued_bytes;
+        let room = self.send_room(buffer);
+        train.bytes = train.bytes.min(room.len());
+        let end = train.bytes + behind;
         let is_uniform = train.records > 1 && train.bytes == usize::from(train.records) * train.record_bytes;
-        if self.ends_with_sentinel && self.sends_trains && is_uniform && train.bytes < room {
+        if ends_with_sentinel && is_uniform && end < room.len() {
             // A train whose last datagram is shorter is one that the broken drivers get right.
-            self.send_room(buffer)[train.bytes] = 0;
+            room.copy_within(train.bytes..end, train.bytes + 1);
+            room[train.bytes] = 0;
             train = Train { bytes: train.bytes + 1, records: train.records + 1, ..train };
         }
         self.send_states[usize::from(buffer.0)].queued_bytes += train.bytes;
-        if self.sends_trains || train.records <= 1 {
+        if sends_trains || train.records <= 1 {
             return self.queue_send(slot, buffer.0, at, train, tag);
         }
         self.queue_singly(slot, buffer.0, at, train, tag)
@@ -157,13 +158,27 @@ impl PacketRing {
         self.free_if_done(buffer.0);
     }
 
-    /// Queues every record of a refused train by itself.
-    pub(crate) fn resend_singly(&mut self, train: RefusedTrain) -> io::Result<()> {
+    /// Queues every record of a refused train by itself, and from now on every one on its socket. Returns whether that is
+    /// new.
+    pub(crate) fn resend_singly(&mut self, train: RefusedTrain) -> io::Result<bool> {
         let SendEntry { socket, buffer, at, train: records, tag, .. } = self.sends[usize::from(train.0)];
+        let is_new = self.entry(socket).is_some_and(|entry| std::mem::take(&mut entry.sends_trains));
         // The buffer must not come free before the last record of it is queued.
-        let queued = self.queue_singly(socket, buffer, at, records, tag);
+        self.send_states[usize::from(buffer)].sends += 1;
         self.end_send(train.0);
-        queued
+        let queued = self.queue_singly(socket, buffer, at, records, tag);
+        self.send_states[usize::from(buffer)].sends -= 1;
+        self.free_if_done(buffer);
+        queued.map(|()| is_new)
+    }
+
+    /// Gives up the refused trains that nobody has asked for.
+    pub(super) fn forget_refused(&mut self) {
+        while let Some(completion) = self.completions.pop_front() {
+            if let Completion::TrainRefused { train, .. } = completion {
+                self.end_send(train.0);
+            }
+        }
     }
 
     fn send_at(&self, buffer: u16) -> usize {
@@ -239,7 +254,15 @@ impl PacketRing {
         let entry = &mut self.sends[usize::from(id)];
         match error.raw_os_error() {
             // A past ICMP error is told by the next send, which then did not happen.
-            Some(libc::ECONNREFUSED) if !entry.retried => {
+            Some(
+                libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::ENOPROTOOPT
+                | libc::EMSGSIZE,
+            ) if !entry.retried => {
                 entry.retried = true;
                 let tag = entry.tag;
                 if let Err(error) = self.submit_send(id) {

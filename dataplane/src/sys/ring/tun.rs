@@ -45,6 +45,7 @@ pub(super) struct WriteEntry {
     /// The receive buffers the spans lie in, each named once per run of spans.
     buffers: [u16; COALESCE_PIECES_MAX],
     buffer_count: usize,
+    is_super_segment: bool,
     tag: WriteTag,
 }
 
@@ -55,6 +56,7 @@ impl WriteEntry {
             head: [0; _],
             buffers: [0; _],
             buffer_count: 0,
+            is_super_segment: false,
             tag: WriteTag { peer: PeerIndex(0), packets: 0 },
         }
     }
@@ -124,6 +126,7 @@ impl PacketRing {
         entry.head[VNET_HEADER_BYTES..head_bytes].copy_from_slice(write.head);
         entry.vectors[0] = libc::iovec { iov_base: entry.head.as_mut_ptr().cast(), iov_len: head_bytes };
         entry.buffer_count = 0;
+        entry.is_super_segment = write.header.segmentation.is_some();
         entry.tag = write.tag;
         let mut last = None;
         for (vector, span) in entry.vectors[1..].iter_mut().zip(write.spans) {
@@ -154,8 +157,13 @@ impl PacketRing {
 
     pub(super) fn complete_write(&mut self, id: u16, error: Option<io::Error>) {
         let entry = &self.writes[usize::from(id)];
-        if error.is_some() {
-            self.completions.push_back(Completion::TunWriteFailed { tag: entry.tag });
+        match error {
+            None => self.super_segments_taken |= entry.is_super_segment,
+            Some(error) => {
+                let is_unknown =
+                    entry.is_super_segment && !self.super_segments_taken && error.raw_os_error() == Some(libc::EINVAL);
+                self.completions.push_back(Completion::TunWriteFailed { tag: entry.tag, is_unknown });
+            }
         }
         for position in 0..entry.buffer_count {
             let buffer = self.writes[usize::from(id)].buffers[position];

@@ -83,7 +83,7 @@ impl SegmentControl {
 }
 
 /// Reads a socket address (`sockaddr_in` or `sockaddr_in6`).
-pub(super) fn parse_socket_address(name: &[u8]) -> Option<SocketAddr> {
+pub(crate) fn parse_socket_address(name: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(*name.first_chunk()?);
     let port = u16::from_be_bytes([*name.get(2)?, *name.get(3)?]);
     match i32::from(family) {

@@ -5,6 +5,8 @@
 //! | [`lab`] | a lab of namespaces that vanishes with its owner, and threads that enter a namespace |
 //! | [`node`] | a node's configuration, process, log and status |
 //! | [`traffic`] | flows between hosts whose every byte and order is checked |
+//! | [`datagrams`] | UDP flows that keep a link busy, and what became of each datagram |
+//! | [`delay`] | an underlay that takes time |
 //! | [`wire`] | what an attacker on the underlay can do: watch, inject, send garbage |
 //! | the others | the tests |
 //!
@@ -12,6 +14,8 @@
 //! sets) makes that a failure. Every lab has names of its own, so tests run side by side. Nothing waits for a fixed
 //! time: each wait is for a condition, bounded by [`lab::PATIENCE`].
 
+mod datagrams;
+mod delay;
 mod lab;
 mod node;
 mod traffic;
@@ -19,8 +23,13 @@ mod wire;
 
 mod capture;
 mod carries;
+mod cut;
 mod lanes;
 mod lifecycle;
+mod loss;
 mod offload;
+mod order;
 mod refusals;
+mod shapes;
+mod shapes_udp;
 mod strangers;

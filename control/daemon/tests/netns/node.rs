@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -359,6 +360,17 @@ impl Status {
         let workers = self.0["workers"].as_array().expect("status lists the workers");
         let states = |worker: &Value| serde_json::from_value(worker["offloads"].clone()).expect("names and states");
         workers.iter().map(states).collect()
+    }
+
+    /// A counter of each worker, in the workers' order.
+    pub(crate) fn workers(&self, counter: &str) -> Vec<u64> {
+        let workers = self.0["workers"].as_array().expect("status lists the workers");
+        workers.iter().map(|worker| worker[counter].as_u64().expect("a worker has this counter")).collect()
+    }
+
+    /// The node's own built-in addresses.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        serde_json::from_value(self.0["node"]["addresses"].clone()).expect("addresses")
     }
 
     /// The sum of every number of this name.

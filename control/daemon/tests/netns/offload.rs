@@ -22,7 +22,7 @@ fn settled(status: &Status) -> bool {
     status.offloads().iter().flat_map(BTreeMap::values).all(|state| state != "unknown")
 }
 
-fn direct_over_two_lanes(setups: &[Setup; 2]) -> [Node; 2] {
+pub(crate) fn direct_over_two_lanes(setups: &[Setup; 2]) -> [Node; 2] {
     let mut nodes = setups.each_ref().map(Node::up);
     nodes[0].wait_direct(&[Site::B], 2);
     nodes[1].wait_direct(&[Site::A], 2);
@@ -30,7 +30,7 @@ fn direct_over_two_lanes(setups: &[Setup; 2]) -> [Node; 2] {
 }
 
 /// Content and order of flows of both kinds, both ways.
-fn traffic_is_whole(lab: &Lab) {
+pub(crate) fn traffic_is_whole(lab: &Lab) {
     let (a, b) = (lab.host(Site::A), lab.host(Site::B));
     for (near, far, addresses) in [(&a, &b, Site::B.host()), (&b, &a, Site::A.host())] {
         for address in addresses {

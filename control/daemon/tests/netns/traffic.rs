@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use socket2::{SockAddr, Socket, Type};
+
 use crate::lab::{Lab, Namespace, PATIENCE, Site};
 
 /// The pseudo-random bytes of one seed: both ends of a stream make them, so the receiver compares all of them instead
@@ -42,16 +44,9 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Opens `streams` TCP connections from one host to the other and moves `bytes` both ways on each at once, comparing
 /// every byte.
 pub(crate) fn tcp_both_ways(client: &Namespace, server: &Namespace, address: IpAddr, streams: u64, bytes: usize) {
-    let listener = server.enter(|| TcpListener::bind((address, 0)).expect("the server's address is its own"));
-    let target = listener.local_addr().expect("a bound listener has an address");
     thread::scope(|scope| {
         for stream in 0..streams {
-            let near = client.enter(|| TcpStream::connect_timeout(&target, PATIENCE)).expect("a connection opens");
-            let (far, _) = listener.accept().expect("a connected stream can be accepted");
-            for socket in [&near, &far] {
-                socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-                socket.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
-            }
+            let [near, far] = connected(client, server, address, |_| ());
             for (from, to, seed) in [(&near, &far, 2 * stream), (&far, &near, 2 * stream + 1)] {
                 let (from, to) = (from.try_clone().expect("clones"), to.try_clone().expect("clones"));
                 scope.spawn(move || send_content(from, seed, bytes));
@@ -61,7 +56,36 @@ pub(crate) fn tcp_both_ways(client: &Namespace, server: &Namespace, address: IpA
     });
 }
 
-fn send_content(mut stream: TcpStream, seed: u64, bytes: usize) {
+/// Opens a TCP connection from one host to the other: the client's end and the server's. `prepare` sees the sockets of
+/// both before.
+pub(crate) fn connected(
+    client: &Namespace,
+    server: &Namespace,
+    address: IpAddr,
+    prepare: impl Fn(&Socket) + Sync,
+) -> [TcpStream; 2] {
+    let local = SockAddr::from(SocketAddr::new(address, 0));
+    let socket = || {
+        let socket = Socket::new(local.domain(), Type::STREAM, None).expect("a socket can be made");
+        prepare(&socket);
+        socket
+    };
+    let listener = server.enter(socket);
+    listener.bind(&local).expect("the server's address is its own");
+    listener.listen(1).expect("a bound socket can listen");
+    let target = listener.local_addr().expect("a bound socket has an address");
+    let near = client.enter(socket);
+    near.connect_timeout(&target, PATIENCE).expect("a connection opens");
+    let (far, _) = listener.accept().expect("a connected stream can be accepted");
+    [near, far].map(|socket| {
+        socket.set_nonblocking(false).expect("a socket can block");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        socket.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        socket.into()
+    })
+}
+
+pub(crate) fn send_content(mut stream: TcpStream, seed: u64, bytes: usize) {
     let mut content = Content::of(seed);
     let mut chunk = vec![0; CHUNK_BYTES];
     for position in (0..bytes).step_by(CHUNK_BYTES) {
@@ -72,7 +96,7 @@ fn send_content(mut stream: TcpStream, seed: u64, bytes: usize) {
     stream.shutdown(std::net::Shutdown::Write).expect("an open stream can be shut");
 }
 
-fn expect_content(mut stream: TcpStream, seed: u64, bytes: usize) {
+pub(crate) fn expect_content(mut stream: TcpStream, seed: u64, bytes: usize) {
     let mut content = Content::of(seed);
     let (mut chunk, mut expected) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
     for position in (0..bytes).step_by(CHUNK_BYTES) {
@@ -90,7 +114,7 @@ fn expect_content(mut stream: TcpStream, seed: u64, bytes: usize) {
 const UNDER_WAY_MAX: u32 = 64;
 
 /// Has every hop learn its neighbour's hardware address: until then the kernel keeps few packets and drops the oldest.
-fn introduce(client: &Namespace, address: IpAddr) {
+pub(crate) fn introduce(client: &Namespace, address: IpAddr) {
     client.run(&format!("ping -n -c 1 -W 5 {address}"));
 }
 

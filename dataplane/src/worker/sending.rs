@@ -295,7 +295,8 @@ impl Egress<'_> {
         (train, packets): LoadedTrain,
         behind: usize,
     ) -> io::Result<()> {
-        self.counters.trains_sent.add(1);
+        let sends = if self.ring.sends_trains(socket) { 1 } else { train.records };
+        self.counters.trains_sent.add(u64::from(sends));
         self.ring.send(socket, buffer, train, behind, SendTag { peer, packets })
     }
 }

@@ -92,6 +92,11 @@ impl PacketRing {
         }
     }
 
+    /// Whether trains leave a socket as one, as far as is known.
+    pub(crate) fn sends_trains(&mut self, slot: SocketSlot) -> bool {
+        self.entry(slot).is_some_and(|entry| entry.sends_trains)
+    }
+
     /// An empty buffer for records. When all are on their way, what is queued is submitted first.
     pub(crate) fn take_send_buffer(&mut self) -> io::Result<Option<SendBuffer>> {
         if self.free_send_buffers.is_empty() {
@@ -132,7 +137,7 @@ impl PacketRing {
         behind: usize,
         tag: SendTag,
     ) -> io::Result<()> {
-        let sends_trains = self.entry(slot).is_some_and(|entry| entry.sends_trains);
+        let sends_trains = self.sends_trains(slot);
         let ends_with_sentinel = self.ends_with_sentinel && sends_trains;
         let at = self.send_states[usize::from(buffer.0)].queued_bytes;
         let room = self.send_room(buffer);

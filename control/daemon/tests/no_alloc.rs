@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use ringlane_control::lanes::{LaneEngine, LaneEngineConfig, LaneOutcome, LinkStart};
 use ringlane_dataplane::{Dataplane, Tun, spawn};
 use ringlane_shared::drop_reason::DropReason;
@@ -70,6 +71,10 @@ const ROUNDS: u64 = 800;
 /// Packets each way in one round. One worker handles some of them in a turn together, others alone, and sleeps after
 /// the last; a TUN's queue holds ten times as many.
 const ROUND_PACKETS: u64 = 50;
+/// Super-segments each way in one round, and the pieces that the last is cut into.
+const ROUND_SUPER_SEGMENTS: u64 = 2;
+const PIECES: u64 = 20;
+const PIECE_BYTES: usize = 1200;
 
 /// What the window may see beside packets, per second that it lasts: QUIC keep-alives and their acknowledgements take a
 /// few allocations every 2.5 seconds. The machine carries tens of thousands of packets in that time.
@@ -86,15 +91,19 @@ fn the_packet_path_allocates_nothing_per_packet() {
     for (side, lane) in sides.iter_mut().zip(lanes) {
         side.own(lane);
     }
-    let sockets = [sender(0, 1), sender(1, 0)];
-    // Of two sizes: packets that share a record, and such that have one alone.
-    let payloads = [[1; 200].as_slice(), &[2; 1200]];
-    (0..WARM_UP_ROUNDS).for_each(|round| carry(&sides, &sockets, payloads, round));
+    let sockets = [sender(0, 1, 4000), sender(1, 0, 4000)];
+    let segmented = [sender(0, 1, 4001), sender(1, 0, 4001)];
+    for socket in &segmented {
+        setsockopt(socket, sockopt::UdpGsoSegment, &(PIECE_BYTES as i32)).unwrap();
+    }
+    let carry = |sides: &[Side; 2], round| carry(sides, [&sockets, &segmented], round);
+    (0..WARM_UP_ROUNDS).for_each(|round| carry(&sides, round));
     let (begun, before) = (Instant::now(), ALLOCATIONS.load(Ordering::Relaxed));
     let sleeps = sides.each_ref().map(|side| side.dataplane.counters[0].sleeps.get());
-    (WARM_UP_ROUNDS..WARM_UP_ROUNDS + ROUNDS).for_each(|round| carry(&sides, &sockets, payloads, round));
+    (WARM_UP_ROUNDS..WARM_UP_ROUNDS + ROUNDS).for_each(|round| carry(&sides, round));
     let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
-    let (packets, seconds) = (2 * ROUNDS * ROUND_PACKETS, 1 + begun.elapsed().as_secs());
+    let (packets, seconds) =
+        (2 * ROUNDS * (ROUND_PACKETS + ROUND_SUPER_SEGMENTS * PIECES), 1 + begun.elapsed().as_secs());
     println!("{allocations} allocations for {packets} packets in less than {seconds} s");
     assert!(allocations <= seconds * ALLOCATIONS_PER_SECOND_MAX, "{allocations} for {packets} packets");
     for (side, sleeps) in sides.iter().zip(sleeps) {
@@ -103,19 +112,29 @@ fn the_packet_path_allocates_nothing_per_packet() {
         let drops = DropReason::ALL.map(|reason| (reason.name(), counters.drops.get(reason)));
         assert!(drops.iter().all(|(_, drops)| *drops == 0), "{drops:?}");
         assert!(counters.records_received.get() < counters.packets_received.get(), "some shared a record");
+        let worker = &side.dataplane.counters[0];
+        assert!(worker.super_segments_read.get() > 0 && worker.super_segments_written.get() > 0);
         assert!(side.events.is_empty(), "the lane and the worker live");
     }
     sides.into_iter().for_each(Side::stop);
 }
 
-/// Sends a round's packets both ways and waits until the TUNs have been given all of them. Allocates nothing.
-fn carry(sides: &[Side; 2], sockets: &[UdpSocket; 2], payloads: [&[u8]; 2], round: u64) {
+/// Sends a round's packets and super-segments both ways and waits until the TUNs have been given all of them. Allocates
+/// nothing.
+fn carry(sides: &[Side; 2], [sockets, segmented]: [&[UdpSocket; 2]; 2], round: u64) {
+    // Of two sizes: packets that share a record, and such that have one alone.
+    let payloads = [[1; 200].as_slice(), &[2; PIECE_BYTES]];
     for packet in 0..ROUND_PACKETS {
         for socket in sockets {
             socket.send(payloads[usize::from(packet % 8 == 7)]).unwrap();
         }
     }
-    let all = (round + 1) * ROUND_PACKETS;
+    for _ in 0..ROUND_SUPER_SEGMENTS {
+        for socket in segmented {
+            socket.send(&[3; PIECES as usize * PIECE_BYTES]).unwrap();
+        }
+    }
+    let all = (round + 1) * (ROUND_PACKETS + ROUND_SUPER_SEGMENTS * PIECES);
     let deadline = Instant::now() + PATIENCE;
     while sides.iter().any(|side| side.counters[0].packets_received.get() < all) {
         assert!(Instant::now() < deadline, "round {round}: packets got lost");
@@ -182,9 +201,9 @@ impl Side {
 }
 
 /// A socket whose packets leave through side `from`'s TUN.
-fn sender(from: u8, to: u8) -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::new(10, from, 0, 1), 4000)).unwrap();
-    socket.connect((Ipv4Addr::new(10, to, 0, 2), 4000)).unwrap();
+fn sender(from: u8, to: u8, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::new(10, from, 0, 1), port)).unwrap();
+    socket.connect((Ipv4Addr::new(10, to, 0, 2), port)).unwrap();
     socket
 }
 

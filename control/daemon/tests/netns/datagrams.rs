@@ -15,6 +15,9 @@ use crate::traffic::{Content, introduce, receiver, sender};
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// Datagrams of one flow that are sent in a row, before those of the next one.
 const IN_A_ROW: u32 = 4;
+/// Every so many datagrams of a flow are answered by an empty one, and one crosses with the first. Nobody reads those, but
+/// a kernel that moves flows to where the other direction comes from does so in their midst.
+const ANSWER_EVERY: u32 = 8;
 
 /// Flows of numbered datagrams, one way.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,11 @@ impl Load {
         let target = receiver.local_addr().expect("a bound socket has an address");
         let senders: Vec<_> = client.enter(|| (0..self.flows).map(|_| sender(target)).collect());
 
+        for sender in &senders {
+            let to = sender.local_addr().expect("a connected socket has an address");
+            receiver.send_to(&[], to).expect("an answer can be sent");
+        }
+
         let mut unsent = (0..self.datagrams).step_by(IN_A_ROW as usize).flat_map(|first| {
             let numbers = first..self.datagrams.min(first + IN_A_ROW);
             (0..self.flows).flat_map(move |flow| numbers.clone().map(move |number| (flow, number)))
@@ -76,13 +84,17 @@ impl Load {
             if under_way == 0 {
                 return tally;
             }
-            match receiver.recv(&mut received) {
-                Ok(length) => {
+            match receiver.recv_from(&mut received) {
+                Ok((length, from)) => {
                     under_way = under_way.saturating_sub(1);
                     let (flow, number) = self.parse(&received[..length]);
                     flows[flow as usize].note(number, &mut tally);
+                    if number % ANSWER_EVERY == 0 {
+                        receiver.send_to(&[], from).expect("an answer can be sent");
+                    }
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => under_way = 0,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("the receiver: {error}"),
             }
         }
@@ -157,7 +169,8 @@ pub(crate) fn receive(socket: &UdpSocket) -> Vec<Vec<u8>> {
     let mut buffer = vec![0; 1 << 16];
     let mut control = nix::cmsg_space!(i32);
     let mut parts = [IoSliceMut::new(&mut buffer)];
-    let message = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty()) {
+    while nix::sys::socket::recv(socket.as_raw_fd(), &mut [], MsgFlags::MSG_PEEK) == Err(Errno::EINTR) {}
+    let message = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT) {
         Ok(message) => message,
         Err(Errno::EAGAIN) => return Vec::new(),
         Err(error) => panic!("the receiver: {error}"),

@@ -1,21 +1,24 @@
-//! No flow overtakes itself, whatever the kernel's queues and two workers on each side make of it, on a link with
+//! No flow overtakes itself, whatever the kernel's queues and several workers on each side make of it, on a link with
 //! 20 ms of round-trip time: there, packets of one flow by two ways would be many places apart.
+//!
+//! One side has two workers and the other three, so that what a flow's answers come by is rarely what it left by.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
-use crate::datagrams::Load;
+use crate::datagrams::{Load, roomy_receiver};
 use crate::delay::DelayedUnderlay;
 use crate::lab::{Lab, Namespace, Site};
 use crate::node::{Node, Setup, two_direct};
-use crate::traffic::{Echo, tcp_both_ways};
+use crate::traffic::tcp_both_ways;
 
 const ONE_WAY: Duration = Duration::from_millis(10);
-/// Flows enough that each of two workers gets some: all sixteen on one has a chance of 1 in 32 768.
+/// Flows enough that each of three workers gets some.
 const FLOWS: u32 = 16;
 
-/// Two nodes of two workers. In the order in which they must end.
+/// Two nodes of two and three workers. In the order in which they must end.
 struct FarApart {
     nodes: [Node; 2],
     _setups: [Setup; 2],
@@ -27,7 +30,7 @@ impl FarApart {
     fn up() -> Option<Self> {
         let lab = Lab::up(2)?;
         let underlay = DelayedUnderlay::between_routers(&lab, ONE_WAY);
-        let (setups, nodes) = two_direct(&lab, [2, 2]);
+        let (setups, nodes) = two_direct(&lab, [2, 3]);
         Some(Self { nodes, _setups: setups, _underlay: underlay, lab })
     }
 
@@ -47,7 +50,7 @@ impl FarApart {
         });
     }
 
-    /// The link was what the test says, and both workers of both nodes had a part in it.
+    /// The link was what the test says, and all workers of both nodes had a part in it.
     fn was_shared_by_all_workers(&self) {
         for (node, peer) in self.nodes.iter().zip([Site::B, Site::A]) {
             let status = node.status();
@@ -79,38 +82,43 @@ fn no_flow_between_the_routers_themselves_overtakes_itself_at_20_ms_of_round_tri
     bed.was_shared_by_all_workers();
 }
 
+/// Sends a datagram for each number from both ends, and expects them at the other.
+fn exchange([near, far]: &[UdpSocket; 2], numbers: Range<u8>) {
+    for number in numbers.clone() {
+        for end in [near, far] {
+            end.send(&[number; 100]).expect("a datagram can be sent");
+        }
+    }
+    for (number, end) in numbers.flat_map(|number| [(number, near), (number, far)]) {
+        let mut datagram = [0; 200];
+        let length = end.recv(&mut datagram).unwrap_or_else(|error| panic!("datagram {number}: {error}"));
+        assert_eq!(datagram[..length], [number; 100]);
+    }
+}
+
 #[test]
-fn a_flow_and_its_answers_stay_on_one_worker_of_each_node() {
-    const DATAGRAMS: u32 = 48;
+fn a_flow_whose_ends_both_speak_at_once_stays_on_one_worker_of_each_node() {
+    const IN_A_ROW: u8 = 8;
+    const ROUNDS: u8 = 6;
     let Some(mut bed) = FarApart::up() else { return };
-    let [a, b] = [Site::A, Site::B].map(|site| bed.lab.host(site));
-    for address in Site::B.host() {
-        a.ping(address);
-        for number in 0..4 {
-            let echo = Echo::bind(&b, address);
-            let writes = |bed: &FarApart| bed.nodes.each_ref().map(|node| node.status().workers("tun_writes"));
-            let received = bed.nodes.each_ref().map(|node| node.status().sum("packets_received"));
-            let before = writes(&bed);
-            thread::scope(|scope| {
-                scope.spawn(|| echo.serve());
-                let mut flow = echo.flow(&a, number);
-                // Bursts, and answers in between: what would move a flow if answers could.
-                let client = scope.spawn(move || (0..DATAGRAMS / 8).for_each(|_| flow.exchange(8)));
-                let ended = client.join();
-                echo.stop();
-                if let Err(panic) = ended {
-                    std::panic::resume_unwind(panic);
-                }
-            });
-            for (node, received) in bed.nodes.iter_mut().zip(received) {
-                let all = received + u64::from(DATAGRAMS);
-                node.wait_until("all datagrams are counted", |status| status.sum("packets_received") >= all);
-            }
-            let after = writes(&bed);
-            for (before, after) in before.iter().zip(&after) {
-                let worked = before.iter().zip(after).filter(|(before, after)| after > before).count();
-                assert_eq!(worked, 1, "flow {number} to {address}: from {before:?} to {after:?} writes by worker");
-            }
+    for (near, far) in Site::A.host().into_iter().zip(Site::B.host()).cycle().take(8) {
+        bed.lab.host(Site::A).ping(far);
+        let ends =
+            [(Site::A, near), (Site::B, far)].map(|(site, address)| roomy_receiver(&bed.lab.host(site), address));
+        for (end, other) in [(0, 1), (1, 0)] {
+            let other = ends[other].local_addr().expect("a bound socket has an address");
+            ends[end].connect(other).expect("the other end is reachable");
+        }
+        let statuses = bed.nodes.each_ref().map(Node::status);
+        for round in 0..ROUNDS {
+            exchange(&ends, round * IN_A_ROW..(round + 1) * IN_A_ROW);
+        }
+        for (node, status) in bed.nodes.iter_mut().zip(statuses) {
+            let all = status.sum("packets_received") + u64::from(ROUNDS * IN_A_ROW);
+            let counted = node.wait_until("all are counted", |status| status.sum("packets_received") >= all);
+            let [before, after] = [status, counted].map(|status| status.workers("tun_writes"));
+            let worked = before.iter().zip(&after).filter(|(before, after)| after > before).count();
+            assert_eq!(worked, 1, "{near} to {far}: from {before:?} to {after:?} writes by worker");
         }
     }
 }

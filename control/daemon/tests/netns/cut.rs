@@ -5,6 +5,7 @@ use toml::{Table, Value as Toml};
 use crate::lab::{Lab, Site};
 use crate::node::{Node, mesh};
 use crate::offload::{direct_over_two_lanes, traffic_is_whole};
+use crate::shapes_udp::trains_of_programs_are_whole;
 
 /// Senders cut, and receivers merge, as with network cards: a veth with GRO goes through NAPI, as a driver does.
 const CUT: &str = "ethtool -K DEVICE tso off gso off tx-udp-segmentation off gro on";
@@ -29,6 +30,7 @@ fn with_trains_and_super_segments_cut_on_every_wire_content_is_whole_and_trains_
     }
     let nodes = direct_over_two_lanes(&mesh(&lab, [(Site::A, 2), (Site::B, 2)]));
     traffic_is_whole(&lab);
+    trains_of_programs_are_whole(&lab);
     nothing_was_dropped(&nodes);
     for node in &nodes {
         let status = node.status();
@@ -45,6 +47,7 @@ fn with_switch_at_one_end(lab: &Lab, offload: &str, value: bool) -> [Node; 2] {
     setups[1].write();
     let nodes = direct_over_two_lanes(&setups);
     traffic_is_whole(lab);
+    trains_of_programs_are_whole(lab);
     nothing_was_dropped(&nodes);
     let state = if value { "on" } else { "off" };
     for (node, is_set) in nodes.iter().zip([false, true]) {
@@ -80,8 +83,20 @@ fn content_is_whole_when_one_end_rebuilds_no_super_segments() {
 #[test]
 fn content_is_whole_when_one_end_takes_no_tcp_super_segments() {
     let Some(lab) = Lab::up(2) else { return };
-    let [a, b] = with_switch_at_one_end(&lab, "tun_tso", false).map(|node| node.status());
-    // Nothing here sends trains over UDP, so there are no others.
+    let [a, b] = with_switch_at_one_end(&lab, "tun_tso", false).map(|node| node.status().sum("super_segments_read"));
+    assert!(0 < b && b < a, "B reads those of UDP only: {a}, {b}");
+}
+
+#[test]
+fn content_is_whole_when_one_end_takes_no_udp_super_segments() {
+    let Some(lab) = Lab::up(2) else { return };
+    with_switch_at_one_end(&lab, "tun_uso", false);
+}
+
+#[test]
+fn content_is_whole_when_one_end_has_every_checksum_finished() {
+    let Some(lab) = Lab::up(2) else { return };
+    let [a, b] = with_switch_at_one_end(&lab, "tun_checksum", false).map(|node| node.status());
     assert!(a.sum("super_segments_read") > 0, "{a:?}");
     assert_eq!(b.sum("super_segments_read"), 0);
 }

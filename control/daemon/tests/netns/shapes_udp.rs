@@ -76,10 +76,9 @@ fn datagrams_of_every_size_arrive_as_they_were_sent_in_fragments_or_whole() {
     }
 }
 
-#[test]
-fn trains_that_a_program_sends_arrive_datagram_by_datagram() {
-    let Some(lab) = Lab::up(2) else { return };
-    let (_setups, nodes) = two_direct(&lab, [2, 2]);
+/// Trains that programs send with `UDP_SEGMENT`, and ordinary datagrams right behind them, cross both ways with every
+/// boundary where it was.
+pub(crate) fn trains_of_programs_are_whole(lab: &Lab) {
     let (a, b) = (lab.host(Site::A), lab.host(Site::B));
     for (near, far, addresses) in [(&a, &b, Site::B.host()), (&b, &a, Site::A.host())] {
         for (address, takes_trains) in addresses.into_iter().flat_map(|address| [(address, false), (address, true)]) {
@@ -103,6 +102,13 @@ fn trains_that_a_program_sends_arrive_datagram_by_datagram() {
             expect(&receiver, &expected, &format!("to {address}, trains {takes_trains}"));
         }
     }
+}
+
+#[test]
+fn trains_that_a_program_sends_arrive_datagram_by_datagram() {
+    let Some(lab) = Lab::up(2) else { return };
+    let (_setups, nodes) = two_direct(&lab, [2, 2]);
+    trains_of_programs_are_whole(&lab);
     for node in nodes {
         let status = node.status();
         assert!(status.sum("super_segments_read") > 0 && status.sum("super_segments_written") > 0, "{status:?}");

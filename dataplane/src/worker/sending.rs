@@ -152,7 +152,10 @@ impl Worker {
             self.flush(self.state.now)?;
         }
         for _ in 0..2 {
-            let Some(lane) = self.state.lanes.get_mut(slot) else { break };
+            let Some(lane) = self.state.lanes.get_mut(slot) else {
+                self.count_drop(Some(peer), DropReason::NoLane, 1);
+                return Ok(false);
+            };
             if lane.outgoing.is_none() {
                 let Some(buffer) = self.ring.take_send_buffer()? else {
                     self.count_drop(Some(peer), DropReason::SendBufferFull, 1);
@@ -180,14 +183,9 @@ impl Worker {
                     return Ok(true);
                 }
                 Joined::RecordFull => {
-                    let mut egress = Egress {
-                        ring: &mut self.ring,
-                        snapshot: &self.state.snapshot,
-                        counters: &self.counters,
-                        id: self.id,
-                        mtu: self.mtu,
-                    };
-                    egress.finish_record(lane)?;
+                    if let Some((mut egress, lane)) = self.egress(slot) {
+                        egress.finish_record(lane)?;
+                    }
                 }
                 Joined::TooBig => break,
             }
@@ -196,17 +194,25 @@ impl Worker {
         Ok(false)
     }
 
-    /// Seals and sends what a lane has begun in this turn.
-    pub(super) fn finish_lane(&mut self, slot: SocketSlot) -> io::Result<()> {
-        let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
-        let mut egress = Egress {
+    /// A lane, and what it takes to seal and send for it.
+    fn egress(&mut self, slot: SocketSlot) -> Option<(Egress<'_>, &mut Lane)> {
+        let lane = self.state.lanes.get_mut(slot)?;
+        let egress = Egress {
             ring: &mut self.ring,
             snapshot: &self.state.snapshot,
             counters: &self.counters,
             id: self.id,
             mtu: self.mtu,
         };
-        egress.finish(lane)
+        Some((egress, lane))
+    }
+
+    /// Seals and sends what a lane has begun in this turn.
+    pub(super) fn finish_lane(&mut self, slot: SocketSlot) -> io::Result<()> {
+        match self.egress(slot) {
+            Some((mut egress, lane)) => egress.finish(lane),
+            None => Ok(()),
+        }
     }
 
     /// Seals and queues everything the turn has begun. A lane whose key is used up ends: control makes a new one.

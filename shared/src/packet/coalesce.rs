@@ -4,7 +4,8 @@
 //! Pieces gather in **runs**, one per flow. Those of a super-segment that the sender split are known to belong together
 //! and come out as what went in. Other packets join only as the kernel itself would have joined them (its
 //! `net/ipv4/tcp_offload.c`, `udp_offload.c` and `include/net/gro.h`), so that splitting the result gives the same
-//! packets again. Whatever does not join its flow's run ends it: order within a flow is always kept.
+//! packets again, but for IPv4 ids that stood still, which count up then and mean nothing in packets that may not be
+//! fragmented. Whatever does not join its flow's run ends it: order within a flow is always kept.
 //!
 //! Payloads stay where they are. Only headers are copied, and payload bytes read only to verify a complete checksum.
 

@@ -12,7 +12,7 @@ use crate::datagrams::{Load, roomy_receiver};
 use crate::delay::DelayedUnderlay;
 use crate::lab::{Lab, Namespace, Site};
 use crate::node::{Node, Setup, two_direct};
-use crate::traffic::tcp_both_ways;
+use crate::traffic::{tcp_both_ways, uninterrupted};
 
 const ONE_WAY: Duration = Duration::from_millis(10);
 /// Flows enough that each of three workers gets some.
@@ -91,7 +91,8 @@ fn exchange([near, far]: &[UdpSocket; 2], numbers: Range<u8>) {
     }
     for (number, end) in numbers.flat_map(|number| [(number, near), (number, far)]) {
         let mut datagram = [0; 200];
-        let length = end.recv(&mut datagram).unwrap_or_else(|error| panic!("datagram {number}: {error}"));
+        let length =
+            uninterrupted(|| end.recv(&mut datagram)).unwrap_or_else(|error| panic!("datagram {number}: {error}"));
         assert_eq!(datagram[..length], [number; 100]);
     }
 }

@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::lab::{Lab, Namespace, PATIENCE, Site, wait_for};
 use crate::node::{CONTROL_PORT, LANE_PORT, Node, Setup, mesh, two_direct};
-use crate::traffic::{Content, Echo, receiver, sender, tcp_both_ways, udp_flows};
+use crate::traffic::{Content, Echo, receiver, sender, tcp_both_ways, udp_flows, uninterrupted};
 use crate::wire::{Capture, Datagram, Injector};
 
 #[test]
@@ -48,7 +48,7 @@ fn captured_record(lab: &Lab, payload: &[u8]) -> (UdpSocket, Datagram) {
     let capture = Capture::start(&lab.router(Site::B));
     sender.send(payload).expect("a datagram can be sent");
     let mut received = [0; 2048];
-    let length = receiver.recv(&mut received).expect("the datagram crosses");
+    let length = uninterrupted(|| receiver.recv(&mut received)).expect("the datagram crosses");
     assert_eq!(&received[..length], payload);
     let record = capture
         .stop()
@@ -96,7 +96,7 @@ fn replayed_and_altered_records_are_dropped_and_counted() {
 
     // None of these reached the host, and the replay window did not move: what is genuine still crosses.
     receiver.set_nonblocking(true).expect("a socket can be made non-blocking");
-    assert!(receiver.recv(&mut [0; 2048]).is_err(), "a copy reached the host");
+    assert!(uninterrupted(|| receiver.recv(&mut [0; 2048])).is_err(), "a copy reached the host");
     udp_flows(&lab.host(Site::A), &lab.host(Site::B), Site::B.host_v4().into(), 2, 10);
 }
 
@@ -123,7 +123,7 @@ fn an_inner_source_that_is_not_the_peers_is_dropped_and_counted() {
         let socket = lab.host(Site::B).enter(|| sender(target));
         socket.send(b"genuine").expect("a datagram can be sent");
         let mut received = [0; 64];
-        let (length, from) = receiver.recv_from(&mut received).expect("what is genuine crosses");
+        let (length, from) = uninterrupted(|| receiver.recv_from(&mut received)).expect("what is genuine crosses");
         assert_eq!((&received[..length], from.ip()), (&b"genuine"[..], genuine));
     }
 }

@@ -1,6 +1,6 @@
 //! Flows between hosts whose every byte and order is checked.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -141,6 +141,16 @@ pub(crate) fn udp_flows(client: &Namespace, server: &Namespace, address: IpAddr,
     });
 }
 
+/// Calls again what a signal has interrupted, as the standard library does for streams only.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// Sends `flows` UDP flows one way, each from a port of its own, in bursts of numbered datagrams, and asserts that each
 /// flow's numbers arrive in order and none is missing. Nothing returns through the tunnel, so nothing but the flow itself
 /// can decide which worker sends it.
@@ -160,7 +170,7 @@ pub(crate) fn udp_one_way(client: &Namespace, server: &Namespace, address: IpAdd
             }
         }
         for received in 0..burst * flows {
-            let length = receiver.recv(&mut datagram).unwrap_or_else(|error| {
+            let length = uninterrupted(|| receiver.recv(&mut datagram)).unwrap_or_else(|error| {
                 panic!("{received} of {} datagrams from number {first} on arrived: {error}", burst * flows)
             });
             let (flow, number) = parse(&datagram[..length]);
@@ -188,7 +198,7 @@ impl Echo {
         let mut expected = std::collections::BTreeMap::<u32, u32>::new();
         let mut datagram = [0; 2048];
         while !self.stopped.load(Ordering::Relaxed) {
-            let (length, from) = match self.socket.recv_from(&mut datagram) {
+            let (length, from) = match uninterrupted(|| self.socket.recv_from(&mut datagram)) {
                 Ok(received) => received,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
                 Err(error) => panic!("the echo server: {error}"),
@@ -230,9 +240,7 @@ impl Flow {
             self.socket.send(numbered(&mut datagram, self.flow, number)).expect("a datagram can be sent");
         }
         for number in self.next..self.next + count {
-            let length = self
-                .socket
-                .recv(&mut datagram)
+            let length = uninterrupted(|| self.socket.recv(&mut datagram))
                 .unwrap_or_else(|error| panic!("flow {}: datagram {number} or its echo is lost: {error}", self.flow));
             assert_eq!(parse(&datagram[..length]), (self.flow, number), "on its way back");
         }
@@ -277,10 +285,10 @@ pub(crate) fn time_to_first_echo(client: &Namespace, server: &Namespace, address
     crate::lab::wait_for("an echo from host to host", || {
         // An unreachable network is what this waits to end.
         let _ = near.send(b"are you there?");
-        while let Ok((length, from)) = far.recv_from(&mut datagram) {
+        while let Ok((length, from)) = uninterrupted(|| far.recv_from(&mut datagram)) {
             let _ = far.send_to(&datagram[..length], from);
         }
-        near.recv(&mut datagram).ok()
+        uninterrupted(|| near.recv(&mut datagram)).ok()
     });
     started.elapsed()
 }

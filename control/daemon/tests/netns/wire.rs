@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::lab::{Namespace, SILENCE};
+use crate::traffic::uninterrupted;
 
 const CAPTURE_BYTES_MAX: usize = 256 << 20;
 
@@ -136,7 +137,7 @@ pub(crate) fn expect_silence(socket: &UdpSocket, datagram: &[u8], what: &str) {
     socket.set_read_timeout(Some(SILENCE)).expect("a timeout can be set");
     socket.send(datagram).unwrap_or_else(|error| panic!("{what} cannot be sent: {error}"));
     let mut answer = [0; 2048];
-    match socket.recv(&mut answer) {
+    match uninterrupted(|| socket.recv(&mut answer)) {
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
         Err(error) => panic!("{what}: nobody listens there: {error}"),
         Ok(length) => panic!("{what} was answered with {:02x?}", &answer[..length]),
@@ -158,7 +159,7 @@ fn an_injected_datagram_arrives_and_is_captured_as_it_was_made() {
     };
     Injector::open(&lab.router(Site::B)).send(&injected);
     let mut payload = [0; 300];
-    let (length, from) = receiver.recv_from(&mut payload).unwrap();
+    let (length, from) = uninterrupted(|| receiver.recv_from(&mut payload)).unwrap();
     assert_eq!((&payload[..length], from), (&injected.payload[..], injected.source.into()));
     assert!(capture.stop().iter().any(|packet| Datagram::parse(packet).as_ref() == Some(&injected)));
 }

@@ -377,7 +377,13 @@ impl World {
         let life = self.number();
         let peer_ids = self.ids.iter().enumerate().filter(|(other, _)| *other != node);
         let peers: Vec<_> = peer_ids
-            .map(|(_, id)| PeerSettings { name: String::new(), id: *id, addresses: Vec::new(), routes: Vec::new() })
+            .map(|(_, id)| PeerSettings {
+                name: String::new(),
+                id: *id,
+                addresses: Vec::new(),
+                routes: Vec::new(),
+                carrier: None,
+            })
             .collect();
         let mut instance = [0; 16];
         self.random.fill(&mut instance);

@@ -70,6 +70,31 @@ pub const REPLAY_WINDOW: u64 = 8192;
 /// allow, and the number at which a rekey is due.
 pub const RECORDS_PER_EPOCH_MAX: u64 = 1 << 27;
 
+/// Shortest life of a lane's keys that can be configured.
+pub const REKEY_SECONDS_MIN: u16 = 1;
+/// Longest life of a lane's keys that can be configured.
+pub const REKEY_SECONDS_MAX: u16 = 3600;
+/// How long a lane's keys live unless configured otherwise: as long as WireGuard's.
+pub const REKEY_SECONDS_DEFAULT: u16 = 120;
+/// Fewest records per epoch that can be configured: tests roll thousands of epochs with it.
+pub const REKEY_RECORDS_MIN: u64 = 256;
+/// Most records per epoch, and the default: half of those that a key may seal, so that the new keys have all the time
+/// they need.
+pub const REKEY_RECORDS_MAX: u64 = RECORDS_PER_EPOCH_MAX / 2;
+
+/// Shortest keep-alive interval that can be configured.
+pub const KEEP_ALIVE_SECONDS_MIN: u16 = 1;
+/// Longest keep-alive interval that can be configured.
+pub const KEEP_ALIVE_SECONDS_MAX: u16 = 300;
+/// Default keep-alive interval: translators forget UDP after 30 s at the earliest in practice (RFC 4787, section 4.3,
+/// asks for 2 minutes), and a radio that sleeps is woken as rarely as that allows.
+pub const KEEP_ALIVE_SECONDS_DEFAULT: u16 = 25;
+
+/// Lowest rate that can be configured, in Mbit/s.
+pub const RATE_MBIT_MIN: u32 = 1;
+/// Highest rate that can be configured, in Mbit/s.
+pub const RATE_MBIT_MAX: u32 = 400_000;
+
 /// Smallest inner MTU: IPv6 needs 1280 (RFC 8200, section 5).
 pub const INNER_MTU_MIN: u16 = 1280;
 /// Largest inner MTU: a jumbo underlay of 9000 less nothing; the lane's own overhead is checked against the path.

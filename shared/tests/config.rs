@@ -2,13 +2,15 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ringlane_shared::config::{
     DataplaneSettings, IdentitySettings, Switch, parse, parse_hyprspace, parse_listen_address, parse_toml,
 };
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, keypair_from_seed, parse_peer_id};
+use ringlane_shared::lane::keys::CipherChoice;
 use ringlane_shared::limits::{CONFIG_BYTES_MAX, CONFIG_PROBLEMS_MAX, PEERS_MAX};
-use ringlane_shared::plane::{Offload, Offloads};
+use ringlane_shared::plane::{CarrierChoice, Engine, Offload, Offloads, OuterMarks, RekeyLimits};
 
 const ID_A: &str = "12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN";
 const ID_B: &str = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46";
@@ -31,6 +33,16 @@ mtu = 1420
 cores = [2, 3]                         # worker i runs on cores[i]; default: the cores the process may use, in order
 busy_poll_us = 50                      # default 0
 tun_queue_packets = 250                # default 500
+engine = "auto"                        # or "io_uring", "epoll"
+carrier = "auto"                       # or "lane", "quic"
+cipher = "auto"                        # or "aes-128-gcm", "aes-256-gcm", "chacha20-poly1305"
+rekey_seconds = 120
+rekey_records = 67108864
+keep_alive_seconds = 25
+rate_mbit = 950                        # default: as fast as it goes
+fragments = true
+copy_dscp = false
+copy_ecn = true
 [dataplane.offload]                    # default: all of them, the sentinel where the kernel needs it
 tun_uso = false
 udp_sentinel = "auto"
@@ -39,6 +51,7 @@ name = "site-b"
 id = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46"
 addresses = ["/ip4/10.201.0.2/udp/8001/quic-v1"]   # optional
 routes = ["10.20.0.0/16", "fd00:20::/64"]          # networks behind that peer
+carrier = "quic"                                   # default: as dataplane.carrier says
 "#;
 
 /// Hyprspace's own example.
@@ -100,10 +113,13 @@ fn the_example_of_the_specification_works_as_written() {
     assert_eq!((settings.dataplane.busy_poll_us, settings.dataplane.tun_queue_packets), (50, 250));
     assert_eq!(settings.dataplane.offloads, Offloads::default().with(Offload::TunUso, false));
     assert_eq!(settings.dataplane.udp_sentinel, Switch::Auto);
+    let defaults = default_dataplane();
+    assert_eq!((settings.dataplane.rate_mbit, settings.dataplane.rekey), (Some(950), defaults.rekey));
     let [peer] = settings.peers.as_slice() else { panic!("{:?}", settings.peers) };
     assert_eq!((peer.name.as_str(), peer.id), ("site-b", parse_peer_id(ID_B).unwrap()));
     assert_eq!(texts(&peer.addresses), ["/ip4/10.201.0.2/udp/8001/quic-v1"]);
     assert_eq!(texts(&peer.routes), ["10.20.0.0/16", "fd00:20::/64"]);
+    assert_eq!(peer.carrier, Some(CarrierChoice::Quic));
     assert_eq!(settings.warnings, Vec::<String>::new());
 }
 
@@ -117,7 +133,34 @@ fn default_dataplane() -> DataplaneSettings {
         tun_queue_packets: 500,
         offloads: Offloads::default(),
         udp_sentinel: Switch::Auto,
+        engine: Engine::Auto,
+        carrier: CarrierChoice::Auto,
+        cipher: CipherChoice::Auto,
+        rekey: RekeyLimits { after: Duration::from_secs(120), records: 1 << 26 },
+        rate_mbit: None,
+        fragments: true,
+        outer_marks: OuterMarks { copies_dscp: false, copies_ecn: true },
+        keep_alive_seconds: 25,
     }
+}
+
+#[test]
+fn how_packets_travel_is_chosen_by_words_numbers_and_switches() {
+    let text = "[dataplane]\nengine = \"epoll\"\ncarrier = \"lane\"\ncipher = \"aes-256-gcm\"\nrekey_seconds = 1\n\
+                rekey_records = 256\nkeep_alive_seconds = 300\nrate_mbit = 400000\nfragments = false\n\
+                copy_dscp = true\ncopy_ecn = false";
+    let expected = DataplaneSettings {
+        engine: Engine::Epoll,
+        carrier: CarrierChoice::Lane,
+        cipher: CipherChoice::Aes256Gcm,
+        rekey: RekeyLimits { after: Duration::from_secs(1), records: 256 },
+        rate_mbit: Some(400_000),
+        fragments: false,
+        outer_marks: OuterMarks { copies_dscp: true, copies_ecn: false },
+        keep_alive_seconds: 300,
+        ..default_dataplane()
+    };
+    assert_eq!(parse(text, toml_file()).unwrap().dataplane, expected);
 }
 
 #[test]
@@ -288,6 +331,16 @@ fn each_mistake_about_control_and_dataplane_names_file_line_key_value_and_remedy
         dataplane("mtu = 1279", "dataplane.mtu", "1279", "from 1280 to 9000"),
         dataplane("mtu = 9001", "dataplane.mtu", "9001", "from 1280 to 9000"),
         dataplane("cores = 2", "dataplane.cores", "2", "[...]"),
+        dataplane("engine = \"uring\"", "dataplane.engine", "\"uring\"", "\"io_uring\", \"epoll\""),
+        dataplane("carrier = \"stream\"", "dataplane.carrier", "\"stream\"", "\"auto\", \"lane\", \"quic\""),
+        dataplane("cipher = 256", "dataplane.cipher", "256", "double quotes"),
+        dataplane("rekey_seconds = 0", "dataplane.rekey_seconds", "0", "from 1 to 3600"),
+        dataplane("rekey_records = 255", "dataplane.rekey_records", "255", "from 256 to 67108864"),
+        dataplane("rekey_records = 67108865", "dataplane.rekey_records", "67108865", "from 256 to 67108864"),
+        dataplane("keep_alive_seconds = 301", "dataplane.keep_alive_seconds", "301", "from 1 to 300"),
+        dataplane("rate_mbit = 0", "dataplane.rate_mbit", "0", "from 1 to 400000"),
+        dataplane("fragments = 1", "dataplane.fragments", "1", "true or false"),
+        dataplane("rate = 100", "dataplane.rate", "100", "the keys here are"),
         dataplane("cores = [0, -1]", "dataplane.cores[1]", "-1", "from 0 to 1023"),
         dataplane("cores = [1024]", "dataplane.cores[0]", "1024", "from 0 to 1023"),
         dataplane("cores = [\"0-3\"]", "dataplane.cores[0]", "\"0-3\"", "without quotes"),

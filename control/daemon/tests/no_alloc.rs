@@ -21,7 +21,7 @@ use ringlane_shared::lane::keys::Role;
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{
-    LaneHandOver, Offloads, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot, WorkerSettings,
+    LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot, WorkerSettings,
 };
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, Offer, OfferSecret};
@@ -155,13 +155,7 @@ impl Side {
     /// away what arrives there.
     fn new(number: u8) -> Self {
         let interface = format!("rlna{number}");
-        let settings = WorkerSettings {
-            mtu: MTU,
-            hash_seed: 1,
-            offloads: Offloads::default(),
-            cores: Vec::new(),
-            busy_poll: Duration::ZERO,
-        };
+        let settings = WorkerSettings::new(MTU, 1);
         let tun = Tun::create(&interface, 1, settings.offloads).unwrap();
         ip(&format!("address add 10.{number}.0.1/32 dev {interface}"));
         ip(&format!("link set {interface} up mtu {MTU}"));

@@ -104,7 +104,7 @@ fn peer(item: &Item<'_>, report: &mut Report<'_>) -> Option<PeerDraft> {
     };
     let items = table.get("routes").and_then(|item| item.list(ROUTES_PER_PEER_MAX, report)).unwrap_or_default();
     let routes = items.iter().filter_map(|item| route(item, report)).collect();
-    Some(PeerDraft { name, id, addresses: Vec::new(), routes })
+    Some(PeerDraft { name, id, addresses: Vec::new(), routes, carrier: None })
 }
 
 fn route(item: &Item<'_>, report: &mut Report<'_>) -> Option<Placed<ipnet::IpNet>> {

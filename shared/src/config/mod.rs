@@ -21,8 +21,9 @@ pub use self::hyprspace::parse_hyprspace;
 pub use self::toml::parse_toml;
 use self::tree::Place;
 use crate::id::PeerId;
+use crate::lane::keys::CipherChoice;
 use crate::limits::CONFIG_BYTES_MAX;
-use crate::plane::{Offload, Offloads};
+use crate::plane::{CarrierChoice, Engine, Offload, Offloads, OuterMarks, RekeyLimits};
 
 /// Where a network's key and peer cache live unless the configuration says otherwise: in a directory of its name.
 pub const STATE_DIRECTORY: &str = "/var/lib/ringlane";
@@ -134,6 +135,22 @@ pub struct DataplaneSettings {
     pub offloads: Offloads,
     /// Whether [`Offload::UdpSentinel`] is used.
     pub udp_sentinel: Switch,
+    /// What moves packets between workers and the kernel.
+    pub engine: Engine,
+    /// How packets shall reach peers that say nothing else.
+    pub carrier: CarrierChoice,
+    /// Which AEADs we are willing to use.
+    pub cipher: CipherChoice,
+    /// When lanes get new keys.
+    pub rekey: RekeyLimits,
+    /// What all workers together send at most, in Mbit/s; `None` for as fast as it goes.
+    pub rate_mbit: Option<u32>,
+    /// Whether packets larger than a record of their path travel in fragments.
+    pub fragments: bool,
+    /// What outer headers say of the packets inside.
+    pub outer_marks: OuterMarks,
+    /// Longest silence of a lane that is not used, in seconds.
+    pub keep_alive_seconds: u16,
 }
 
 impl DataplaneSettings {
@@ -171,4 +188,6 @@ pub struct PeerSettings {
     pub addresses: Vec<Multiaddr>,
     /// Networks behind it, host bits cleared; its built-in addresses are not listed.
     pub routes: Vec<IpNet>,
+    /// How packets shall reach it, if not as `dataplane.carrier` says.
+    pub carrier: Option<CarrierChoice>,
 }

@@ -1,26 +1,51 @@
 //! Ringlane's own format.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::error::Report;
 use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
 use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch};
+use crate::lane::keys::CipherChoice;
 use crate::limits::{
-    ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, LISTEN_ADDRESSES_MAX, PEERS_MAX,
-    ROUTES_PER_PEER_MAX, TUN_QUEUE_PACKETS_MAX, TUN_QUEUE_PACKETS_MIN, WORKERS_MAX,
+    ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, KEEP_ALIVE_SECONDS_MAX,
+    KEEP_ALIVE_SECONDS_MIN, LISTEN_ADDRESSES_MAX, PEERS_MAX, RATE_MBIT_MAX, RATE_MBIT_MIN, REKEY_RECORDS_MAX,
+    REKEY_RECORDS_MIN, REKEY_SECONDS_MAX, REKEY_SECONDS_MIN, ROUTES_PER_PEER_MAX, TUN_QUEUE_PACKETS_MAX,
+    TUN_QUEUE_PACKETS_MIN, WORKERS_MAX,
 };
-use crate::plane::Offload;
+use crate::plane::{CarrierChoice, Engine, Offload};
 
 /// Every key there is, by table.
 const SCHEMA: [(&str, &[&str]); 6] = [
     ("", &["interface", "identity", "control", "dataplane", "peers"]),
     ("identity", &["key_file"]),
     ("control", &["listen", "mdns"]),
-    ("dataplane", &["workers", "port", "mtu", "cores", "busy_poll_us", "tun_queue_packets", "offload"]),
+    (
+        "dataplane",
+        &[
+            "workers",
+            "port",
+            "mtu",
+            "cores",
+            "busy_poll_us",
+            "tun_queue_packets",
+            "engine",
+            "carrier",
+            "cipher",
+            "rekey_seconds",
+            "rekey_records",
+            "keep_alive_seconds",
+            "rate_mbit",
+            "fragments",
+            "copy_dscp",
+            "copy_ecn",
+            "offload",
+        ],
+    ),
     ("dataplane.offload", &OFFLOAD_KEYS),
-    ("peers", &["name", "id", "addresses", "routes"]),
+    ("peers", &["name", "id", "addresses", "routes", "carrier"]),
 ];
 
 const OFFLOAD_KEYS: [&str; Offload::ALL.len()] = {
@@ -127,9 +152,60 @@ fn dataplane(table: &Table<'_>, draft: &mut Draft, report: &mut Report<'_>) {
     {
         draft.tun_queue_packets = packets;
     }
+    moving(table, draft, report);
     if let Some(table) = table.get("offload").and_then(|item| item.table(report)) {
         known_keys_only(&table, "dataplane.offload", report);
         draft.offloads = offloads(&table, report);
+    }
+}
+
+const ENGINES: [(&str, Engine); 3] = [("auto", Engine::Auto), ("io_uring", Engine::IoUring), ("epoll", Engine::Epoll)];
+const CARRIERS: [(&str, CarrierChoice); 3] =
+    [("auto", CarrierChoice::Auto), ("lane", CarrierChoice::Lane), ("quic", CarrierChoice::Quic)];
+const CIPHERS: [(&str, CipherChoice); 4] = [
+    ("auto", CipherChoice::Auto),
+    ("aes-128-gcm", CipherChoice::Aes128Gcm),
+    ("aes-256-gcm", CipherChoice::Aes256Gcm),
+    ("chacha20-poly1305", CipherChoice::ChaCha20Poly1305),
+];
+
+/// How packets travel: what carries and protects them, and how fast they go.
+fn moving(table: &Table<'_>, draft: &mut Draft, report: &mut Report<'_>) {
+    if let Some(engine) = table.get("engine").and_then(|item| item.word(&ENGINES, report)) {
+        draft.engine = engine;
+    }
+    if let Some(carrier) = table.get("carrier").and_then(|item| item.word(&CARRIERS, report)) {
+        draft.carrier = carrier;
+    }
+    if let Some(cipher) = table.get("cipher").and_then(|item| item.word(&CIPHERS, report)) {
+        draft.cipher = cipher;
+    }
+    let seconds = REKEY_SECONDS_MIN..=REKEY_SECONDS_MAX;
+    if let Some(seconds) = table.get("rekey_seconds").and_then(|item| item.integer(seconds, "seconds", report)) {
+        draft.rekey.after = Duration::from_secs(seconds.into());
+    }
+    let records = REKEY_RECORDS_MIN..=REKEY_RECORDS_MAX;
+    if let Some(records) =
+        table.get("rekey_records").and_then(|item| item.integer(records, "a number of records", report))
+    {
+        draft.rekey.records = records;
+    }
+    let seconds = KEEP_ALIVE_SECONDS_MIN..=KEEP_ALIVE_SECONDS_MAX;
+    if let Some(seconds) = table.get("keep_alive_seconds").and_then(|item| item.integer(seconds, "seconds", report)) {
+        draft.keep_alive_seconds = seconds;
+    }
+    let rates = RATE_MBIT_MIN..=RATE_MBIT_MAX;
+    if let Some(rate) = table.get("rate_mbit").and_then(|item| item.integer(rates, "Mbit/s", report)) {
+        draft.rate_mbit = Some(rate);
+    }
+    if let Some(fragments) = table.get("fragments").and_then(|item| item.boolean(report)) {
+        draft.fragments = fragments;
+    }
+    if let Some(copies) = table.get("copy_dscp").and_then(|item| item.boolean(report)) {
+        draft.outer_marks.copies_dscp = copies;
+    }
+    if let Some(copies) = table.get("copy_ecn").and_then(|item| item.boolean(report)) {
+        draft.outer_marks.copies_ecn = copies;
     }
 }
 
@@ -169,7 +245,8 @@ fn peer(item: &Item<'_>, report: &mut Report<'_>) -> Option<PeerDraft> {
         value::peer_address(text, known_id.as_ref())
     });
     let routes = list_of(&table, "routes", ROUTES_PER_PEER_MAX, report, |text| value::prefix(text, HostBits::Refuse));
-    Some(PeerDraft { name, id, addresses, routes })
+    let carrier = table.get("carrier").and_then(|item| item.word(&CARRIERS, report));
+    Some(PeerDraft { name, id, addresses, routes, carrier })
 }
 
 fn list_of<T>(

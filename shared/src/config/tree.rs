@@ -208,8 +208,22 @@ impl<'n> Item<'n> {
         None
     }
 
+    /// One of `words`, each with what it stands for.
+    pub(super) fn word<T: Copy>(&self, words: &[(&str, T)], report: &mut Report<'_>) -> Option<T> {
+        let text = self.string(report)?;
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        if found.is_none() {
+            let known: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+            report.refuse(&self.place(), "is not a known word", format!("write one of {}", known.join(", ")));
+        }
+        found
+    }
+
     /// An integer within `bounds`; `unit` is what it counts.
-    pub(super) fn integer(&self, bounds: RangeInclusive<u16>, unit: &str, report: &mut Report<'_>) -> Option<u16> {
+    pub(super) fn integer<T>(&self, bounds: RangeInclusive<T>, unit: &str, report: &mut Report<'_>) -> Option<T>
+    where
+        T: TryFrom<i64> + PartialOrd + std::fmt::Display,
+    {
         let (min, max) = (bounds.start(), bounds.end());
         let Value::Integer(number, _) = self.node.value else {
             return self.refuse_kind(
@@ -218,7 +232,7 @@ impl<'n> Item<'n> {
                 report,
             );
         };
-        let fitting = number.and_then(|number| u16::try_from(number).ok()).filter(|number| bounds.contains(number));
+        let fitting = number.and_then(|number| T::try_from(number).ok()).filter(|number| bounds.contains(number));
         if fitting.is_none() {
             report.refuse(&self.place(), "is out of range", format!("write {unit} from {min} to {max}"));
         }

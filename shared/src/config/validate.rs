@@ -15,8 +15,12 @@ use super::{
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
-use crate::limits::{INNER_MTU_DEFAULT, LISTEN_ADDRESSES_MAX, ROUTES_MAX, TUN_QUEUE_PACKETS_DEFAULT, WORKERS_MAX};
-use crate::plane::{Offload, Offloads};
+use crate::lane::keys::CipherChoice;
+use crate::limits::{
+    INNER_MTU_DEFAULT, KEEP_ALIVE_SECONDS_DEFAULT, LISTEN_ADDRESSES_MAX, ROUTES_MAX, TUN_QUEUE_PACKETS_DEFAULT,
+    WORKERS_MAX,
+};
+use crate::plane::{CarrierChoice, Engine, Offload, Offloads, OuterMarks, RekeyLimits};
 
 /// Offloads that are nothing without another one, which stands behind them.
 const OFFLOAD_NEEDS: [(Offload, Offload); 3] = [
@@ -50,6 +54,14 @@ pub(super) struct Draft {
     pub(super) tun_queue_packets: u16,
     /// Only those the file speaks of.
     pub(super) offloads: Vec<(Offload, Placed<Switch>)>,
+    pub(super) engine: Engine,
+    pub(super) carrier: CarrierChoice,
+    pub(super) cipher: CipherChoice,
+    pub(super) rekey: RekeyLimits,
+    pub(super) rate_mbit: Option<u32>,
+    pub(super) fragments: bool,
+    pub(super) outer_marks: OuterMarks,
+    pub(super) keep_alive_seconds: u16,
     pub(super) peers: Vec<PeerDraft>,
 }
 
@@ -59,6 +71,7 @@ pub(super) struct PeerDraft {
     pub(super) id: Option<Placed<PeerId>>,
     pub(super) addresses: Vec<Placed<Multiaddr>>,
     pub(super) routes: Vec<Placed<IpNet>>,
+    pub(super) carrier: Option<CarrierChoice>,
 }
 
 impl Draft {
@@ -82,6 +95,14 @@ impl Draft {
             busy_poll_us: 0,
             tun_queue_packets: TUN_QUEUE_PACKETS_DEFAULT,
             offloads: Vec::new(),
+            engine: Engine::default(),
+            carrier: CarrierChoice::default(),
+            cipher: CipherChoice::default(),
+            rekey: RekeyLimits::default(),
+            rate_mbit: None,
+            fragments: true,
+            outer_marks: OuterMarks::default(),
+            keep_alive_seconds: KEEP_ALIVE_SECONDS_DEFAULT,
             peers: Vec::new(),
         }
     }
@@ -114,6 +135,7 @@ impl Draft {
                 id: peer.id?.value,
                 addresses: peer.addresses.into_iter().map(|address| address.value).collect(),
                 routes: peer.routes.into_iter().map(|route| route.value).collect(),
+                carrier: peer.carrier,
             })
         };
         Ok(Settings {
@@ -134,6 +156,14 @@ impl Draft {
                 tun_queue_packets: self.tun_queue_packets.into(),
                 offloads,
                 udp_sentinel: switch(&self.offloads, Offload::UdpSentinel).map_or(Switch::Auto, |switch| switch.value),
+                engine: self.engine,
+                carrier: self.carrier,
+                cipher: self.cipher,
+                rekey: self.rekey,
+                rate_mbit: self.rate_mbit,
+                fragments: self.fragments,
+                outer_marks: self.outer_marks,
+                keep_alive_seconds: self.keep_alive_seconds,
             },
             peers: self.peers.into_iter().filter_map(peer).collect(),
             warnings: report.into_warnings()?,

@@ -37,6 +37,20 @@ impl Suite {
     }
 }
 
+/// Which AEADs a node is willing to use for records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CipherChoice {
+    /// The fastest that both CPUs are good at.
+    #[default]
+    Auto,
+    /// AES-128-GCM where both CPUs have AES instructions.
+    Aes128Gcm,
+    /// AES-256-GCM where both CPUs have AES instructions; never AES-128-GCM.
+    Aes256Gcm,
+    /// ChaCha20-Poly1305 always.
+    ChaCha20Poly1305,
+}
+
 /// Which end of the lane's QUIC connection we are: the node with the lower peer id is the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {

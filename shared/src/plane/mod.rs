@@ -21,5 +21,5 @@ pub use counters::{LaneGauges, PeerCounters, WorkerCounters};
 pub use event::{LaneEnd, PlaneEvent, Stray};
 pub use offload::{Offload, OffloadGauges, OffloadState, Offloads};
 pub use queue::{PlaneReceiver, PlaneSender, QueueFull};
-pub use settings::WorkerSettings;
+pub use settings::{CarrierChoice, Engine, OuterMarks, RekeyLimits, WorkerSettings};
 pub use snapshot::{PeerEntry, Snapshot};

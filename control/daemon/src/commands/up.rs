@@ -92,6 +92,12 @@ fn worker_settings(settings: &DataplaneSettings) -> WorkerSettings {
             cores => cores.to_vec(),
         },
         busy_poll: Duration::from_micros(settings.busy_poll_us.into()),
+        engine: settings.engine,
+        rekey: settings.rekey,
+        rate_bits_per_s: settings.rate_mbit.map(|rate| u64::from(rate) * 1_000_000),
+        fragments: settings.fragments,
+        outer_marks: settings.outer_marks,
+        keep_alive: Duration::from_secs(settings.keep_alive_seconds.into()),
     }
 }
 

@@ -9,11 +9,11 @@ use ringlane_shared::config::{PeerSettings, Settings};
 use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::limits::RECORD_OVERHEAD_BYTES;
-use ringlane_shared::plane::WorkerCounters;
+use ringlane_shared::plane::{LaneCarrier, WorkerCounters};
 
 use crate::admin::status::{
-    Carrier, ConnectionStatus, Direction, LaneStatus, NodeInfo, NodeStatus, PeerState, PeerStatus, RoutePeer,
-    RouteStatus, TunStatus, WorkerStatus, sum_drops,
+    Carrier, ConnectionStatus, Direction, LaneState, LaneStatus, NodeInfo, NodeStatus, PeerState, PeerStatus,
+    RoutePeer, RouteStatus, TunStatus, WorkerStatus, sum_drops,
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
@@ -89,7 +89,10 @@ impl<T> Reporter<'_, T> {
     }
 
     fn carrier(&self, peer: PeerIndex) -> Option<Carrier> {
-        self.coordinator.link(peer)?.carries().then_some(Carrier::Lane)
+        let link = self.coordinator.link(peer).filter(|link| link.carries())?;
+        // As long as one lane takes records, that is how most packets go.
+        let by_quic = link.lanes().all(|(_, lane)| carrier_of(lane) == Carrier::Quic);
+        Some(if by_quic { Carrier::Quic } else { Carrier::Lane })
     }
 
     fn peer(&self, index: PeerIndex, peer: &PeerSettings) -> PeerStatus {
@@ -165,6 +168,13 @@ fn builtin_addresses(peer: &PeerId) -> Vec<IpAddr> {
     vec![builtin_ipv4(peer).into(), builtin_ipv6(peer).into()]
 }
 
+fn carrier_of(lane: &LaneUp) -> Carrier {
+    match lane.gauges.carrier() {
+        LaneCarrier::Records => Carrier::Lane,
+        LaneCarrier::Quic => Carrier::Quic,
+    }
+}
+
 fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
     let (rtt_us, mtu_bytes) = (lane.gauges.rtt_us(), lane.gauges.mtu_bytes());
     LaneStatus {
@@ -174,6 +184,14 @@ fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
         remote: lane.remote,
         rtt_us: (rtt_us > 0).then_some(rtt_us),
         mtu_bytes: (mtu_bytes > 0).then_some(mtu_bytes),
+        state: if lane.gauges.is_silent() { LaneState::Silent } else { LaneState::Up },
+        carrier: carrier_of(lane),
+        epoch: lane.gauges.epoch(),
+        rekeys: lane.gauges.rekeys.get(),
+        rekeys_failed: lane.gauges.rekeys_failed.get(),
+        moves: lane.gauges.moves.get(),
+        echoes_sent: lane.gauges.echoes_sent.get(),
+        echoes_answered: lane.gauges.echoes_answered.get(),
         age_s: lane.since.elapsed().as_secs(),
     }
 }

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use ipnet::IpNet;
 use libp2p::identity::Keypair;
 use ringlane_shared::config::Settings;
-use ringlane_shared::id::{PeerId, PeerIndex, WorkerId};
+use ringlane_shared::id::{LaneIndex, PeerId, PeerIndex, WorkerId};
 use ringlane_shared::limits::PLANE_QUEUE_MESSAGES;
 use ringlane_shared::plane::{
-    LaneEnd, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, QueueFull, WorkerCounters,
+    LaneCarrier, LaneChange, LaneEnd, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, QueueFull, WorkerCounters,
 };
 use ringlane_shared::wire::offer::{Answer, LENGTH_PREFIX_BYTES, Offer, OfferError, RefusalReason};
 use thiserror::Error;
@@ -257,7 +257,8 @@ impl Control {
                 Intent::SetUp { peer, role, ours, theirs, lanes } => {
                     let Some(settings) = self.settings.peers.get(peer.position()) else { continue };
                     let peer_id = settings.id;
-                    self.engine.start(LinkStart { peer, peer_id, role, ours, theirs, lanes }, now);
+                    let carrier = settings.carrier.unwrap_or(self.settings.dataplane.carrier);
+                    self.engine.start(LinkStart { peer, peer_id, role, ours, theirs, lanes, carrier }, now);
                 }
                 Intent::CancelSetUp(peer) => self.engine.cancel(peer),
                 Intent::Retire { worker, serial } => self.command(worker, PlaneCommand::RetireLane(serial))?,
@@ -410,6 +411,12 @@ impl Control {
                         info!(peer = self.name(peer), lane = %index, end, "lane down");
                     }
                 }
+                PlaneEvent::LaneChanged { serial, peer, index, change } => {
+                    if self.coordinator.handle_lane_changed(peer, index, serial, change) {
+                        self.log_lane_change(peer, index, change);
+                    }
+                }
+                PlaneEvent::PathSeen { .. } => {}
                 PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
                 PlaneEvent::Failed { worker, message } => {
                     self.stopped |= 1 << worker.0;
@@ -424,6 +431,21 @@ impl Control {
         // There may be more, and everybody else has waited long enough.
         self.woken.notify_one();
         Ok(())
+    }
+
+    fn log_lane_change(&self, peer: PeerIndex, lane: LaneIndex, change: LaneChange) {
+        let peer = self.name(peer);
+        match change {
+            LaneChange::Silent => info!(peer, %lane, "lane silent: the peer does not answer"),
+            LaneChange::Heard => info!(peer, %lane, "lane heard: the peer answers again"),
+            LaneChange::Moved { local, remote } => info!(peer, %lane, %local, %remote, "lane moved"),
+            LaneChange::PathMtu(bytes) => info!(peer, %lane, bytes, "the lane's path MTU is another"),
+            LaneChange::Carrier(LaneCarrier::Quic) => {
+                info!(peer, %lane, "records do not pass, QUIC does: packets leave in QUIC datagrams, which is slower");
+            }
+            LaneChange::Carrier(LaneCarrier::Records) => info!(peer, %lane, "packets leave in records"),
+            LaneChange::RekeyOverdue => info!(peer, %lane, "new keys are overdue: the peer has no part in making them"),
+        }
     }
 
     async fn handle_address_change(&mut self, now: Instant) {

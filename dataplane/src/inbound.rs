@@ -137,7 +137,7 @@ impl Rebuilder {
             let continues = std::mem::take(after_segment) && frame.continues;
             match frame.kind {
                 FrameKind::Pad => continue,
-                FrameKind::Fragment => {
+                FrameKind::Fragment | FrameKind::Echo => {
                     counters.drops.count(DropReason::FrameUnsupported);
                     continue;
                 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex};
 use ringlane_shared::lane::connection::LaneConnection;
 use ringlane_shared::lane::seal::{Opener, Sealer};
-use ringlane_shared::plane::LaneGauges;
+use ringlane_shared::plane::{CarrierChoice, LaneGauges};
 
 use crate::outbound::TrainFill;
 use crate::sys::ring::{SendBuffer, SocketSlot};
@@ -29,6 +29,12 @@ pub(crate) struct Lane {
     pub(crate) connection: LaneConnection,
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
+    /// How packets shall leave.
+    #[expect(dead_code, reason = "the carrier `quic` is chosen by it")]
+    pub(crate) carrier: CarrierChoice,
+    /// The largest record its path is known to carry, in bytes.
+    #[expect(dead_code, reason = "records are filled up to it")]
+    pub(crate) record_bytes: usize,
     pub(crate) gauges: Arc<LaneGauges>,
     /// The records this turn is filling, if any.
     pub(crate) outgoing: Option<Outgoing>,

@@ -19,6 +19,10 @@ pub enum DropReason {
     HandOverFull,
     /// No send buffer was free: the network is slower than the TUN.
     SendBufferFull,
+    /// No room was left among the packets that wait to be sent.
+    EgressFull,
+    /// The packet's flow has kept a standing queue for too long (RFC 8289).
+    EgressDelayed,
     /// The kernel refused the datagram: the socket buffer is full, or the network said no.
     SendFailed,
     /// The lane's key has sealed as many records as it may.
@@ -37,6 +41,10 @@ pub enum DropReason {
     FrameMalformed,
     /// A frame of a kind this version does not know or did not agree on.
     FrameUnsupported,
+    /// A fragment of a packet whose other fragments did not arrive in time, or contradict it.
+    FragmentIncomplete,
+    /// The path has marked congestion on a record whose packet does not know of such marks (RFC 6040).
+    CeNotEct,
     /// The inner packet is not a well-formed IPv4 or IPv6 packet.
     PacketMalformed,
     /// The inner source address is neither the peer's own nor in its routes.
@@ -51,13 +59,15 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::OutboundMalformed,
         Self::NoRoute,
         Self::NoLane,
         Self::TooBig,
         Self::HandOverFull,
         Self::SendBufferFull,
+        Self::EgressFull,
+        Self::EgressDelayed,
         Self::SendFailed,
         Self::EpochExhausted,
         Self::InboundMalformed,
@@ -67,6 +77,8 @@ impl DropReason {
         Self::Replayed,
         Self::FrameMalformed,
         Self::FrameUnsupported,
+        Self::FragmentIncomplete,
+        Self::CeNotEct,
         Self::PacketMalformed,
         Self::SourceNotAllowed,
         Self::PacketTooBig,
@@ -86,6 +98,8 @@ impl DropReason {
             Self::TooBig => "too_big",
             Self::HandOverFull => "hand_over_full",
             Self::SendBufferFull => "send_buffer_full",
+            Self::EgressFull => "egress_full",
+            Self::EgressDelayed => "egress_delayed",
             Self::SendFailed => "send_failed",
             Self::EpochExhausted => "epoch_exhausted",
             Self::InboundMalformed => "inbound_malformed",
@@ -95,6 +109,8 @@ impl DropReason {
             Self::Replayed => "replayed",
             Self::FrameMalformed => "frame_malformed",
             Self::FrameUnsupported => "frame_unsupported",
+            Self::FragmentIncomplete => "fragment_incomplete",
+            Self::CeNotEct => "ce_not_ect",
             Self::PacketMalformed => "packet_malformed",
             Self::SourceNotAllowed => "source_not_allowed",
             Self::PacketTooBig => "packet_too_big",

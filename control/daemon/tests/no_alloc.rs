@@ -21,7 +21,8 @@ use ringlane_shared::lane::keys::Role;
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{
-    LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot, WorkerSettings,
+    CarrierChoice, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot,
+    WorkerSettings,
 };
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, Offer, OfferSecret};
@@ -231,6 +232,7 @@ fn establish() -> [Box<LaneHandOver>; 2] {
                 ours: offers[node].clone(),
                 theirs: offers[1 - node].clone(),
                 lanes,
+                carrier: CarrierChoice::Auto,
             };
             engine.start(start, Instant::now());
             engine

@@ -146,8 +146,49 @@ pub struct LaneStatus {
     pub rtt_us: Option<u64>,
     /// Largest UDP payload its path is known to carry.
     pub mtu_bytes: Option<u16>,
+    /// Whether the peer answers.
+    #[serde(default)]
+    pub state: LaneState,
+    /// How packets leave by it: `lane` or `quic`.
+    #[serde(default = "LaneStatus::default_carrier")]
+    pub carrier: Carrier,
+    /// The epoch of the keys that seal.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Epochs that followed the first.
+    #[serde(default)]
+    pub rekeys: u64,
+    /// Rekeyings that came to nothing.
+    #[serde(default)]
+    pub rekeys_failed: u64,
+    /// Times it moved to another path.
+    #[serde(default)]
+    pub moves: u64,
+    /// Echo requests sent.
+    #[serde(default)]
+    pub echoes_sent: u64,
+    /// Echo requests that were answered.
+    #[serde(default)]
+    pub echoes_answered: u64,
     /// Since it was handed to its worker.
     pub age_s: u64,
+}
+
+impl LaneStatus {
+    fn default_carrier() -> Carrier {
+        Carrier::Lane
+    }
+}
+
+/// Whether a lane's peer answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LaneState {
+    /// It does, or nobody has asked.
+    #[default]
+    Up,
+    /// It does not, at the moment.
+    Silent,
 }
 
 /// What one worker did since the node started.

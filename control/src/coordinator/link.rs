@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
-use ringlane_shared::plane::LaneGauges;
+use ringlane_shared::plane::{LaneChange, LaneGauges};
 use ringlane_shared::wire::offer::{Answer, LaneSet, Offer, RefusalReason};
 use thiserror::Error;
 
@@ -313,6 +313,14 @@ impl Link {
         }
         self.retry_later(now, context);
         self.retry_at = self.retry_at.into_iter().chain(planned).min();
+        true
+    }
+
+    pub(super) fn handle_lane_changed(&mut self, index: LaneIndex, serial: LaneSerial, change: LaneChange) -> bool {
+        let Some(lane) = self.up.get_mut(&index).filter(|lane| lane.serial == serial) else { return false };
+        if let LaneChange::Moved { local, remote } = change {
+            (lane.local, lane.remote) = (local, remote);
+        }
         true
     }
 

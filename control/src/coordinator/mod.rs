@@ -20,7 +20,7 @@ use ringlane_shared::config::PeerSettings;
 use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerId, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::limits::{CANDIDATES_MAX, LANES_PER_LINK_MAX};
-use ringlane_shared::plane::{PeerCounters, Snapshot};
+use ringlane_shared::plane::{LaneChange, PeerCounters, Snapshot};
 use ringlane_shared::wire::offer::{Answer, Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret};
 
 use self::link::Link;
@@ -250,6 +250,19 @@ impl<T> Coordinator<T> {
         let mut known = false;
         self.with_link(peer, |link, context| known = link.handle_lane_ended(index, serial, now, context));
         self.publish_if_changed();
+        known
+    }
+
+    /// Something about a lane is different. Returns whether we think it is up.
+    pub fn handle_lane_changed(
+        &mut self,
+        peer: PeerIndex,
+        index: LaneIndex,
+        serial: LaneSerial,
+        change: LaneChange,
+    ) -> bool {
+        let mut known = false;
+        self.with_link(peer, |link, _| known = link.handle_lane_changed(index, serial, change));
         known
     }
 

@@ -17,7 +17,7 @@ use ringlane_shared::limits::{
 };
 use ringlane_shared::path::candidate::{AddressPolicy, Pair};
 use ringlane_shared::path::prober::Prober;
-use ringlane_shared::plane::{LaneHandOver, Stray};
+use ringlane_shared::plane::{CarrierChoice, LaneHandOver, Stray};
 use ringlane_shared::wire::offer::{LaneSet, LinkSecrets, Offer};
 use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction};
 use thiserror::Error;
@@ -81,6 +81,8 @@ pub struct LinkStart {
     pub theirs: Offer,
     /// The lanes to set up: those that both offers agree on.
     pub lanes: LaneSet,
+    /// How packets shall leave by them.
+    pub carrier: CarrierChoice,
 }
 
 /// How the making of one lane ended.
@@ -396,7 +398,7 @@ impl LaneEngine {
     }
 
     fn link(&self, request: LinkStart, secrets: &LinkSecrets) -> Result<Link, TlsError> {
-        let LinkStart { peer, peer_id, role, ours, theirs, .. } = request;
+        let LinkStart { peer, peer_id, role, ours, theirs, carrier, .. } = request;
         let peer_key = PublicKeyInfo::of_peer(&peer_id)?;
         let crypto = match role {
             Role::Client => Crypto::Client(Arc::new(self.tls.client(peer_key)?)),
@@ -404,7 +406,7 @@ impl LaneEngine {
         };
         let (probe_key, our_tag) = (secrets.probe_key(), secrets.probe_tag(role));
         let their_tag = secrets.probe_tag(role.opposite());
-        Ok(Link { peer, peer_key, ours, theirs, crypto, probe_key, our_tag, their_tag })
+        Ok(Link { peer, peer_key, ours, theirs, crypto, carrier, probe_key, our_tag, their_tag })
     }
 
     pub(super) fn local_port(&self, lane: LaneIndex) -> u16 {

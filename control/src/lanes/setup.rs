@@ -15,7 +15,7 @@ use ringlane_shared::lane::seal;
 use ringlane_shared::limits::TOKEN_BYTES;
 use ringlane_shared::path::candidate::Pair;
 use ringlane_shared::path::prober::{PROBING_PERIOD, Prober};
-use ringlane_shared::plane::{LaneGauges, LaneHandOver};
+use ringlane_shared::plane::{CarrierChoice, LaneGauges, LaneHandOver};
 use ringlane_shared::wire::offer::Offer;
 use ringlane_shared::wire::probe::{ProbeKey, ProbeTag, Transaction};
 use thiserror::Error;
@@ -75,6 +75,7 @@ pub(super) struct Link {
     pub(super) ours: Offer,
     pub(super) theirs: Offer,
     pub(super) crypto: Crypto,
+    pub(super) carrier: CarrierChoice,
     pub(super) probe_key: ProbeKey,
     pub(super) our_tag: ProbeTag,
     pub(super) their_tag: ProbeTag,
@@ -252,6 +253,7 @@ impl LaneSetup {
             sealer,
             opener,
             early: finished.early,
+            carrier: link.carrier,
             gauges: Arc::new(LaneGauges::default()),
         }))
     }

@@ -11,7 +11,7 @@ use ringlane_shared::id::{LaneId, LaneIndex, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::limits::{LANE_SETUPS_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
 use ringlane_shared::path::candidate::AddressPolicy;
-use ringlane_shared::plane::{LaneHandOver, Stray};
+use ringlane_shared::plane::{CarrierChoice, LaneHandOver, Stray};
 use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret};
 use ringlane_shared::wire::record::DatagramKind;
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, ip_mtu_discover};
@@ -85,6 +85,7 @@ fn requests(a: &Node, b: &Node, number: u8) -> [LinkStart; 2] {
         ours: ours.clone(),
         theirs: theirs.clone(),
         lanes,
+        carrier: CarrierChoice::Auto,
     };
     [request(b, Role::Client, &offer_a, &offer_b), request(a, Role::Server, &offer_b, &offer_a)]
 }

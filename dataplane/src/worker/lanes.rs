@@ -7,7 +7,7 @@ use std::time::Instant;
 use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::lane::connection::LaneConnectionError;
-use ringlane_shared::limits::LANES_PER_WORKER_MAX;
+use ringlane_shared::limits::{LANES_PER_WORKER_MAX, record_bytes_max};
 use ringlane_shared::plane::{LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent};
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 
@@ -39,6 +39,7 @@ impl Worker {
                     self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
                 }
             }
+            PlaneCommand::PassOn(_) | PlaneCommand::TryPath(_) => {}
             PlaneCommand::Stop => {
                 for slot in self.state.lanes.slots() {
                     self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
@@ -74,6 +75,8 @@ impl Worker {
             connection: lane.connection,
             sealer: lane.sealer,
             opener: lane.opener,
+            carrier: lane.carrier,
+            record_bytes: record_bytes_max(self.mtu),
             gauges: lane.gauges,
             outgoing: None,
             is_filling: false,
@@ -110,7 +113,7 @@ impl Worker {
                         match frame.kind {
                             FrameKind::Packet | FrameKind::Segment => {}
                             FrameKind::Pad => continue,
-                            FrameKind::Fragment => {
+                            FrameKind::Fragment | FrameKind::Echo => {
                                 counters.drops.count(DropReason::FrameUnsupported);
                                 continue;
                             }
@@ -181,7 +184,8 @@ impl Worker {
             // A datagram that cannot be sent is a lost one.
             lane.deadline = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
             lane.has_quic_news = false;
-            lane.gauges.set(lane.connection.rtt(), lane.connection.mtu_bytes());
+            lane.gauges.set_rtt(lane.connection.rtt());
+            lane.gauges.set_mtu(lane.connection.mtu_bytes());
             if let Some(error) = lane.connection.lost() {
                 self.remove_lane(slot, lane_end(error))?;
             }

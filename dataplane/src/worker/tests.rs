@@ -15,7 +15,7 @@ use ringlane_shared::limits::{
 };
 use ringlane_shared::packet::segment::Transport;
 use ringlane_shared::plane::queue::plane_queue;
-use ringlane_shared::plane::{LaneGauges, LaneHandOver, PeerCounters, PeerEntry};
+use ringlane_shared::plane::{CarrierChoice, LaneGauges, LaneHandOver, PeerCounters, PeerEntry};
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
 
@@ -88,6 +88,7 @@ impl Bed {
             sealer,
             opener,
             early: Vec::new(),
+            carrier: CarrierChoice::Auto,
             gauges: Arc::new(LaneGauges::default()),
         };
         worker.add_lane(lane, Instant::now()).unwrap();

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::counters::LaneGauges;
+use super::settings::CarrierChoice;
 use super::snapshot::Snapshot;
 use crate::id::{LaneId, LaneIndex, LaneSerial, PeerIndex};
 use crate::lane::connection::LaneConnection;
@@ -20,8 +21,39 @@ pub enum PlaneCommand {
     /// Close this lane, telling the peer, and forget it. Unknown serials are ignored: the lane may have ended by
     /// itself meanwhile. Answered with [`super::PlaneEvent::LaneEnded`].
     RetireLane(LaneSerial),
+    /// A datagram that names this lane came to the listener, from an address that is not the lane's: the peer may have
+    /// moved. Bounded per lane and time by control.
+    PassOn(Box<PassedOn>),
+    /// Find out whether this lane's peer answers on another path, and move there if it does.
+    TryPath(Box<TrialPath>),
     /// Close all lanes, telling their peers, and end. Answered with [`super::PlaneEvent::Stopped`].
     Stop,
+}
+
+/// A datagram for a lane that came on another path than the lane's. Nobody has looked at more than its header.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PassedOn {
+    /// Which lane it names.
+    pub serial: LaneSerial,
+    /// Our address it came to.
+    pub local: SocketAddr,
+    /// Where it came from, as far as a UDP source address says.
+    pub from: SocketAddr,
+    /// The whole datagram.
+    pub datagram: Box<[u8]>,
+}
+
+/// Another path that a lane could take.
+#[derive(Debug)]
+pub struct TrialPath {
+    /// Which lane.
+    pub serial: LaneSerial,
+    /// A UDP socket bound to `local`, connected to `remote`, non-blocking.
+    pub socket: OwnedFd,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub remote: SocketAddr,
 }
 
 /// An established lane on its way from control to the worker that will own it.
@@ -48,6 +80,8 @@ pub struct LaneHandOver {
     pub opener: Opener,
     /// Datagrams for this lane that reached control before the hand-over, oldest first.
     pub early: Vec<Vec<u8>>,
+    /// How packets shall leave by it.
+    pub carrier: CarrierChoice,
     /// What the worker reports of the lane while it lives.
     pub gauges: Arc<LaneGauges>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Each has a single writer, so an increment is a relaxed load and store; each set stands on cache lines of its own.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::offload::OffloadGauges;
@@ -99,19 +99,62 @@ pub struct WorkerCounters {
     pub offloads: OffloadGauges,
 }
 
+/// How packets leave by a lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum LaneCarrier {
+    /// In records.
+    #[default]
+    Records = 0,
+    /// In DATAGRAM frames of its QUIC connection.
+    Quic = 1,
+}
+
 /// What a worker reports of one lane.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct LaneGauges {
     rtt_us: AtomicU64,
     mtu_bytes: AtomicU32,
+    epoch: AtomicU64,
+    is_silent: AtomicBool,
+    carrier: AtomicU8,
+    /// Epochs that followed the first.
+    pub rekeys: Counter,
+    /// Rekeyings that came to nothing.
+    pub rekeys_failed: Counter,
+    /// Times the lane moved to another path.
+    pub moves: Counter,
+    /// Echo requests sent.
+    pub echoes_sent: Counter,
+    /// Echo replies received that answered a request of ours.
+    pub echoes_answered: Counter,
 }
 
 impl LaneGauges {
-    /// Stores the latest figures. Only the owning worker may call this.
-    pub fn set(&self, rtt: Duration, mtu_bytes: u16) {
+    /// Stores the smoothed round-trip time. Only the owning worker may call this, and all setters.
+    pub fn set_rtt(&self, rtt: Duration) {
         self.rtt_us.store(rtt.as_micros().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.mtu_bytes.store(u32::from(mtu_bytes), Ordering::Relaxed);
+    }
+
+    /// Stores the largest UDP payload the lane's path is known to carry.
+    pub fn set_mtu(&self, bytes: u16) {
+        self.mtu_bytes.store(u32::from(bytes), Ordering::Relaxed);
+    }
+
+    /// Stores the epoch that seals.
+    pub fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Stores whether the peer has stopped answering.
+    pub fn set_silent(&self, is_silent: bool) {
+        self.is_silent.store(is_silent, Ordering::Relaxed);
+    }
+
+    /// Stores how packets leave.
+    pub fn set_carrier(&self, carrier: LaneCarrier) {
+        self.carrier.store(carrier as u8, Ordering::Relaxed);
     }
 
     /// Smoothed round-trip time in microseconds; 0 before the first figure.
@@ -122,5 +165,23 @@ impl LaneGauges {
     /// Largest UDP payload the lane's path is known to carry; 0 before the first figure.
     pub fn mtu_bytes(&self) -> u16 {
         self.mtu_bytes.load(Ordering::Relaxed) as u16
+    }
+
+    /// The epoch that seals.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer has stopped answering.
+    pub fn is_silent(&self) -> bool {
+        self.is_silent.load(Ordering::Relaxed)
+    }
+
+    /// How packets leave.
+    pub fn carrier(&self) -> LaneCarrier {
+        match self.carrier.load(Ordering::Relaxed) {
+            1 => LaneCarrier::Quic,
+            _ => LaneCarrier::Records,
+        }
     }
 }

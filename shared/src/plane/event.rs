@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::counters::LaneCarrier;
 use super::snapshot::Snapshot;
 use crate::id::{Generation, LaneIndex, LaneSerial, PeerIndex, WorkerId};
 
@@ -29,6 +30,27 @@ pub enum PlaneEvent {
         /// Why.
         end: LaneEnd,
     },
+    /// Something about a lane is different from now on. Control logs it and shows it in status.
+    LaneChanged {
+        /// Which lane of all.
+        serial: LaneSerial,
+        /// Whose.
+        peer: PeerIndex,
+        /// Which lane of the link.
+        index: LaneIndex,
+        /// What.
+        change: LaneChange,
+    },
+    /// An authentic record, the newest so far, came to `local` from `from`, which is not the lane's path: the peer has
+    /// moved, or somebody in between repeats what it sent. Answered with [`super::PlaneCommand::TryPath`].
+    PathSeen {
+        /// Which lane of all.
+        serial: LaneSerial,
+        /// Our address it came to.
+        local: SocketAddr,
+        /// Where it came from.
+        from: SocketAddr,
+    },
     /// A datagram that a lane's socket received and that is not the lane's: a probe, a handshake, or a stranger's
     /// packet from before the socket was connected. Bounded by the queue; dropped when that is full.
     Stray(Stray),
@@ -44,6 +66,28 @@ pub enum PlaneEvent {
         /// Who.
         worker: WorkerId,
     },
+}
+
+/// What is different about a lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LaneChange {
+    /// The peer does not answer what we send. The lane lives on for a while; another path may be found.
+    Silent,
+    /// The peer answers again.
+    Heard,
+    /// The lane has moved to another path.
+    Moved {
+        /// Our address.
+        local: SocketAddr,
+        /// The peer's address.
+        remote: SocketAddr,
+    },
+    /// Its path carries UDP payloads of so many bytes, and none larger as far as is known.
+    PathMtu(u16),
+    /// Packets leave by it in another way.
+    Carrier(LaneCarrier),
+    /// New keys were due long ago, and the peer has no part in making them.
+    RekeyOverdue,
 }
 
 /// Why a lane ended.

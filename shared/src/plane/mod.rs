@@ -16,9 +16,9 @@ pub mod queue;
 pub mod settings;
 pub mod snapshot;
 
-pub use command::{LaneHandOver, PlaneCommand};
-pub use counters::{LaneGauges, PeerCounters, WorkerCounters};
-pub use event::{LaneEnd, PlaneEvent, Stray};
+pub use command::{LaneHandOver, PassedOn, PlaneCommand, TrialPath};
+pub use counters::{LaneCarrier, LaneGauges, PeerCounters, WorkerCounters};
+pub use event::{LaneChange, LaneEnd, PlaneEvent, Stray};
 pub use offload::{Offload, OffloadGauges, OffloadState, Offloads};
 pub use queue::{PlaneReceiver, PlaneSender, QueueFull};
 pub use settings::{CarrierChoice, Engine, OuterMarks, RekeyLimits, WorkerSettings};

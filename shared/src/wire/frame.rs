@@ -5,7 +5,7 @@
 //! +------------+----------------+---------+
 //! | kkklcn00   | [length (16)]  | payload |
 //! +------------+----------------+---------+
-//! kkk  kind: 0 pad, 1 packet, 2 segment, 3 fragment
+//! kkk  kind: 0 pad, 1 packet, 2 segment, 3 fragment, 4 echo
 //! l    a length follows; without it the payload ends where the record does
 //! c    packet: its TCP or UDP checksum is partial; otherwise zero
 //! n    segment: continues the segment frame before it; otherwise zero
@@ -43,6 +43,8 @@ pub enum FrameKind {
     Segment = 2,
     /// A piece of an inner packet that is larger than the record. Reserved: not agreed on by this version.
     Fragment = 3,
+    /// A question to the peer's worker, or its answer: [`super::echo::Echo`].
+    Echo = 4,
 }
 
 /// The frame makes no sense: the peer is at fault, for the record was authentic.
@@ -113,6 +115,7 @@ impl<'a> Frames<'a> {
             1 => (FrameKind::Packet, PARTIAL_FLAG),
             2 => (FrameKind::Segment, CONTINUES_FLAG),
             3 => (FrameKind::Fragment, 0),
+            4 => (FrameKind::Echo, 0),
             other => return Err(FrameError::UnknownKind(other)),
         };
         if first & FLAGS & !allowed != 0 {
@@ -274,7 +277,7 @@ mod tests {
         let cases: [(&[u8], FrameError); 9] = [
             (&[0b0011_0000, 0], FrameError::Truncated),
             (&[0b0011_0000, 0, 9, 1, 2], FrameError::Truncated),
-            (&[0b1000_0000, 1], FrameError::UnknownKind(4)),
+            (&[0b1010_0000, 1], FrameError::UnknownKind(5)),
             (&[0b0010_0001, 1], FrameError::Reserved(1)),
             (&[0b0010_0100, 1], FrameError::Reserved(0b100)),
             (&[0b0100_1000, 1], FrameError::Reserved(0b1000)),

@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use ringlane_control::admin::status::{Drops, LaneStatus, NodeStatus, PeerState, PeerStatus, TunStatus, WorkerStatus};
+use ringlane_control::admin::status::{
+    Carrier, Drops, LaneState, LaneStatus, NodeStatus, PeerState, PeerStatus, TunStatus, WorkerStatus,
+};
 use ringlane_control::admin::{AdminCommand, request};
 use ringlane_shared::plane::{Offload, OffloadState};
 
@@ -88,7 +90,16 @@ fn lane_line(lane: &LaneStatus) -> String {
     if let Some(mtu_bytes) = lane.mtu_bytes {
         let _ = write!(line, ", datagrams to {mtu_bytes} bytes");
     }
+    if lane.epoch > 0 {
+        let _ = write!(line, ", epoch {}", lane.epoch);
+    }
+    if lane.carrier == Carrier::Quic {
+        line.push_str(", in QUIC datagrams");
+    }
     let _ = write!(line, ", for {}", text::span(lane.age_s));
+    if lane.state == LaneState::Silent {
+        line.push_str(", silent");
+    }
     line
 }
 
@@ -155,7 +166,7 @@ fn state(state: PeerState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use ringlane_control::admin::status::{Carrier, NodeInfo};
+    use ringlane_control::admin::status::NodeInfo;
     use ringlane_shared::plane::WorkerCounters;
 
     use super::*;
@@ -200,6 +211,14 @@ mod tests {
                     remote: "10.201.0.2:8100".parse().unwrap(),
                     rtt_us: Some(350),
                     mtu_bytes: Some(1452),
+                    state: LaneState::Up,
+                    carrier: Carrier::Lane,
+                    epoch: 38,
+                    rekeys: 38,
+                    rekeys_failed: 0,
+                    moves: 1,
+                    echoes_sent: 9,
+                    echoes_answered: 7,
                     age_s: 75,
                 },
                 LaneStatus {
@@ -209,6 +228,14 @@ mod tests {
                     remote: "[2001:db8::2]:8101".parse().unwrap(),
                     rtt_us: None,
                     mtu_bytes: None,
+                    state: LaneState::Silent,
+                    carrier: Carrier::Quic,
+                    epoch: 0,
+                    rekeys: 0,
+                    rekeys_failed: 0,
+                    moves: 0,
+                    echoes_sent: 0,
+                    echoes_answered: 0,
                     age_s: 3,
                 },
             ],
@@ -282,8 +309,8 @@ site-b
   id          12D3KooWBob
   addresses   100.64.4.143, fd00:6879::b
   routes      10.20.0.0/16, fd00:20::/64
-  lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, datagrams to 1452 bytes, for 1 min 15 s
-  lane 1      worker 1, [2001:db8::1]:8101 -> [2001:db8::2]:8101, for 3 s
+  lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, datagrams to 1452 bytes, epoch 38, for 1 min 15 s
+  lane 1      worker 1, [2001:db8::1]:8101 -> [2001:db8::2]:8101, in QUIC datagrams, for 3 s, silent
   sent        12345 packets in 12000 records
   received    678 packets in 677 records
   dropped     replayed 3, source_not_allowed 1

@@ -11,6 +11,7 @@ use ringlane_shared::plane::{PeerCounters, PeerEntry};
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 use ringlane_shared::wire::record::DatagramKind;
 
+use crate::echoes::Echoes;
 use crate::sys::ring::{SocketSlot, TunWrite, WriteTag};
 use crate::sys::vnet_header::{Segmentation, VnetHeader};
 
@@ -74,7 +75,10 @@ pub(crate) fn admit(
 /// An opened record, and where its frames lie: it waits for the others of its turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OpenedRecord {
+    /// Whose: the slot of the lane's own socket.
     pub(crate) slot: SocketSlot,
+    /// The socket it arrived on: the lane's own, or that of a path it could take.
+    pub(crate) socket: SocketSlot,
     pub(crate) counter: u64,
     pub(crate) peer: PeerIndex,
     /// Which of the turn's receive buffers, by position.
@@ -91,6 +95,8 @@ pub(crate) struct Rebuilder {
     /// The frame before was a segment that was taken.
     after_segment: bool,
     pub(crate) writes: Writes,
+    /// Echoes for the worker to answer, or to make sense of.
+    pub(crate) echoes: Echoes,
 }
 
 impl Rebuilder {
@@ -101,6 +107,7 @@ impl Rebuilder {
             last: None,
             after_segment: false,
             writes: Writes::new(),
+            echoes: Echoes::new(),
         }
     }
 
@@ -114,7 +121,7 @@ impl Rebuilder {
         record: &OpenedRecord,
         frames: &[u8],
     ) {
-        let Self { coalescer, last, after_segment, writes } = self;
+        let Self { coalescer, last, after_segment, writes, echoes } = self;
         let follows = record.counter.checked_sub(1).map(|before| (record.slot, before));
         if follows.is_none() || *last != follows {
             *after_segment = false;
@@ -137,7 +144,13 @@ impl Rebuilder {
             let continues = std::mem::take(after_segment) && frame.continues;
             match frame.kind {
                 FrameKind::Pad => continue,
-                FrameKind::Fragment | FrameKind::Echo => {
+                FrameKind::Echo => {
+                    if let Err(reason) = echoes.take(record.slot, record.socket, packet) {
+                        counters.drops.count(reason);
+                    }
+                    continue;
+                }
+                FrameKind::Fragment => {
                     counters.drops.count(DropReason::FrameUnsupported);
                     continue;
                 }
@@ -309,8 +322,14 @@ mod tests {
             let offset = self.bytes.len() as u32;
             self.bytes.extend(frames);
             let frames_at = Span { buffer: 3, offset, bytes: frames.len() as u32 };
-            let record =
-                OpenedRecord { slot: SocketSlot::default(), counter, peer: PeerIndex(5), held: 0, frames: frames_at };
+            let record = OpenedRecord {
+                slot: SocketSlot::default(),
+                socket: SocketSlot::default(),
+                counter,
+                peer: PeerIndex(5),
+                held: 0,
+                frames: frames_at,
+            };
             self.rebuilder.record(&self.peer, &self.counters, 1420, &record, frames);
         }
 

@@ -11,6 +11,7 @@ use ringlane_shared::plane::{CarrierChoice, LaneGauges};
 
 use crate::outbound::TrainFill;
 use crate::sys::ring::{SendBuffer, SocketSlot};
+use crate::worker::LanePath;
 
 /// A send buffer, and what is in it.
 pub(crate) struct Outgoing {
@@ -36,6 +37,8 @@ pub(crate) struct Lane {
     #[expect(dead_code, reason = "records are filled up to it")]
     pub(crate) record_bytes: usize,
     pub(crate) gauges: Arc<LaneGauges>,
+    /// What is known of its path.
+    pub(crate) path: LanePath,
     /// The records this turn is filling, if any.
     pub(crate) outgoing: Option<Outgoing>,
     /// The worker will come back to it at the end of the turn.

@@ -3,6 +3,7 @@
 //! [`spawn`] is the only way in. From then on control and the workers speak through [`ringlane_shared::plane`] only.
 //! Start reading at `worker.rs`, then `outbound.rs` and `inbound.rs`.
 
+mod echoes;
 mod hand_over;
 mod inbound;
 pub mod io;
@@ -23,7 +24,7 @@ use core_affinity::CoreId;
 use ringlane_shared::id::WorkerId;
 use ringlane_shared::limits::{WORKERS_MAX, datagram_bytes_max};
 use ringlane_shared::plane::queue::plane_queue;
-use ringlane_shared::plane::{PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters, WorkerSettings};
+use ringlane_shared::plane::{Offload, PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters, WorkerSettings};
 use thiserror::Error;
 use tracing::{debug, warn};
 
@@ -31,7 +32,7 @@ pub use crate::io::tun::{Tun, TunError};
 
 use crate::hand_over::HandOver;
 use crate::io::offload::{probe_udp, report};
-use crate::sys::ring::{PacketRing, RingConfig};
+use crate::sys::ring::{Engine, PacketRing, RingConfig, Uring};
 use crate::wake::Wake;
 use crate::worker::{State, Worker};
 
@@ -68,7 +69,7 @@ pub struct Dataplane {
     threads: Vec<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for Worker {
+impl<E: Engine> std::fmt::Debug for Worker<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Worker").field("id", &self.id).finish_non_exhaustive()
     }
@@ -119,14 +120,14 @@ pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEven
             }
             // The ring belongs to the thread that makes it.
             let config = RingConfig { mtu, datagram_bytes: datagram_bytes_max(mtu), offloads };
-            let ring = match PacketRing::new(queue, wake.eventfd(), config) {
+            let ring = match PacketRing::<Uring>::new(queue, wake.eventfd(), config) {
                 Ok(ring) => ring,
                 Err(error) => {
                     let _ = report_start.send((worker, Err(error)));
                     return;
                 }
             };
-            report(wanted, offloads, &ring, &counters.offloads);
+            report(wanted, offloads.with(Offload::HugePages, ring.has_huge_pages()), &counters.offloads);
             let _ = report_start.send((worker, Ok(())));
             drop(report_start);
             let reports = events.clone();
@@ -173,13 +174,9 @@ pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEven
 }
 
 /// Runs a worker and reports how it ended, panics included.
-fn run_to_end(worker: Worker, reports: &PlaneSender<PlaneEvent>) {
+fn run_to_end<E: Engine>(worker: Worker<E>, reports: &PlaneSender<PlaneEvent>) {
     let id = worker.id;
-    let ended = catch_unwind(AssertUnwindSafe(|| {
-        let mut runtime =
-            monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().with_entries(256).enable_timer().build()?;
-        runtime.block_on(worker.run())
-    }));
+    let ended = catch_unwind(AssertUnwindSafe(|| E::block_on(worker.run())));
     let message = match ended {
         Ok(Ok(())) => {
             debug!(worker = id.0, "stopped");

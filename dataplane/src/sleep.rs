@@ -1,6 +1,6 @@
 //! Sleeping in monoio: until the eventfd is signalled or a deadline passes.
 //!
-//! This file and `lib.rs` are all that knows monoio. The eventfd is read by a task of its own, whose read stays in the
+//! This file is all that knows monoio. The eventfd is read by a task of its own, whose read stays in the
 //! kernel across sleeps, so that going to sleep and waking up cancels and allocates nothing.
 
 use std::cell::{Cell, RefCell};
@@ -16,6 +16,11 @@ use monoio::fs::File;
 
 /// How long a worker sleeps without a deadline; nothing depends on it.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+/// Runs `run` to its end on this thread, with the timers and tasks of a [`Sleeper`].
+pub(crate) fn block_on(run: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().with_entries(256).enable_timer().build()?.block_on(run)
+}
 
 #[derive(Default)]
 struct Signal {

@@ -8,9 +8,10 @@
 //! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/lanes.rs` the upkeep.
 //!
 //! While anything happens the worker stays here; when nothing does, it lets others run once, looks again, and then sleeps
-//! in monoio until its eventfd (packet ring, control or another worker) or the next QUIC deadline wakes it.
+//! until the packet ring, control or another worker or the next QUIC deadline wakes it.
 
 mod lanes;
+mod path;
 mod receiving;
 mod sending;
 
@@ -29,24 +30,26 @@ use ringlane_shared::plane::{
 };
 use tracing::warn;
 
+pub(crate) use self::path::LanePath;
+
+use self::path::Paths;
 use crate::hand_over::HandOver;
 use crate::inbound::{OpenedRecord, Rebuilder};
 use crate::lane::Lanes;
-use crate::sleep::Sleeper;
-use crate::sys::ring::{Completion, FrozenBuffer, PacketRing, SocketSlot};
+use crate::sys::ring::{Completion, Engine, FrozenBuffer, PacketRing, SocketSlot};
 use crate::wake::Wake;
 
 /// When a worker with nothing else to do tries again to tell control of ended lanes.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Everything a worker is made of.
-pub(crate) struct Worker {
+pub(crate) struct Worker<E: Engine> {
     pub(crate) id: WorkerId,
     pub(crate) mtu: u16,
     pub(crate) hash_seed: u64,
     /// For how long it keeps looking when nothing happens, before it sleeps.
     pub(crate) busy_poll: Duration,
-    pub(crate) ring: PacketRing,
+    pub(crate) ring: PacketRing<E>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: PlaneReceiver<PlaneCommand>,
     pub(crate) events: PlaneSender<PlaneEvent>,
@@ -69,6 +72,8 @@ pub(crate) struct State {
     is_out_of_order: bool,
     /// What makes TUN writes of them.
     rebuilder: Rebuilder,
+    /// What it takes to ask and answer on paths.
+    paths: Paths,
     /// Room for one packet, a piece of a super-segment on its way to another worker.
     piece: Box<[u8]>,
     /// Lanes to be driven now; kept to keep its memory.
@@ -95,6 +100,7 @@ impl State {
             held: Vec::with_capacity(usize::from(UDP_RECEIVES_IN_FLIGHT)),
             is_out_of_order: false,
             rebuilder: Rebuilder::new(coalesces, coalesces && offloads.has(Offload::TunUso)),
+            paths: Paths::new(mtu),
             piece: vec![0; usize::from(mtu)].into(),
             due: Vec::new(),
             deadline: None,
@@ -106,10 +112,10 @@ impl State {
     }
 }
 
-impl Worker {
+impl<E: Engine> Worker<E> {
     /// Runs until control says stop, or the kernel says something no worker can go on with.
     pub(crate) async fn run(mut self) -> io::Result<()> {
-        let mut sleeper = Sleeper::start(self.wake.eventfd())?;
+        self.ring.start_sleeper(self.wake.eventfd())?;
         self.ring.arm_tun_read()?;
         let mut busy_until = Instant::now();
         loop {
@@ -129,9 +135,9 @@ impl Worker {
             }
             if now >= busy_until && self.may_sleep()? {
                 self.counters.sleeps.add(1);
-                sleeper.sleep_until(self.wake_at()).await;
+                self.ring.sleep_until(self.wake_at()).await;
             } else {
-                sleeper.visit().await;
+                self.ring.visit().await;
             }
             self.wake.end_sleep();
             self.ring.set_wakeful(false);
@@ -153,6 +159,7 @@ impl Worker {
             }
         }
         self.deliver();
+        self.handle_echoes(now);
         for _ in 0..COMMAND_BUDGET {
             let Some(command) = self.commands.try_recv() else { break };
             happened = true;

@@ -41,6 +41,8 @@ pub enum DropReason {
     FrameMalformed,
     /// A frame of a kind this version does not know or did not agree on.
     FrameUnsupported,
+    /// An echo request beyond those a lane answers: the peer asks too often.
+    EchoLimited,
     /// A fragment of a packet whose other fragments did not arrive in time, or contradict it.
     FragmentIncomplete,
     /// The path has marked congestion on a record whose packet does not know of such marks (RFC 6040).
@@ -59,7 +61,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::OutboundMalformed,
         Self::NoRoute,
         Self::NoLane,
@@ -77,6 +79,7 @@ impl DropReason {
         Self::Replayed,
         Self::FrameMalformed,
         Self::FrameUnsupported,
+        Self::EchoLimited,
         Self::FragmentIncomplete,
         Self::CeNotEct,
         Self::PacketMalformed,
@@ -109,6 +112,7 @@ impl DropReason {
             Self::Replayed => "replayed",
             Self::FrameMalformed => "frame_malformed",
             Self::FrameUnsupported => "frame_unsupported",
+            Self::EchoLimited => "echo_limited",
             Self::FragmentIncomplete => "fragment_incomplete",
             Self::CeNotEct => "ce_not_ect",
             Self::PacketMalformed => "packet_malformed",

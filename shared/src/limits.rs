@@ -124,6 +124,12 @@ pub const fn datagram_bytes_max(inner_mtu: u16) -> usize {
     if record > 1472 { record } else { 1472 }
 }
 
+/// Echo requests of one lane that are answered per second, and at once: far more than a peer has reason to send, and at
+/// 86 bytes each way too few to be of use against anybody.
+pub const ECHO_REPLIES_PER_SECOND: u32 = 256;
+/// Echoes that one turn takes in, of all lanes together; whoever sent the others asks again.
+pub const ECHOES_PER_TURN: usize = 1024;
+
 /// Bytes of an offer message, length prefix not counted.
 pub const OFFER_BYTES_MAX: usize = 4096;
 /// Candidate addresses in one offer.

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 
 use ringlane_shared::plane::{Offload, OffloadGauges, OffloadState, Offloads};
 
-use crate::sys::ring::PacketRing;
 use crate::sys::socket::{can_send_trains, receive_trains};
 
 /// What is left of the wanted offloads when the kernel's UDP has been asked.
@@ -19,8 +18,7 @@ pub(crate) fn probe_udp(wanted: Offloads) -> io::Result<Offloads> {
 }
 
 /// Reports what became of each offload, of those wanted and those there are.
-pub(crate) fn report(wanted: Offloads, found: Offloads, ring: &PacketRing, gauges: &OffloadGauges) {
-    let found = found.with(Offload::HugePages, ring.has_huge_pages());
+pub(crate) fn report(wanted: Offloads, found: Offloads, gauges: &OffloadGauges) {
     for offload in Offload::ALL {
         let state = match (wanted.has(offload), found.has(offload)) {
             (false, _) => OffloadState::Off,

@@ -1,4 +1,4 @@
-//! All of the workspace's `unsafe`: memory shared with the kernel, the packet ring, TUN ioctls. Exports safe
+//! All of the workspace's `unsafe`: memory shared with the kernel, the packet ring and its engines, TUN ioctls. Exports safe
 //! functions only.
 //!
 //! The rule that makes it sound: memory the kernel may touch lives in a [`slab::Slab`] that outlives the ring, and a
@@ -7,7 +7,6 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod datagram;
-mod provided_buffers;
 pub(crate) mod ring;
 pub(crate) mod slab;
 pub(crate) mod socket;

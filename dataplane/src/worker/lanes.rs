@@ -11,10 +11,11 @@ use ringlane_shared::limits::{LANES_PER_WORKER_MAX, record_bytes_max};
 use ringlane_shared::plane::{LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent};
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 
+use super::path::LanePath;
 use super::{Worker, peer_counters};
 use crate::inbound::{Arrival, admit};
 use crate::lane::Lane;
-use crate::sys::ring::SocketSlot;
+use crate::sys::ring::{Engine, SocketSlot};
 use crate::sys::vnet_header::VnetHeader;
 
 /// Code and reason of a QUIC close.
@@ -24,7 +25,7 @@ const CLOSE_RETIRED: Close = (0, "retired");
 /// The lane's key has sealed as many records as it may.
 pub(super) const CLOSE_WORN: Close = (2, "worn");
 
-impl Worker {
+impl<E: Engine> Worker<E> {
     pub(super) fn handle_command(&mut self, command: PlaneCommand, now: Instant) -> io::Result<()> {
         match command {
             PlaneCommand::Publish(snapshot) => {
@@ -78,6 +79,7 @@ impl Worker {
             carrier: lane.carrier,
             record_bytes: record_bytes_max(self.mtu),
             gauges: lane.gauges,
+            path: LanePath::new(now),
             outgoing: None,
             is_filling: false,
             newest: 0,
@@ -113,7 +115,14 @@ impl Worker {
                         match frame.kind {
                             FrameKind::Packet | FrameKind::Segment => {}
                             FrameKind::Pad => continue,
-                            FrameKind::Fragment | FrameKind::Echo => {
+                            FrameKind::Echo => {
+                                let echoes = &mut self.state.rebuilder.echoes;
+                                if let Err(reason) = echoes.take(slot, slot, &frames[frame.payload]) {
+                                    counters.drops.count(reason);
+                                }
+                                continue;
+                            }
+                            FrameKind::Fragment => {
                                 counters.drops.count(DropReason::FrameUnsupported);
                                 continue;
                             }

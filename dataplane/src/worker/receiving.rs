@@ -12,9 +12,9 @@ use super::{State, Worker, count_drop, peer_counters};
 use crate::inbound::{Arrival, OpenedRecord};
 use crate::lane::Lane;
 use crate::sys::datagram::Datagram;
-use crate::sys::ring::{ReceiveBuffer, SocketSlot};
+use crate::sys::ring::{Engine, ReceiveBuffer, SocketSlot};
 
-impl Worker {
+impl<E: Engine> Worker<E> {
     /// Looks at one receive: a datagram, or a train of them. Its buffer is held until the turn's packets are written.
     pub(super) fn handle_received(
         &mut self,
@@ -69,7 +69,7 @@ impl Worker {
                             let offset = (at + RECORD_HEADER_BYTES) as u32;
                             let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
                             let held = held.len() as u16;
-                            opened.push(OpenedRecord { slot, counter, peer: lane.peer, held, frames });
+                            opened.push(OpenedRecord { slot, socket: slot, counter, peer: lane.peer, held, frames });
                         }
                         Err(error) => counters.drops.count(error.into()),
                     }

@@ -14,7 +14,7 @@ use super::lanes::CLOSE_WORN;
 use super::{Worker, peer_counters};
 use crate::lane::{Lane, Outgoing};
 use crate::outbound::{Content, Joined, LoadedTrain, Routed, TrainFill, has_room, route};
-use crate::sys::ring::{PacketRing, SendBuffer, SendTag, SocketSlot, TunBuffer};
+use crate::sys::ring::{Engine, PacketRing, SendBuffer, SendTag, SocketSlot, TunBuffer};
 use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 
 /// Where an outbound packet's bytes are.
@@ -28,7 +28,7 @@ pub(super) enum Source<'p> {
     Slice(&'p [u8]),
 }
 
-impl Worker {
+impl<E: Engine> Worker<E> {
     pub(super) fn handle_tun_read(&mut self, buffer: &TunBuffer, bytes: usize) -> io::Result<()> {
         let read = self.ring.tun_bytes(buffer, bytes);
         let Some((header, packet)) = read
@@ -195,7 +195,7 @@ impl Worker {
     }
 
     /// A lane, and what it takes to seal and send for it.
-    fn egress(&mut self, slot: SocketSlot) -> Option<(Egress<'_>, &mut Lane)> {
+    fn egress(&mut self, slot: SocketSlot) -> Option<(Egress<'_, E>, &mut Lane)> {
         let lane = self.state.lanes.get_mut(slot)?;
         let egress = Egress {
             ring: &mut self.ring,
@@ -230,15 +230,15 @@ impl Worker {
 }
 
 /// What it takes to seal and send, apart from the lane.
-struct Egress<'w> {
-    ring: &'w mut PacketRing,
+struct Egress<'w, E: Engine> {
+    ring: &'w mut PacketRing<E>,
     snapshot: &'w Snapshot,
     counters: &'w WorkerCounters,
     id: WorkerId,
     mtu: u16,
 }
 
-impl Egress<'_> {
+impl<E: Engine> Egress<'_, E> {
     /// Seals the record a lane is filling, and sends the train it belongs to as soon as no other record can follow.
     fn finish_record(&mut self, lane: &mut Lane) -> io::Result<()> {
         let Lane { outgoing, sealer, peer, socket, .. } = lane;

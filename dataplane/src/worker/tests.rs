@@ -17,10 +17,11 @@ use ringlane_shared::packet::segment::Transport;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{CarrierChoice, LaneGauges, LaneHandOver, PeerCounters, PeerEntry};
 use ringlane_shared::route::RouteTable;
+use ringlane_shared::wire::echo::{ECHO_RECORD_BYTES, Echo};
 use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
 
 use super::*;
-use crate::sys::ring::RingConfig;
+use crate::sys::ring::{RingConfig, Uring};
 use crate::sys::vnet_header::{Segmentation, VNET_HEADER_BYTES, VnetHeader};
 
 const MTU: u16 = 1420;
@@ -28,7 +29,7 @@ const PEER: PeerIndex = PeerIndex(0);
 const SERIAL: LaneSerial = LaneSerial(7);
 
 struct Bed {
-    worker: Worker,
+    worker: Worker<Uring>,
     commands: PlaneSender<PlaneCommand>,
     events: PlaneReceiver<PlaneEvent>,
     counters: Arc<[PeerCounters]>,
@@ -140,6 +141,28 @@ impl Bed {
         record.resize(frames + RECORD_OVERHEAD_BYTES, 0);
         self.far_sealer.seal(&mut record, frames).unwrap();
         self.far.send(&record).unwrap();
+    }
+
+    /// Sends an echo to the worker, in a record of `record_bytes`.
+    fn send_echo(&mut self, echo: Echo, record_bytes: usize) {
+        let mut record = vec![0; record_bytes];
+        let frame_bytes = echo.write_frames(&mut record[RECORD_HEADER_BYTES..][..record_bytes - RECORD_OVERHEAD_BYTES]);
+        let bytes = self.far_sealer.seal(&mut record, frame_bytes).unwrap();
+        self.far.send(&record[..bytes]).unwrap();
+    }
+
+    /// The echoes that have reached the far end, and how large the records are.
+    fn echoes(&mut self) -> Vec<(Echo, usize)> {
+        let mut buffer = [0; 65_536];
+        let mut echoes = Vec::new();
+        while let Ok(bytes) = self.far.recv(&mut buffer) {
+            let Ok(frames) = self.far_opener.open(&mut buffer[..bytes]) else { continue };
+            let first = Frames::new(frames).next().unwrap().unwrap();
+            if first.kind == FrameKind::Echo {
+                echoes.push((Echo::parse(&frames[first.payload]).unwrap(), bytes));
+            }
+        }
+        echoes
     }
 
     /// Has the worker read a packet to the peer from its TUN.
@@ -300,4 +323,30 @@ fn a_packet_above_the_mtu_is_dropped_and_leaves_no_empty_record() {
     assert_eq!((bed.records(), bed.counters[0].records_sent.get()), (vec![], 0));
     bed.leave(usize::from(MTU));
     assert_eq!(bed.until(|bed| Some(bed.records()).filter(|records| !records.is_empty())), [1]);
+}
+
+#[test]
+fn a_request_is_answered_once_and_in_short_and_nothing_else_is() {
+    let mut bed = Bed::new(0);
+    bed.send_echo(Echo::Request(77), 1200);
+    bed.send_echo(Echo::Reply(78), ECHO_RECORD_BYTES);
+    bed.send_record(1, 100);
+    let replies = |bed: &mut Bed| {
+        let replies = bed.echoes().into_iter().filter(|(echo, _)| matches!(echo, Echo::Reply(_))).collect::<Vec<_>>();
+        Some(replies).filter(|replies| !replies.is_empty())
+    };
+    assert_eq!(bed.until(replies), [(Echo::Reply(77), ECHO_RECORD_BYTES)]);
+    bed.until(|bed| (bed.counters[0].packets_received.get() == 1).then_some(()));
+    assert_eq!(replies(&mut bed), None);
+}
+
+#[test]
+fn who_asks_too_often_is_not_answered_and_counted() {
+    let mut bed = Bed::new(0);
+    (0..300).for_each(|token| {
+        bed.send_echo(Echo::Request(token), ECHO_RECORD_BYTES);
+        bed.turn();
+    });
+    bed.until(|bed| (bed.counters[0].records_received.get() == 300).then_some(()));
+    assert!(bed.counters[0].drops.get(DropReason::EchoLimited) > 0);
 }

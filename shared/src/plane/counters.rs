@@ -71,7 +71,7 @@ pub struct PeerCounters {
 pub struct WorkerCounters {
     /// Turns of the worker's loop.
     pub turns: Counter,
-    /// Times the packet ring was entered; each is a system call.
+    /// System calls that moved packets; with io_uring each is one enter of the packet ring.
     pub enters: Counter,
     /// Times the worker slept because nothing was to do.
     pub sleeps: Counter,

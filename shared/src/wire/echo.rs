@@ -14,8 +14,13 @@
 
 use thiserror::Error;
 
+use super::frame::{FRAME_HEADER_BYTES_MAX, FrameKind, LENGTH_FLAG};
+use crate::limits::{FRAME_HEADER_BYTES_MIN, RECORD_OVERHEAD_BYTES};
+
 /// Bytes of an echo frame's payload.
 pub const ECHO_BYTES: usize = 9;
+/// Bytes of a record that carries one echo frame and nothing else.
+pub const ECHO_RECORD_BYTES: usize = FRAME_HEADER_BYTES_MIN + ECHO_BYTES + RECORD_OVERHEAD_BYTES;
 
 /// The payload of an echo frame makes no sense: the peer is at fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -55,11 +60,32 @@ impl Echo {
         bytes[1..].copy_from_slice(&token.to_be_bytes());
         bytes
     }
+
+    /// Writes the frames of a record that carries this echo and nothing else, padded to the whole of `frames` if that has
+    /// room for a pad frame. Returns how many bytes they take; 0 if not even the echo fits.
+    pub fn write_frames(self, frames: &mut [u8]) -> usize {
+        const FIRST: u8 = (FrameKind::Echo as u8) << 5;
+        let payload = self.to_bytes();
+        if let Some((echo, pad)) = frames.split_first_chunk_mut::<{ FRAME_HEADER_BYTES_MAX + ECHO_BYTES }>()
+            && !pad.is_empty()
+        {
+            echo[0] = FIRST | LENGTH_FLAG;
+            echo[1..FRAME_HEADER_BYTES_MAX].copy_from_slice(&(ECHO_BYTES as u16).to_be_bytes());
+            echo[FRAME_HEADER_BYTES_MAX..].copy_from_slice(&payload);
+            pad.fill((FrameKind::Pad as u8) << 5);
+            return frames.len();
+        }
+        let Some(echo) = frames.first_chunk_mut::<{ FRAME_HEADER_BYTES_MIN + ECHO_BYTES }>() else { return 0 };
+        echo[0] = FIRST;
+        echo[1..].copy_from_slice(&payload);
+        echo.len()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::frame::Frames;
 
     #[test]
     fn an_echo_reads_back_as_written_and_nothing_else_is_one() {
@@ -70,5 +96,20 @@ mod tests {
         for payload in [&[][..], &[0; 8], &[0; 10], &[2, 0, 0, 0, 0, 0, 0, 0, 0]] {
             assert_eq!(Echo::parse(payload), Err(EchoError(payload.len())), "{payload:?}");
         }
+    }
+
+    #[test]
+    fn a_records_frames_are_the_echo_and_as_much_padding_as_there_is_room_for() {
+        let echo = Echo::Request(7);
+        for room in [10, 11, 12, 13, 14, 1172, 8944] {
+            let mut frames = vec![0xee; room];
+            let bytes = echo.write_frames(&mut frames);
+            assert_eq!(bytes, if room < 13 { 10 } else { room });
+            let read: Vec<_> = Frames::new(&frames[..bytes]).map(|frame| frame.unwrap()).collect();
+            assert_eq!(read[0].kind, FrameKind::Echo);
+            assert_eq!(Echo::parse(&frames[read[0].payload.clone()]), Ok(echo));
+            assert!(read[1..].iter().all(|frame| frame.kind == FrameKind::Pad) && read.len() <= 2, "{read:?}");
+        }
+        assert_eq!(echo.write_frames(&mut [0; 9]), 0);
     }
 }

@@ -25,7 +25,7 @@ use thiserror::Error;
 /// Largest frame header: first byte and length.
 pub use crate::limits::FRAME_HEADER_BYTES_MAX;
 
-const LENGTH_FLAG: u8 = 0b0001_0000;
+pub(super) const LENGTH_FLAG: u8 = 0b0001_0000;
 const PARTIAL_FLAG: u8 = 0b0000_1000;
 const CONTINUES_FLAG: u8 = 0b0000_0100;
 const FLAGS: u8 = PARTIAL_FLAG | CONTINUES_FLAG;

@@ -16,7 +16,7 @@ const WRITE_TAG: WriteTag = WriteTag { peer: PEER, packets: 1 };
 const ENTERS: usize = 10_000;
 
 struct Bed {
-    ring: PacketRing,
+    ring: PacketRing<Uring>,
     /// The other side of what the ring takes for its TUN.
     tun: UnixDatagram,
 }
@@ -36,7 +36,7 @@ impl Bed {
     }
 
     /// Enters until `done` says so of all completions so far.
-    fn until(&mut self, mut done: impl FnMut(&PacketRing, &[Completion]) -> bool) -> Vec<Completion> {
+    fn until(&mut self, mut done: impl FnMut(&PacketRing<Uring>, &[Completion]) -> bool) -> Vec<Completion> {
         let mut all = Vec::new();
         for _ in 0..ENTERS {
             while let Some(completion) = self.ring.next_completion() {

@@ -4,11 +4,8 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
 
-use io_uring::types::{Fd, RecvMsgOut};
-use io_uring::{cqueue, opcode};
-
-use super::{Completion, Operation, PacketRing, RECEIVE_GROUP, SocketEntry, SocketSlot, user_data};
-use crate::sys::datagram::{CONTROL_BYTES, Control, Datagram, NAME_BYTES, parse_socket_address};
+use super::{Completion, Engine, PacketRing, SocketEntry, SocketSlot};
+use crate::sys::datagram::{CONTROL_BYTES, Datagram, NAME_BYTES};
 use crate::sys::socket::{receive_trains, report_receive_overflow};
 
 /// `io_uring_recvmsg_out`, then room for an IPv6 socket address and for the control messages we ask for.
@@ -38,7 +35,7 @@ impl FrozenBuffer {
     }
 }
 
-/// How far a receive buffer is from going back to the kernel.
+/// How far a receive buffer is from going back to be filled.
 #[derive(Clone, Copy, Default)]
 pub(super) struct ReceiveState {
     pub(super) writes: u16,
@@ -46,16 +43,7 @@ pub(super) struct ReceiveState {
     released: bool,
 }
 
-/// What every receive asks for.
-pub(super) fn message() -> Box<libc::msghdr> {
-    // SAFETY: all-zero is a valid `msghdr`: null pointers and lengths.
-    let mut message: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
-    message.msg_namelen = NAME_BYTES as libc::socklen_t;
-    message.msg_controllen = CONTROL_BYTES as _;
-    message
-}
-
-impl PacketRing {
+impl<E: Engine> PacketRing<E> {
     /// Takes in a connected socket and starts receiving on it.
     pub(crate) fn add_socket(&mut self, socket: UdpSocket) -> io::Result<SocketSlot> {
         report_receive_overflow(socket.as_fd())?;
@@ -92,14 +80,13 @@ impl PacketRing {
 
     /// Starts receiving on a socket if it is not being received on.
     pub(crate) fn arm_receive(&mut self, slot: SocketSlot) -> io::Result<()> {
-        let message: *const libc::msghdr = &raw const *self.receive_message;
         let Some(entry) = self.entry(slot) else { return Ok(()) };
         let Some(socket) = entry.socket.as_ref().filter(|_| !entry.receiving && !entry.closing) else {
             return Ok(());
         };
-        let receive = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), message, RECEIVE_GROUP).build();
+        let socket = socket.as_raw_fd();
         entry.receiving = true;
-        let queued = self.push(receive.user_data(user_data(Operation::Receive, slot.index, slot.generation)));
+        let queued = E::receive(self, slot, socket);
         if queued.is_err()
             && let Some(entry) = self.entry(slot)
         {
@@ -108,13 +95,12 @@ impl PacketRing {
         queued
     }
 
-    /// Stops receiving on a socket and closes it once the kernel has let go of it. No completion of it follows.
+    /// Stops receiving on a socket and closes it once nothing is under way on it. No completion of it follows.
     pub(crate) fn close_socket(&mut self, slot: SocketSlot) -> io::Result<()> {
         let Some(entry) = self.entry(slot) else { return Ok(()) };
         entry.closing = true;
         if entry.receiving {
-            let cancel = opcode::AsyncCancel::new(user_data(Operation::Receive, slot.index, slot.generation)).build();
-            self.push(cancel.user_data(user_data(Operation::Cancel, 0, 0)))?;
+            E::stop_receiving(self, slot)?;
         }
         self.close_if_idle(slot);
         Ok(())
@@ -132,7 +118,7 @@ impl PacketRing {
     /// The whole of a received datagram's buffer; the datagram is the range that came with it.
     pub(crate) fn receive_bytes(&mut self, buffer: &mut ReceiveBuffer) -> &mut [u8] {
         let bytes = self.receive_buffers.bytes_each;
-        let address = self.slab.address(self.receive_buffers.range(buffer.0), bytes);
+        let address = self.receive_buffers.address(&self.slab, buffer.0);
         // SAFETY: the token shows that the buffer is ours and not frozen, so no queued write reads it; the slice
         // borrows the ring, so nothing gives the buffer away meanwhile.
         unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) }
@@ -147,12 +133,12 @@ impl PacketRing {
     /// The whole of a frozen buffer.
     pub(crate) fn frozen_bytes(&self, buffer: &FrozenBuffer) -> &[u8] {
         let bytes = self.receive_buffers.bytes_each;
-        let address = self.slab.address(self.receive_buffers.range(buffer.0), bytes);
+        let address = self.receive_buffers.address(&self.slab, buffer.0);
         // SAFETY: the token shows that the buffer is neither the kernel's to fill nor anybody's to change.
         unsafe { std::slice::from_raw_parts(address.as_ptr(), bytes) }
     }
 
-    /// Gives the buffer back to the kernel as soon as the TUN writes queued from it are done.
+    /// Gives the buffer back to be filled as soon as the TUN writes queued from it are done.
     pub(crate) fn release(&mut self, buffer: FrozenBuffer) {
         self.receive_states[usize::from(buffer.0)].released = true;
         self.provide_if_done(buffer.0);
@@ -162,44 +148,24 @@ impl PacketRing {
         let state = &mut self.receive_states[usize::from(buffer)];
         if state.released && state.writes == 0 {
             *state = ReceiveState::default();
-            self.receive_buffers.provide(&self.slab, buffer);
-            self.must_publish = true;
+            E::provide_receive(self, buffer);
         }
     }
 
-    pub(super) fn complete_receive(&mut self, socket: SocketSlot, result: i32, flags: u32, error: Option<io::Error>) {
-        if let (None, Some(id)) = (&error, cqueue::buffer_select(flags)) {
-            let buffer = ReceiveBuffer(id);
-            let datagram = self.parse_received(&buffer, result as usize);
-            self.completions.push_back(Completion::Received { socket, buffer, datagram });
-        }
-        if !cqueue::more(flags) {
-            let closing = self.entry(socket).is_none_or(|entry| {
-                entry.receiving = false;
-                entry.closing
-            });
-            if closing {
-                self.close_if_idle(socket);
-            } else {
-                self.completions.push_back(Completion::ReceiveEnded { socket, error });
-            }
-        }
+    /// Takes in a filled buffer, which is ours from now on.
+    pub(super) fn complete_receive(&mut self, socket: SocketSlot, id: u16, datagram: Datagram) {
+        self.completions.push_back(Completion::Received { socket, buffer: ReceiveBuffer(id), datagram });
     }
 
-    fn parse_received(&mut self, buffer: &ReceiveBuffer, bytes: usize) -> Datagram {
-        let address = self.slab.address(self.receive_buffers.range(buffer.0), self.receive_buffers.bytes_each);
-        let bytes = bytes.min(self.receive_buffers.bytes_each);
-        // SAFETY: the token shows that the buffer is ours, and the slice ends before the token is passed on.
-        let received = unsafe { std::slice::from_raw_parts(address.as_ptr(), bytes) };
-        let Ok(message) = RecvMsgOut::parse(received, &self.receive_message) else {
-            return Datagram { range: 0..0, from: None, is_truncated: true, control: Control::default() };
-        };
-        let payload_bytes = if message.is_payload_truncated() { 0 } else { message.payload_data().len() };
-        Datagram {
-            range: RECEIVE_PREFIX_BYTES..RECEIVE_PREFIX_BYTES + payload_bytes,
-            from: parse_socket_address(message.name_data()),
-            is_truncated: message.is_payload_truncated(),
-            control: Control::parse(message.control_data()),
+    pub(super) fn end_receive(&mut self, socket: SocketSlot, error: Option<io::Error>) {
+        let closing = self.entry(socket).is_none_or(|entry| {
+            entry.receiving = false;
+            entry.closing
+        });
+        if closing {
+            self.close_if_idle(socket);
+        } else {
+            self.completions.push_back(Completion::ReceiveEnded { socket, error });
         }
     }
 }

@@ -3,13 +3,14 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use io_uring::opcode;
-use io_uring::types::Fd;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::SEND_BUFFER_BYTES;
 
-use super::{Completion, Operation, PacketRing, SocketSlot, TunBuffer, user_data};
+use super::{Completion, Engine, PacketRing, SocketSlot, TunBuffer};
 use crate::sys::datagram::SegmentControl;
+
+/// Without DONTWAIT a send that meets a full socket buffer is parked while later ones pass it.
+pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 /// An empty buffer for records. Ours until [`PacketRing::release_send_buffer`]; what has been sent from it is not.
 #[derive(Debug)]
@@ -48,16 +49,17 @@ pub(super) struct SendState {
     released: bool,
 }
 
-/// One queued send. The kernel reads it between submission and completion.
+/// One queued send. The engine reads it until its completion.
 pub(super) struct SendEntry {
-    message: libc::msghdr,
-    vector: libc::iovec,
+    /// Points at the two behind it.
+    pub(super) message: libc::msghdr,
+    pub(super) vector: libc::iovec,
     control: SegmentControl,
-    socket: SocketSlot,
+    pub(super) socket: SocketSlot,
     buffer: u16,
     /// Where it begins in the buffer.
     at: usize,
-    train: Train,
+    pub(super) train: Train,
     tag: SendTag,
     retried: bool,
 }
@@ -79,7 +81,7 @@ impl SendEntry {
     }
 }
 
-impl PacketRing {
+impl<E: Engine> PacketRing<E> {
     /// Sends one datagram at once, outside the ring: for the few of a lane's QUIC connection.
     pub(crate) fn send_now(&mut self, slot: SocketSlot, datagram: &[u8]) -> io::Result<()> {
         let Some(socket) = self.entry(slot).and_then(|entry| entry.socket.as_ref()) else {
@@ -121,7 +123,7 @@ impl PacketRing {
     /// A filled TUN buffer to read from and the room of a send buffer to write to.
     pub(crate) fn tun_and_send_room(&mut self, from: &TunBuffer, to: &SendBuffer) -> (&[u8], &mut [u8]) {
         let from_bytes = self.tun_buffers.bytes_each;
-        let from = self.slab.address(self.tun_buffers.range(from.0), from_bytes);
+        let from = self.tun_buffers.address(&self.slab, from.0);
         // SAFETY: the token shows that the buffer is ours, and TUN and send buffers lie in different parts of the slab.
         let from = unsafe { std::slice::from_raw_parts(from.as_ptr(), from_bytes) };
         (from, self.send_room(to))
@@ -225,7 +227,7 @@ impl PacketRing {
         self.submit_send(id)
     }
 
-    /// Puts send `id`, whose entry is filled and counted, into the submission queue.
+    /// Has the engine do send `id`, whose entry is filled and counted.
     fn submit_send(&mut self, id: u16) -> io::Result<()> {
         let SendEntry { socket: slot, buffer, at, train, .. } = self.sends[usize::from(id)];
         let address = self.slab.address(self.send_at(buffer) + at, train.bytes);
@@ -233,21 +235,19 @@ impl PacketRing {
             self.end_send(id);
             return Ok(());
         };
-        // Without DONTWAIT a send that meets a full socket buffer is parked while later ones pass it.
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let send = if train.records > 1 {
-            let entry = &mut self.sends[usize::from(id)];
-            entry.vector = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: train.bytes };
+        let entry = &mut self.sends[usize::from(id)];
+        entry.vector = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: train.bytes };
+        entry.message.msg_iov = &raw mut entry.vector;
+        entry.message.msg_iovlen = 1;
+        if train.records > 1 {
             entry.control = SegmentControl::new(train.record_bytes as u16);
-            entry.message.msg_iov = &raw mut entry.vector;
-            entry.message.msg_iovlen = 1;
             entry.message.msg_control = (&raw mut entry.control).cast();
             entry.message.msg_controllen = size_of::<SegmentControl>() as _;
-            opcode::SendMsg::new(Fd(socket), &raw const entry.message).flags(flags as u32).build()
         } else {
-            opcode::Send::new(Fd(socket), address.as_ptr(), train.bytes as u32).flags(flags).build()
-        };
-        let queued = self.push(send.user_data(user_data(Operation::Send, id, 0)));
+            entry.message.msg_control = std::ptr::null_mut();
+            entry.message.msg_controllen = 0;
+        }
+        let queued = E::send(self, id, socket);
         if queued.is_err() {
             self.end_send(id);
         }

@@ -1,15 +1,12 @@
 //! The ring's TUN side: super-segments in, super-segments out.
 
 use std::io;
-use std::os::fd::AsRawFd;
 
-use io_uring::opcode;
-use io_uring::types::Fd;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX};
 use ringlane_shared::packet::coalesce::Span;
 
-use super::{Completion, Operation, PacketRing, TUN_GROUP, user_data};
+use super::{Completion, Engine, PacketRing};
 use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 
 /// A filled TUN read: a virtio network header and an inner packet or super-segment. Ours until
@@ -37,10 +34,11 @@ pub(crate) struct TunWrite<'a> {
     pub(crate) tag: WriteTag,
 }
 
-/// The memory of one queued TUN write. The kernel reads it between submission and completion.
+/// The memory of one queued TUN write. The engine reads it until its completion.
 pub(super) struct WriteEntry {
     /// The heads, then the spans.
     vectors: [libc::iovec; 1 + COALESCE_PIECES_MAX],
+    vector_count: usize,
     head: [u8; VNET_HEADER_BYTES + COALESCE_HEADER_BYTES_MAX],
     /// The receive buffers the spans lie in, each named once per run of spans.
     buffers: [u16; COALESCE_PIECES_MAX],
@@ -53,6 +51,7 @@ impl WriteEntry {
     pub(super) fn empty() -> Self {
         Self {
             vectors: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; _],
+            vector_count: 0,
             head: [0; _],
             buffers: [0; _],
             buffer_count: 0,
@@ -60,14 +59,18 @@ impl WriteEntry {
             tag: WriteTag { peer: PeerIndex(0), packets: 0 },
         }
     }
+
+    /// What is to be written. The pointers are good from [`PacketRing::tun_write`] until the write is completed.
+    pub(super) fn vectors(&self) -> &[libc::iovec] {
+        &self.vectors[..self.vector_count]
+    }
 }
 
-impl PacketRing {
+impl<E: Engine> PacketRing<E> {
     /// Starts reading the TUN if it is not being read.
     pub(crate) fn arm_tun_read(&mut self) -> io::Result<()> {
         if !self.tun_reading {
-            let read = opcode::ReadMulti::new(Fd(self.tun.as_raw_fd()), 0, TUN_GROUP).build();
-            self.push(read.user_data(user_data(Operation::TunRead, 0, 0)))?;
+            E::read_tun(self)?;
             self.tun_reading = true;
         }
         Ok(())
@@ -76,19 +79,18 @@ impl PacketRing {
     /// The first `bytes` of a filled TUN buffer.
     pub(crate) fn tun_bytes(&mut self, buffer: &TunBuffer, bytes: usize) -> &mut [u8] {
         let bytes = bytes.min(self.tun_buffers.bytes_each);
-        let address = self.slab.address(self.tun_buffers.range(buffer.0), bytes);
+        let address = self.tun_buffers.address(&self.slab, buffer.0);
         // SAFETY: the token shows that the buffer is ours; the slice borrows the ring, so nothing gives the buffer
         // away meanwhile.
         unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) }
     }
 
-    /// Gives a TUN buffer back to the kernel.
+    /// Gives a TUN buffer back to be filled again.
     pub(crate) fn recycle_tun(&mut self, buffer: TunBuffer) {
-        self.tun_buffers.provide(&self.slab, buffer.0);
-        self.must_publish = true;
+        E::provide_tun(self, buffer.0);
     }
 
-    /// Queues one write to the TUN. The buffers of its spans go back to the kernel only when it is done.
+    /// Queues one write to the TUN. The buffers of its spans go back to be filled only when it is done.
     pub(crate) fn tun_write(&mut self, write: &TunWrite<'_>) -> io::Result<()> {
         if self.free_writes.is_empty() {
             self.enter()?;
@@ -96,11 +98,7 @@ impl PacketRing {
         let Some(id) = self.free_writes.pop() else {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         };
-        let queued = self.fill_write(id, write).and_then(|vectors| {
-            let entry = &self.writes[usize::from(id)];
-            let write = opcode::Writev::new(Fd(self.tun.as_raw_fd()), entry.vectors.as_ptr(), vectors).build();
-            self.push(write.user_data(user_data(Operation::TunWrite, id, 0)))
-        });
+        let queued = self.fill_write(id, write).and_then(|()| E::write_tun(self, id));
         match queued {
             // No completion of it has been taken in yet: that takes an enter, and the entry was queued behind it.
             Ok(()) => {
@@ -114,8 +112,8 @@ impl PacketRing {
         queued
     }
 
-    /// Writes what `write` says into entry `id`, and returns its number of vectors.
-    fn fill_write(&mut self, id: u16, write: &TunWrite<'_>) -> io::Result<u32> {
+    /// Writes what `write` says into entry `id`.
+    fn fill_write(&mut self, id: u16, write: &TunWrite<'_>) -> io::Result<()> {
         let impossible = || io::Error::from_raw_os_error(libc::EINVAL);
         let entry = &mut self.writes[usize::from(id)];
         let head_bytes = VNET_HEADER_BYTES + write.head.len();
@@ -137,15 +135,16 @@ impl PacketRing {
             {
                 return Err(impossible());
             }
-            let address = self.slab.address(self.receive_buffers.range(span.buffer) + offset, bytes);
-            *vector = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: bytes };
+            let address = self.receive_buffers.address(&self.slab, span.buffer);
+            *vector = libc::iovec { iov_base: address.as_ptr().wrapping_add(offset).cast(), iov_len: bytes };
             if last != Some(span.buffer) {
                 entry.buffers[entry.buffer_count] = span.buffer;
                 entry.buffer_count += 1;
                 last = Some(span.buffer);
             }
         }
-        Ok(1 + write.spans.len() as u32)
+        entry.vector_count = 1 + write.spans.len();
+        Ok(())
     }
 
     /// Writes one packet to the TUN at once, outside the ring: for the few that arrived before their lane did.
@@ -153,6 +152,16 @@ impl PacketRing {
         let bytes = [&header.to_bytes()[..], packet].concat();
         rustix::io::write(&self.tun, &bytes)?;
         Ok(())
+    }
+
+    /// Takes in a filled buffer, which is ours from now on.
+    pub(super) fn complete_tun_read(&mut self, id: u16, bytes: usize) {
+        self.completions.push_back(Completion::TunRead { buffer: TunBuffer(id), bytes });
+    }
+
+    pub(super) fn end_tun_read(&mut self, error: Option<io::Error>) {
+        self.tun_reading = false;
+        self.completions.push_back(Completion::TunReadEnded { error });
     }
 
     pub(super) fn complete_write(&mut self, id: u16, error: Option<io::Error>) {

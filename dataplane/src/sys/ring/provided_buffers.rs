@@ -5,33 +5,27 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-use super::slab::Slab;
+use super::Buffers;
+use crate::sys::slab::Slab;
 
 /// One group of provided buffers: the kernel takes from its head, we put back at its tail.
 pub(super) struct ProvidedBuffers {
     pub(super) entries: NonNull<BufRingEntry>,
-    pub(super) count: u16,
     pub(super) tail: u16,
-    pub(super) offset: usize,
-    pub(super) bytes_each: usize,
+    pub(super) buffers: Buffers,
 }
 
 impl ProvidedBuffers {
-    pub(super) fn range(&self, id: u16) -> usize {
-        debug_assert!(id < self.count);
-        self.offset + usize::from(id) * self.bytes_each
-    }
-
     /// Gives buffer `id` to the kernel. It must not be in its hands already: the callers hold the buffer's token.
     pub(super) fn provide(&mut self, slab: &Slab, id: u16) {
-        let address = slab.address(self.range(id), self.bytes_each);
-        let position = usize::from(self.tail & (self.count - 1));
+        let address = self.buffers.address(slab, id);
+        let position = usize::from(self.tail & (self.buffers.count - 1));
         // SAFETY: `entries` points at `count` entries within the slab and `position` is below `count`.
         let mut entry = unsafe { self.entries.add(position) };
         // SAFETY: an entry is plain integers in mapped memory, which the kernel only reads, and only below the tail.
         let entry = unsafe { entry.as_mut() };
         entry.set_addr(address.as_ptr() as u64);
-        entry.set_len(self.bytes_each as u32);
+        entry.set_len(self.buffers.bytes_each as u32);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
     }

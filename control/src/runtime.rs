@@ -439,7 +439,7 @@ impl Control {
             LaneChange::Silent => info!(peer, %lane, "lane silent: the peer does not answer"),
             LaneChange::Heard => info!(peer, %lane, "lane heard: the peer answers again"),
             LaneChange::Moved { local, remote } => info!(peer, %lane, %local, %remote, "lane moved"),
-            LaneChange::PathMtu(bytes) => info!(peer, %lane, bytes, "the lane's path MTU is another"),
+            LaneChange::PathMtu(bytes) => info!(peer, %lane, bytes, "path MTU found"),
             LaneChange::Carrier(LaneCarrier::Quic) => {
                 info!(peer, %lane, "records do not pass, QUIC does: packets leave in QUIC datagrams, which is slower");
             }

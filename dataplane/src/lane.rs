@@ -34,7 +34,6 @@ pub(crate) struct Lane {
     #[expect(dead_code, reason = "the carrier `quic` is chosen by it")]
     pub(crate) carrier: CarrierChoice,
     /// The largest record its path is known to carry, in bytes.
-    #[expect(dead_code, reason = "records are filled up to it")]
     pub(crate) record_bytes: usize,
     pub(crate) gauges: Arc<LaneGauges>,
     /// What is known of its path.

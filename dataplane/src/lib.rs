@@ -24,15 +24,17 @@ use core_affinity::CoreId;
 use ringlane_shared::id::WorkerId;
 use ringlane_shared::limits::{WORKERS_MAX, datagram_bytes_max};
 use ringlane_shared::plane::queue::plane_queue;
-use ringlane_shared::plane::{Offload, PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters, WorkerSettings};
+use ringlane_shared::plane::{Engine, Offload, PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters, WorkerSettings};
 use thiserror::Error;
 use tracing::{debug, warn};
 
+pub use crate::io::engine::NoIoUring;
 pub use crate::io::tun::{Tun, TunError};
 
 use crate::hand_over::HandOver;
+use crate::io::engine::choose;
 use crate::io::offload::{probe_udp, report};
-use crate::sys::ring::{Engine, PacketRing, RingConfig, Uring};
+use crate::sys::ring::{Epoll, PacketRing, RingConfig, Uring};
 use crate::wake::Wake;
 use crate::worker::{State, Worker};
 
@@ -47,16 +49,18 @@ pub enum SpawnError {
     #[error("{0} workers are more than the {WORKERS_MAX} there can be")]
     TooMany(usize),
     /// The kernel refused what a worker needs.
-    #[error(
-        "worker {worker} cannot start: {error} (io_uring with provided buffers needs Linux 6.7 and must not be \
-         switched off: see `sysctl kernel.io_uring_disabled`, and `ulimit -l` for locked memory)"
-    )]
+    #[error("worker {worker} cannot start: {error} (if it is for memory: see `ulimit -l` for locked memory)")]
     Kernel {
         /// Which worker.
         worker: u8,
         /// What the kernel said.
         error: std::io::Error,
     },
+    /// io_uring was asked for by name and cannot be used.
+    #[error(
+        "`engine = \"io_uring\"` is configured and io_uring cannot be used: {0}; `engine = \"auto\"` would use epoll"
+    )]
+    NoIoUring(#[from] NoIoUring),
 }
 
 /// The running workers.
@@ -69,7 +73,7 @@ pub struct Dataplane {
     threads: Vec<JoinHandle<()>>,
 }
 
-impl<E: Engine> std::fmt::Debug for Worker<E> {
+impl<E: sys::ring::Engine> std::fmt::Debug for Worker<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Worker").field("id", &self.id).finish_non_exhaustive()
     }
@@ -89,7 +93,19 @@ impl Dataplane {
 ///
 /// Returns when all of them run; if one cannot, none does.
 pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEvent>) -> Result<Dataplane, SpawnError> {
-    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, .. } = *settings;
+    match choose(settings.engine)? {
+        chosen @ Engine::Epoll => spawn_on::<Epoll>(chosen, tun, settings, events),
+        chosen => spawn_on::<Uring>(chosen, tun, settings, events),
+    }
+}
+
+fn spawn_on<E: sys::ring::Engine>(
+    engine: Engine,
+    tun: Tun,
+    settings: &WorkerSettings,
+    events: &PlaneSender<PlaneEvent>,
+) -> Result<Dataplane, SpawnError> {
+    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, keep_alive, .. } = *settings;
     let count = tun.queues.len();
     if count > WORKERS_MAX {
         return Err(SpawnError::TooMany(count));
@@ -120,7 +136,7 @@ pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEven
             }
             // The ring belongs to the thread that makes it.
             let config = RingConfig { mtu, datagram_bytes: datagram_bytes_max(mtu), offloads };
-            let ring = match PacketRing::<Uring>::new(queue, wake.eventfd(), config) {
+            let ring = match PacketRing::<E>::new(queue, wake.eventfd(), config) {
                 Ok(ring) => ring,
                 Err(error) => {
                     let _ = report_start.send((worker, Err(error)));
@@ -128,6 +144,8 @@ pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEven
                 }
             };
             report(wanted, offloads.with(Offload::HugePages, ring.has_huge_pages()), &counters.offloads);
+            // Nobody else sets it.
+            let _ = counters.engine.set(engine);
             let _ = report_start.send((worker, Ok(())));
             drop(report_start);
             let reports = events.clone();
@@ -142,7 +160,7 @@ pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEven
                 events,
                 hand_over,
                 counters,
-                state: State::new(mtu, offloads),
+                state: State::new(mtu, offloads, keep_alive),
             };
             run_to_end(worker, &reports);
         });
@@ -174,7 +192,7 @@ pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEven
 }
 
 /// Runs a worker and reports how it ended, panics included.
-fn run_to_end<E: Engine>(worker: Worker<E>, reports: &PlaneSender<PlaneEvent>) {
+fn run_to_end<E: sys::ring::Engine>(worker: Worker<E>, reports: &PlaneSender<PlaneEvent>) {
     let id = worker.id;
     let ended = catch_unwind(AssertUnwindSafe(|| E::block_on(worker.run())));
     let message = match ended {

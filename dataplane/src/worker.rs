@@ -89,8 +89,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Of a worker for packets of up to `mtu` bytes, whose kernel takes what `offloads` says.
-    pub(crate) fn new(mtu: u16, offloads: Offloads) -> Self {
+    /// Of a worker for packets of up to `mtu` bytes, whose kernel takes what `offloads` says, and whose lanes are used every
+    /// `keep_alive` at least.
+    pub(crate) fn new(mtu: u16, offloads: Offloads, keep_alive: Duration) -> Self {
         let coalesces = offloads.has(Offload::TunCoalesce);
         Self {
             snapshot: Arc::new(Snapshot::empty()),
@@ -100,7 +101,7 @@ impl State {
             held: Vec::with_capacity(usize::from(UDP_RECEIVES_IN_FLIGHT)),
             is_out_of_order: false,
             rebuilder: Rebuilder::new(coalesces, coalesces && offloads.has(Offload::TunUso)),
-            paths: Paths::new(mtu),
+            paths: Paths::new(mtu, keep_alive),
             piece: vec![0; usize::from(mtu)].into(),
             due: Vec::new(),
             deadline: None,
@@ -159,7 +160,7 @@ impl<E: Engine> Worker<E> {
             }
         }
         self.deliver();
-        self.handle_echoes(now);
+        self.handle_echoes(now)?;
         for _ in 0..COMMAND_BUDGET {
             let Some(command) = self.commands.try_recv() else { break };
             happened = true;
@@ -173,6 +174,7 @@ impl<E: Engine> Worker<E> {
         }
         self.drive_connections(now)?;
         self.flush(now)?;
+        self.drive_paths(now)?;
         self.state.untold.retain_mut(|event| {
             let told = std::mem::replace(event, PlaneEvent::Stopped { worker: self.id });
             match self.events.try_send(told) {
@@ -208,7 +210,7 @@ impl<E: Engine> Worker<E> {
     /// When there is something to do though nothing happens.
     fn wake_at(&self) -> Option<Instant> {
         let retry = (!self.state.untold.is_empty()).then(|| Instant::now() + UNTOLD_PAUSE);
-        [self.state.deadline, retry].into_iter().flatten().min()
+        [self.state.deadline, self.state.paths.deadline(), retry].into_iter().flatten().min()
     }
 
     fn count_enters(&self) {
@@ -256,16 +258,25 @@ impl<E: Engine> Worker<E> {
                 }
                 self.ring.arm_receive(socket)?;
             }
-            Completion::SendFailed { tag, error } => {
+            Completion::SendFailed { socket, tag, error } => {
                 let reason = match error.raw_os_error() {
-                    Some(libc::EMSGSIZE) => DropReason::TooBig,
+                    Some(libc::EMSGSIZE) => {
+                        self.handle_too_big(socket, now);
+                        DropReason::TooBig
+                    }
                     _ => DropReason::SendFailed,
                 };
                 self.count_drop(Some(tag.peer), reason, u64::from(tag.packets));
             }
             Completion::TrainRefused { train, error } => {
                 self.counters.trains_resent.add(1);
+                let (socket, record_bytes) = self.ring.refused(&train);
                 let is_new = self.ring.resend_singly(train)?;
+                if self.is_too_big(socket, record_bytes) {
+                    // Kernels before 6.14 say so of trains whose records are too large for the device.
+                    self.ring.trust_trains(socket);
+                    return Ok(0);
+                }
                 if is_new && self.counters.offloads.get(Offload::UdpGso) != OffloadState::Failed {
                     self.counters.offloads.set(Offload::UdpGso, OffloadState::Failed);
                     warn!(
@@ -316,4 +327,6 @@ fn count_drop(
 }
 
 #[cfg(test)]
-mod tests;
+mod on_epoll;
+#[cfg(test)]
+mod on_io_uring;

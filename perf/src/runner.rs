@@ -153,7 +153,7 @@ fn take(plan: &Plan, scenario: &Scenario, round: u32, entrant: &mut Entrant, res
     if let Some(reason) = no_time_for(plan, Duration::from_secs(seconds.into()) + OVERHEAD) {
         return leave_out(results, scenario, contender, reason);
     }
-    let ringlane = (contender == Contender::Ringlane).then_some(plan.ringlane.as_path());
+    let ringlane = contender.is_ours().then_some(plan.ringlane.as_path());
     let measured = entrant
         .tunnel
         .wait_until_packets_cross(RECOVERY_PATIENCE)

@@ -117,9 +117,20 @@ pub const fn record_bytes_max(inner_mtu: u16) -> usize {
     inner_mtu as usize + FRAME_HEADER_ROOM_BYTES + RECORD_OVERHEAD_BYTES
 }
 
+/// UDP payload of a jumbo frame of 9000 bytes over IPv4.
+pub const JUMBO_DATAGRAM_BYTES: usize = 9000 - 20 - 8;
+
 /// Largest UDP payload a lane sends or receives for a given inner MTU: one whole inner packet in a record, and never
-/// less than a QUIC handshake or an MTU probe on a 1500-byte path needs.
+/// less than a jumbo path carries, for several packets may share a record. What the two ends of a lane have in common,
+/// they find out by asking.
 pub const fn datagram_bytes_max(inner_mtu: u16) -> usize {
+    let record = record_bytes_max(inner_mtu);
+    if record > JUMBO_DATAGRAM_BYTES { record } else { JUMBO_DATAGRAM_BYTES }
+}
+
+/// Largest UDP payload that a lane's QUIC connection looks for on its path: more is of no use to it, as it fills no datagram
+/// with several packets.
+pub const fn quic_bytes_max(inner_mtu: u16) -> usize {
     let record = record_bytes_max(inner_mtu);
     if record > 1472 { record } else { 1472 }
 }
@@ -129,6 +140,10 @@ pub const fn datagram_bytes_max(inner_mtu: u16) -> usize {
 pub const ECHO_REPLIES_PER_SECOND: u32 = 256;
 /// Echoes that one turn takes in, of all lanes together; whoever sent the others asks again.
 pub const ECHOES_PER_TURN: usize = 1024;
+
+/// Requests of one lane that may wait for their answers; beyond it the oldest is forgotten. All that a doubtful path
+/// causes in one round trip.
+pub const ECHOES_ASKED_MAX: usize = 64;
 
 /// Bytes of an offer message, length prefix not counted.
 pub const OFFER_BYTES_MAX: usize = 4096;
@@ -180,6 +195,12 @@ pub const SENDS_IN_FLIGHT: u16 = 256;
 pub const TUN_WRITES_IN_FLIGHT: u16 = 256;
 /// Entries of the packet ring's submission queue; more than that submits early.
 pub const RING_ENTRIES: u32 = 1024;
+/// Sends that one system call of the epoll engine takes.
+pub const SENDS_PER_CALL: usize = 32;
+/// Datagrams or trains of one lane that one system call of the epoll engine brings; the next lane then has its turn.
+pub const RECEIVES_PER_CALL: usize = 8;
+/// Events that the epoll engine takes in at once; the next enter has the others.
+pub const EPOLL_EVENTS: usize = 64;
 /// Bytes a worker takes from the TUN and the network together in one turn before it hands on what it has made of them.
 pub const TURN_BYTES: usize = 512 << 10;
 /// Records of one turn there is room for from the start: all receives full of full-size ones. Small ones may be more; the

@@ -196,9 +196,12 @@ pub enum LaneState {
 pub struct WorkerStatus {
     /// Its number.
     pub worker: u8,
+    /// What moves packets between it and the kernel: `io_uring` or `epoll`; empty before it has started.
+    #[serde(default)]
+    pub engine: String,
     /// Turns of its loop.
     pub turns: u64,
-    /// Times it entered its packet ring; each is a system call.
+    /// System calls it made to move packets; with io_uring each is one enter of its packet ring.
     pub enters: u64,
     /// Times it slept because nothing was to do.
     pub sleeps: u64,
@@ -303,6 +306,7 @@ impl WorkerStatus {
     pub fn new(worker: u8, counters: &WorkerCounters) -> Self {
         Self {
             worker,
+            engine: counters.engine.get().map(|engine| engine.name().to_owned()).unwrap_or_default(),
             turns: counters.turns.get(),
             enters: counters.enters.get(),
             sleeps: counters.sleeps.get(),
@@ -337,7 +341,7 @@ pub fn sum_drops<'a>(counters: impl IntoIterator<Item = &'a DropCounters>) -> Dr
 
 #[cfg(test)]
 mod tests {
-    use ringlane_shared::plane::OffloadState;
+    use ringlane_shared::plane::{Engine, OffloadState};
 
     use super::*;
 
@@ -361,9 +365,10 @@ mod tests {
         for (figure, value) in figures.iter().zip(1..) {
             figure.add(value);
         }
+        counters.engine.set(Engine::Epoll).unwrap();
         counters.offloads.set(Offload::UdpGso, OffloadState::Failed);
         counters.offloads.set(Offload::TunTso, OffloadState::On);
-        let expected = r#"{"worker":3,"turns":1,"enters":2,"sleeps":3,"handed_over":4,"tun_buffer_shortages":5,"udp_buffer_shortages":6,"super_segments_read":7,"super_segments_written":8,"tun_writes":9,"trains_sent":10,"trains_received":11,"trains_resent":12,"offloads":{"huge_pages":"unknown","tun_checksum":"unknown","tun_coalesce":"unknown","tun_tso":"on","tun_uso":"unknown","udp_gro":"unknown","udp_gso":"failed","udp_sentinel":"unknown"}}"#;
+        let expected = r#"{"worker":3,"engine":"epoll","turns":1,"enters":2,"sleeps":3,"handed_over":4,"tun_buffer_shortages":5,"udp_buffer_shortages":6,"super_segments_read":7,"super_segments_written":8,"tun_writes":9,"trains_sent":10,"trains_received":11,"trains_resent":12,"offloads":{"huge_pages":"unknown","tun_checksum":"unknown","tun_coalesce":"unknown","tun_tso":"on","tun_uso":"unknown","udp_gro":"unknown","udp_gso":"failed","udp_sentinel":"unknown"}}"#;
         assert_eq!(serde_json::to_string(&WorkerStatus::new(3, &counters)).unwrap(), expected);
     }
 

@@ -318,8 +318,11 @@ impl Link {
 
     pub(super) fn handle_lane_changed(&mut self, index: LaneIndex, serial: LaneSerial, change: LaneChange) -> bool {
         let Some(lane) = self.up.get_mut(&index).filter(|lane| lane.serial == serial) else { return false };
-        if let LaneChange::Moved { local, remote } = change {
-            (lane.local, lane.remote) = (local, remote);
+        match change {
+            LaneChange::Moved { local, remote } => (lane.local, lane.remote) = (local, remote),
+            LaneChange::Silent => self.problem = Some(silence_on(index)),
+            LaneChange::Heard if self.problem.as_ref() == Some(&silence_on(index)) => self.problem = None,
+            _ => {}
         }
         true
     }
@@ -394,6 +397,10 @@ impl Link {
             }
         }
     }
+}
+
+fn silence_on(index: LaneIndex) -> String {
+    format!("the peer does not answer on lane {index}")
 }
 
 fn bit(index: LaneIndex) -> u64 {

@@ -5,20 +5,16 @@ use std::time::Duration;
 
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
-    ClientConfig, ConnectionId, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, NoneTokenStore,
-    RandomConnectionIdGenerator, ServerConfig, TransportConfig, ValidationTokenConfig, VarInt,
+    ClientConfig, ConnectionId, EndpointConfig, MtuDiscoveryConfig, NoneTokenStore, RandomConnectionIdGenerator,
+    ServerConfig, TransportConfig, ValidationTokenConfig, VarInt,
 };
-use ringlane_shared::limits::{TOKEN_BYTES, datagram_bytes_max};
+use ringlane_shared::limits::{TOKEN_BYTES, datagram_bytes_max, quic_bytes_max};
 
 /// RFC 9000's version number; nothing else is spoken or answered.
 pub(super) const QUIC_VERSION: u32 = 1;
 
 /// Bytes of the connection ids that we choose: what short headers to us begin with.
 const CONNECTION_ID_BYTES: usize = 8;
-
-/// Silence after which a lane is dead, and the longest a dial waits for its first answer. Four keep-alives may be lost.
-const IDLE_TIMEOUT_MS: u32 = 10_000;
-const KEEP_ALIVE: Duration = Duration::from_millis(2500);
 
 /// Assumed before the first measurement. The first retransmission comes after three times as much.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
@@ -35,7 +31,7 @@ pub(super) struct QuicConfig {
 impl QuicConfig {
     pub(super) fn new(inner_mtu: u16) -> Self {
         let datagram_bytes_max = datagram_bytes_max(inner_mtu).try_into().unwrap_or(u16::MAX);
-        Self { datagram_bytes_max, transport: Arc::new(transport(datagram_bytes_max)) }
+        Self { datagram_bytes_max, transport: Arc::new(transport(quic_bytes_max(inner_mtu))) }
     }
 
     pub(super) fn endpoint(&self) -> EndpointConfig {
@@ -73,9 +69,9 @@ impl QuicConfig {
     }
 }
 
-fn transport(datagram_bytes_max: u16) -> TransportConfig {
+fn transport(quic_bytes_max: usize) -> TransportConfig {
     let mut mtu_discovery = MtuDiscoveryConfig::default();
-    mtu_discovery.upper_bound(datagram_bytes_max);
+    mtu_discovery.upper_bound(quic_bytes_max.try_into().unwrap_or(u16::MAX));
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -85,8 +81,11 @@ fn transport(datagram_bytes_max: u16) -> TransportConfig {
         .send_window(u64::from(STREAM_WINDOW_BYTES))
         // Packets travel in records; DATAGRAM frames (RFC 9221) are not agreed on by this version.
         .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        // The lane's worker knows by its records and echoes whether the peer is there, sooner than QUIC would, and keeps the
+        // path alive by them: a record from a new address is what shows that a peer has moved, and one keep-alive is
+        // enough for a battery. Until there is a worker, the setup's own deadline ends a dial.
+        .max_idle_timeout(None)
+        .keep_alive_interval(None)
         .initial_rtt(INITIAL_RTT)
         .mtu_discovery_config(Some(mtu_discovery))
         // The owner sends one datagram at a time: segmentation offload belongs to records.

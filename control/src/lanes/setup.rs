@@ -32,9 +32,8 @@ const INITIAL_PERIOD: Duration = PROBING_PERIOD.saturating_add(Duration::from_se
 /// Between two looks for room among the handshakes under way.
 const DIAL_RETRY: Duration = Duration::from_millis(50);
 
-/// How long a handshake may take. quinn-proto gives up by itself after the idle timeout; this stops a peer that keeps
-/// sending and never finishes.
-const HANDSHAKE_PERIOD: Duration = Duration::from_secs(15);
+/// How long a handshake may take. Its connection has no idle timeout, so this also ends a dial that nobody answers.
+const HANDSHAKE_PERIOD: Duration = Duration::from_secs(10);
 
 /// Why a lane could not be set up.
 #[derive(Debug, Error)]

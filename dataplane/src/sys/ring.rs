@@ -8,9 +8,11 @@
 //! Every buffer is the engine's or ours. Ours is shown by a token ([`TunBuffer`], [`ReceiveBuffer`], [`FrozenBuffer`],
 //! [`SendBuffer`]) that cannot be copied; giving the buffer away consumes it.
 //!
-//! The [`Engine`] is what does all of it with the kernel: `uring.rs`. A ring is made for one engine at compile time.
+//! The [`Engine`] is what does all of it with the kernel: `uring.rs` or `epoll.rs`. A ring is made for one of them at
+//! compile time.
 
 mod engine;
+mod epoll;
 mod provided_buffers;
 mod receive;
 mod send;
@@ -32,6 +34,7 @@ use ringlane_shared::limits::{
 use ringlane_shared::plane::{Offload, Offloads};
 
 pub(crate) use self::engine::Engine;
+pub(crate) use self::epoll::Epoll;
 pub(crate) use self::receive::{FrozenBuffer, ReceiveBuffer};
 pub(crate) use self::send::{RefusedTrain, SendBuffer, SendTag, Train};
 pub(crate) use self::tun::{TunBuffer, TunWrite, WriteTag};
@@ -75,7 +78,7 @@ pub(crate) enum Completion {
     /// The socket's receive has to be armed again.
     ReceiveEnded { socket: SocketSlot, error: Option<io::Error> },
     /// The kernel did not take a datagram or a train.
-    SendFailed { tag: SendTag, error: io::Error },
+    SendFailed { socket: SocketSlot, tag: SendTag, error: io::Error },
     /// The kernel did not take a train as one; its records may pass singly.
     TrainRefused { train: RefusedTrain, error: io::Error },
     /// The TUN did not take a packet or super-segment. `is_unknown` when it has never taken a super-segment and says that
@@ -245,7 +248,7 @@ impl<E: Engine> PacketRing<E> {
 
     /// Whether nothing is left to be handled, submitted or taken in: only what happens from now on ends a sleep.
     pub(crate) fn is_idle(&mut self) -> bool {
-        self.completions.is_empty() && self.engine.is_idle()
+        self.completions.is_empty() && E::is_idle(self)
     }
 
     /// Does everything queued and takes in what has finished.
@@ -294,4 +297,6 @@ impl<E: Engine> Drop for PacketRing<E> {
 }
 
 #[cfg(test)]
-mod on_the_kernel;
+mod on_epoll;
+#[cfg(test)]
+mod on_io_uring;

@@ -7,11 +7,11 @@ use std::time::Instant;
 use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::lane::connection::LaneConnectionError;
-use ringlane_shared::limits::{LANES_PER_WORKER_MAX, record_bytes_max};
+use ringlane_shared::limits::LANES_PER_WORKER_MAX;
+use ringlane_shared::path::mtu::MTU_BASE;
 use ringlane_shared::plane::{LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent};
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 
-use super::path::LanePath;
 use super::{Worker, peer_counters};
 use crate::inbound::{Arrival, admit};
 use crate::lane::Lane;
@@ -24,6 +24,8 @@ pub(super) type Close = (u32, &'static str);
 const CLOSE_RETIRED: Close = (0, "retired");
 /// The lane's key has sealed as many records as it may.
 pub(super) const CLOSE_WORN: Close = (2, "worn");
+/// The peer does not answer; perhaps it hears us.
+pub(super) const CLOSE_SILENT: Close = (3, "silent");
 
 impl<E: Engine> Worker<E> {
     pub(super) fn handle_command(&mut self, command: PlaneCommand, now: Instant) -> io::Result<()> {
@@ -66,6 +68,7 @@ impl<E: Engine> Worker<E> {
                 return Ok(());
             }
         };
+        let path = self.new_path(slot, remote, now);
         self.state.lanes.insert(Lane {
             serial,
             peer,
@@ -77,9 +80,9 @@ impl<E: Engine> Worker<E> {
             sealer: lane.sealer,
             opener: lane.opener,
             carrier: lane.carrier,
-            record_bytes: record_bytes_max(self.mtu),
+            record_bytes: usize::from(MTU_BASE),
             gauges: lane.gauges,
-            path: LanePath::new(now),
+            path,
             outgoing: None,
             is_filling: false,
             newest: 0,
@@ -91,7 +94,7 @@ impl<E: Engine> Worker<E> {
         for datagram in early {
             self.handle_early(slot, datagram, now);
         }
-        Ok(())
+        self.drive_path(slot, now)
     }
 
     /// A datagram that came before the lane did: the same as any other, but not in a buffer of ours.
@@ -173,6 +176,7 @@ impl<E: Engine> Worker<E> {
         self.finish_lane(slot)?;
         let Some(lane) = self.state.lanes.remove(slot) else { return Ok(()) };
         self.ring.close_socket(slot)?;
+        self.state.paths.forget(slot);
         let ended = PlaneEvent::LaneEnded { serial: lane.serial, peer: lane.peer, index: lane.index, end };
         self.state.untold.push(ended);
         Ok(())
@@ -193,8 +197,6 @@ impl<E: Engine> Worker<E> {
             // A datagram that cannot be sent is a lost one.
             lane.deadline = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
             lane.has_quic_news = false;
-            lane.gauges.set_rtt(lane.connection.rtt());
-            lane.gauges.set_mtu(lane.connection.mtu_bytes());
             if let Some(error) = lane.connection.lost() {
                 self.remove_lane(slot, lane_end(error))?;
             }

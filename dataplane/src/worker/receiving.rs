@@ -6,6 +6,7 @@ use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::limits::RECORD_HEADER_BYTES;
 use ringlane_shared::packet::coalesce::Span;
 use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
+use ringlane_shared::wire::echo::Echo;
 use ringlane_shared::wire::record::RecordHeader;
 
 use super::{State, Worker, count_drop, peer_counters};
@@ -35,7 +36,7 @@ impl<E: Engine> Worker<E> {
     }
 
     fn open_train(&mut self, slot: SocketSlot, buffer: &mut ReceiveBuffer, datagram: &Datagram, now: Instant) {
-        let State { lanes, snapshot, opened, held, is_out_of_order, has_quic_news, .. } = &mut self.state;
+        let State { lanes, snapshot, opened, held, is_out_of_order, has_quic_news, paths, .. } = &mut self.state;
         let Some(lane) = lanes.get_mut(slot) else { return };
         let Some(counters) = peer_counters(snapshot, lane.peer, self.id) else { return };
         if let Some(total) = datagram.control.overflow {
@@ -50,7 +51,7 @@ impl<E: Engine> Worker<E> {
         let id = buffer.id();
         let Some(bytes) = self.ring.receive_bytes(buffer).get_mut(datagram.range.clone()) else { return };
         let each = datagram.control.segment_bytes.map_or(bytes.len(), usize::from).max(1);
-        let mut records = 0;
+        let (mut records, mut requests) = (0, 0);
         let mut offset = datagram.range.start;
         for bytes in bytes.chunks_mut(each) {
             let at = offset;
@@ -63,6 +64,7 @@ impl<E: Engine> Worker<E> {
                     match lane.opener.open(bytes) {
                         Ok(frames) => {
                             records += 1;
+                            requests += u64::from(Echo::is_request(frames));
                             let is_next = opened.last().is_none_or(|last: &OpenedRecord| last.slot == slot);
                             *is_out_of_order |= !is_next || counter < lane.newest;
                             lane.newest = counter;
@@ -84,6 +86,9 @@ impl<E: Engine> Worker<E> {
             }
         }
         counters.records_received.add(records);
+        if records > 0 {
+            paths.note_arrivals(lane, records > requests, now);
+        }
     }
 
     /// Writes the packets of all records that the turn has opened, each lane's in the order of their counters.

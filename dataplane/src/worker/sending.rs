@@ -221,6 +221,7 @@ impl<E: Engine> Worker<E> {
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             lane.is_filling = false;
             self.finish_lane(slot)?;
+            self.note_sent(slot, now);
             if self.state.lanes.get_mut(slot).is_some_and(|lane| lane.sealer.is_exhausted()) {
                 self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
             }
@@ -241,7 +242,7 @@ struct Egress<'w, E: Engine> {
 impl<E: Engine> Egress<'_, E> {
     /// Seals the record a lane is filling, and sends the train it belongs to as soon as no other record can follow.
     fn finish_record(&mut self, lane: &mut Lane) -> io::Result<()> {
-        let Lane { outgoing, sealer, peer, socket, .. } = lane;
+        let Lane { outgoing, sealer, peer, socket, path, .. } = lane;
         let Some(Outgoing { buffer, fill }) = outgoing.as_mut() else { return Ok(()) };
         let record = fill.record;
         if record.packets == 0 {
@@ -251,6 +252,7 @@ impl<E: Engine> Egress<'_, E> {
         let room = &mut self.ring.send_room(buffer)[fill.record_at()..];
         match sealer.seal(room, record.frame_bytes) {
             Ok(bytes) => {
+                path.note_record(bytes);
                 if let Some(counters) = counters {
                     counters.records_sent.add(1);
                     counters.packets_sent.add(u64::from(record.packets));

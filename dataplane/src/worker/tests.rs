@@ -15,21 +15,22 @@ use ringlane_shared::limits::{
 };
 use ringlane_shared::packet::segment::Transport;
 use ringlane_shared::plane::queue::plane_queue;
-use ringlane_shared::plane::{CarrierChoice, LaneGauges, LaneHandOver, PeerCounters, PeerEntry};
+use ringlane_shared::plane::{CarrierChoice, LaneChange, LaneGauges, LaneHandOver, PeerCounters, PeerEntry};
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::echo::{ECHO_RECORD_BYTES, Echo};
 use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
 
-use super::*;
-use crate::sys::ring::{RingConfig, Uring};
+use super::UnderTest;
+use crate::sys::ring::RingConfig;
 use crate::sys::vnet_header::{Segmentation, VNET_HEADER_BYTES, VnetHeader};
+use crate::worker::*;
 
 const MTU: u16 = 1420;
 const PEER: PeerIndex = PeerIndex(0);
 const SERIAL: LaneSerial = LaneSerial(7);
 
 struct Bed {
-    worker: Worker<Uring>,
+    worker: Worker<UnderTest>,
     commands: PlaneSender<PlaneCommand>,
     events: PlaneReceiver<PlaneEvent>,
     counters: Arc<[PeerCounters]>,
@@ -63,7 +64,7 @@ impl Bed {
             events: sent_events,
             hand_over,
             counters: Arc::default(),
-            state: State::new(MTU, offloads),
+            state: State::new(MTU, offloads, Duration::from_secs(25)),
         };
         let counters: Arc<[PeerCounters]> = Arc::new([PeerCounters::default()]);
         worker.state.snapshot = Arc::new(snapshot(Arc::clone(&counters)));
@@ -118,13 +119,16 @@ impl Bed {
         })
     }
 
-    /// What reaches the far end in records: each one's number of packets.
+    /// What reaches the far end in records with packets: each one's number of them.
     fn records(&mut self) -> Vec<usize> {
         let mut buffer = [0; 2048];
         let mut records = Vec::new();
         while let Ok(bytes) = self.far.recv(&mut buffer) {
             if let Ok(frames) = self.far_opener.open(&mut buffer[..bytes]) {
-                records.push(Frames::new(frames).count());
+                let mut frames = Frames::new(frames).map(|frame| frame.unwrap()).peekable();
+                if frames.peek().is_some_and(|frame| frame.kind != FrameKind::Echo) {
+                    records.push(frames.count());
+                }
             }
         }
         records
@@ -171,6 +175,12 @@ impl Bed {
         read.extend(packet([10, 10, 0, 2], [10, 20, 0, 2], bytes));
         self.tun.send(&read).unwrap();
     }
+}
+
+/// The only lane of a worker.
+fn lane<E: Engine>(worker: &mut Worker<E>) -> &crate::lane::Lane {
+    let slot = worker.state.lanes.find(SERIAL).unwrap();
+    worker.state.lanes.get_mut(slot).unwrap()
 }
 
 fn packet(from: [u8; 4], to: [u8; 4], bytes: usize) -> Vec<u8> {
@@ -226,7 +236,8 @@ fn a_turn_handles_what_was_there_when_it_began() {
 
 #[test]
 fn a_lane_whose_key_is_used_up_ends_so_that_another_can_be_made() {
-    let mut bed = Bed::new(RECORDS_PER_EPOCH_MAX - 2);
+    let mut bed = Bed::new(RECORDS_PER_EPOCH_MAX - 3);
+    bed.until(|bed| (!bed.echoes().is_empty()).then_some(()));
     bed.leave(100);
     let records = bed.until(|bed| Some(bed.records()).filter(|records| !records.is_empty()));
     assert_eq!((records, bed.lane_end()), (vec![1], None));
@@ -349,4 +360,77 @@ fn who_asks_too_often_is_not_answered_and_counted() {
     });
     bed.until(|bed| (bed.counters[0].records_received.get() == 300).then_some(()));
     assert!(bed.counters[0].drops.get(DropReason::EchoLimited) > 0);
+}
+
+/// The far end answers the requests that have reached it, unless their datagrams are larger than `carries`.
+fn answer(bed: &mut Bed, carries: usize) {
+    for (echo, bytes) in bed.echoes() {
+        if let Echo::Request(token) = echo
+            && bytes <= carries
+        {
+            bed.send_echo(Echo::Reply(token), ECHO_RECORD_BYTES);
+        }
+    }
+}
+
+fn changes(bed: &mut Bed) -> Vec<LaneChange> {
+    let changes = std::iter::from_fn(|| bed.events.try_recv()).filter_map(|event| match event {
+        PlaneEvent::LaneChanged { serial: SERIAL, change, .. } => Some(change),
+        _ => None,
+    });
+    changes.collect()
+}
+
+/// A worker's turns with the clock in hand: each a millisecond after the one before, the far end answering in between.
+fn turns(bed: &mut Bed, milliseconds: u64, carries: usize) {
+    for _ in 0..milliseconds {
+        let now = bed.worker.state.now + Duration::from_millis(1);
+        bed.worker.turn(now).unwrap();
+        answer(bed, carries);
+    }
+}
+
+#[test]
+fn a_lane_finds_out_what_its_path_carries_and_says_so() {
+    for carries in [8972, 1452, 1331] {
+        let mut bed = Bed::new(0);
+        bed.turn();
+        assert_eq!(lane(&mut bed.worker).record_bytes, 1200);
+        turns(&mut bed, 4000, carries);
+        let found = lane(&mut bed.worker).record_bytes;
+        assert!((carries - 3..=carries).contains(&found), "{found}");
+        assert_eq!(usize::from(lane(&mut bed.worker).gauges.mtu_bytes()), found);
+        assert_eq!(changes(&mut bed), [LaneChange::PathMtu(found as u16)]);
+        let gauges = Arc::clone(&lane(&mut bed.worker).gauges);
+        assert!(gauges.rtt_us() > 0 && gauges.echoes_answered.get() > 0, "{gauges:?}");
+        assert!(gauges.echoes_sent.get() >= gauges.echoes_answered.get(), "{gauges:?}");
+    }
+}
+
+#[test]
+fn a_lane_whose_peer_has_stopped_answering_is_silent_and_heard_again_or_ends() {
+    let mut bed = Bed::new(0);
+    turns(&mut bed, 1000, 8972);
+    changes(&mut bed);
+    bed.leave(100);
+    turns(&mut bed, 1000, 0);
+    assert_eq!(changes(&mut bed), [LaneChange::Silent]);
+    assert!(lane(&mut bed.worker).gauges.is_silent());
+    bed.send_record(1, 100);
+    turns(&mut bed, 2, 0);
+    assert_eq!(changes(&mut bed), [LaneChange::Heard]);
+    assert!(!lane(&mut bed.worker).gauges.is_silent());
+    bed.leave(100);
+    turns(&mut bed, 9000, 0);
+    assert_eq!(bed.lane_end(), Some(LaneEnd::TimedOut));
+}
+
+#[test]
+fn a_guessed_reply_answers_nothing() {
+    let mut bed = Bed::new(0);
+    turns(&mut bed, 1, 0);
+    (0..100).for_each(|token| bed.send_echo(Echo::Reply(token), ECHO_RECORD_BYTES));
+    turns(&mut bed, 5, 0);
+    assert_eq!(lane(&mut bed.worker).record_bytes, 1200);
+    assert_eq!(lane(&mut bed.worker).gauges.echoes_answered.get(), 0);
 }

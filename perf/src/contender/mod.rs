@@ -33,6 +33,8 @@ pub(crate) enum Contender {
     Null,
     /// This repository's node.
     Ringlane,
+    /// The same without io_uring.
+    RinglaneEpoll,
     /// The Go implementation of WireGuard.
     WireguardGo,
     /// The Rust implementation of WireGuard.
@@ -104,6 +106,7 @@ impl fmt::Display for Contender {
             Self::Bare => "bare",
             Self::Null => "null",
             Self::Ringlane => "ringlane",
+            Self::RinglaneEpoll => "ringlane-epoll",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun",
             Self::Tailscale => "tailscale",
@@ -120,6 +123,11 @@ impl Contender {
         all.iter().copied().filter(|each| named.is_empty() || *each == Self::Bare || named.contains(each)).collect()
     }
 
+    /// Whether it is a node of ours, whose status says what it did.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Ringlane | Self::RinglaneEpoll)
+    }
+
     /// Whom `--quick` measures if nobody is named.
     pub(crate) const QUICK: [Self; 5] = [Self::Bare, Self::Null, Self::Ringlane, Self::WireguardGo, Self::Tailscale];
 
@@ -128,7 +136,7 @@ impl Contender {
         match self {
             Self::Bare => Presence::Version("routed, no tunnel".into()),
             Self::Null => Presence::Version("ringlane-perf, no cryptography".into()),
-            Self::Ringlane => ringlane::presence(ringlane),
+            Self::Ringlane | Self::RinglaneEpoll => ringlane::presence(ringlane),
             Self::WireguardGo => wireguard::WIREGUARD_GO.presence(),
             Self::Boringtun => wireguard::BORINGTUN.presence(),
             Self::Tailscale => tailscale::presence(),
@@ -142,8 +150,8 @@ impl Contender {
         match self {
             Self::Null if setup.sites > 2 => Some("joins two sites only"),
             Self::Hyprspace if setup.inner_mtu != hyprspace::MTU_BYTES => Some("has one inner MTU only, 1420"),
-            Self::Bare | Self::Null | Self::Ringlane | Self::WireguardGo | Self::Boringtun => None,
-            Self::Tailscale | Self::Nebula | Self::Hyprspace => None,
+            Self::Bare | Self::Null | Self::Ringlane | Self::RinglaneEpoll => None,
+            Self::WireguardGo | Self::Boringtun | Self::Tailscale | Self::Nebula | Self::Hyprspace => None,
         }
     }
 
@@ -154,7 +162,8 @@ impl Contender {
         let mut tunnel = match self {
             Self::Bare => start_bare(lab("bare", true)?, setup)?,
             Self::Null => null::start(lab("null", false)?, setup)?,
-            Self::Ringlane => ringlane::start(lab("ring", false)?, setup)?,
+            Self::Ringlane => ringlane::start(lab("ring", false)?, setup, "auto")?,
+            Self::RinglaneEpoll => ringlane::start(lab("epol", false)?, setup, "epoll")?,
             Self::WireguardGo => wireguard::WIREGUARD_GO.start(lab("wggo", false)?, setup)?,
             Self::Boringtun => wireguard::BORINGTUN.start(lab("btun", false)?, setup)?,
             Self::Tailscale => tailscale::start(lab("tail", false)?, setup)?,

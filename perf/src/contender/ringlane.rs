@@ -26,8 +26,8 @@ struct Node {
     address: String,
 }
 
-/// Starts a node on each router; see [`super::Contender::start`].
-pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
+/// Starts a node on each router, on this engine; see [`super::Contender::start`].
+pub(super) fn start(lab: Lab, setup: &Setup, engine: &str) -> anyhow::Result<Tunnel> {
     let directory = directory()?;
     let interface = |site: &Site| format!("{}{}", lab.prefix(), site.letter);
     let file = |site: &Site| directory.path().join(interface(site)).with_extension("toml");
@@ -39,7 +39,8 @@ pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
     for site in setup.sites() {
         let mut configuration = fs::read_to_string(file(site)).context("the configuration init wrote")?;
         ensure!(configuration.contains("[dataplane]\n"), "the configuration init wrote has no [dataplane]");
-        configuration = configuration.replace("[dataplane]\n", &format!("[dataplane]\nmtu = {}\n", setup.inner_mtu));
+        let settings = format!("[dataplane]\nmtu = {}\nengine = \"{engine}\"\n", setup.inner_mtu);
+        configuration = configuration.replace("[dataplane]\n", &settings);
         for peer in setup.peers_of(site) {
             configuration += &format!(
                 "\n[[peers]]\nname = \"{}\"\nid = \"{}\"\naddresses = [\"{}\"]\nroutes = {:?}\n",

@@ -25,6 +25,7 @@ fn colour(contender: &str) -> &'static str {
         "bare" => "#9aa0a6",
         "null" => "#7a8794",
         "ringlane" => "#e4572e",
+        "ringlane-epoll" => "#ee9478",
         "wireguard-go" => "#2e86ab",
         "tailscale" => "#5b6abf",
         "nebula" => "#3a9d7a",

@@ -1,8 +1,14 @@
-//! Candidate addresses and the state machine that probes them.
+//! Candidate addresses and the state machine that probes them; and what becomes of a path that was chosen.
 //!
 //! Both ends of a link probe every pair of an own address and a candidate of the peer's, for each lane, because a
 //! firewall or address translator on the way opens for a datagram only after one went the other way. [`candidate`]
 //! says which pairs are worth a datagram, [`prober`] when to send it and which pair to take.
+//!
+//! Once a lane stands, its worker finds out by echoes what its path carries ([`mtu`]), whether anybody is there
+//! ([`liveness`]), and how long an answer takes ([`rtt`]).
 
 pub mod candidate;
+pub mod liveness;
+pub mod mtu;
 pub mod prober;
+pub mod rtt;

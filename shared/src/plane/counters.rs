@@ -2,10 +2,12 @@
 //!
 //! Each has a single writer, so an increment is a relaxed load and store; each set stands on cache lines of its own.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::offload::OffloadGauges;
+use super::settings::Engine;
 use crate::drop_reason::DropReason;
 
 /// A number that only grows, written by one thread.
@@ -97,6 +99,8 @@ pub struct WorkerCounters {
     pub drops: DropCounters,
     /// What became of the offloads this worker uses.
     pub offloads: OffloadGauges,
+    /// What it runs on; nothing before it has started.
+    pub engine: OnceLock<Engine>,
 }
 
 /// How packets leave by a lane.

@@ -17,6 +17,17 @@ pub enum Engine {
     Epoll,
 }
 
+impl Engine {
+    /// Its stable name, as the configuration and the status have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
 /// How packets shall reach a peer with which there are lanes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum CarrierChoice {

@@ -61,6 +61,16 @@ impl Echo {
         bytes
     }
 
+    /// Whether the frames of a record begin with a request: looks at no more than two bytes.
+    pub fn is_request(frames: &[u8]) -> bool {
+        const SHORT: u8 = (FrameKind::Echo as u8) << 5;
+        const WITH_LENGTH: u8 = SHORT | LENGTH_FLAG;
+        match frames {
+            [SHORT, kind, ..] | [WITH_LENGTH, _, _, kind, ..] => *kind == 0,
+            _ => false,
+        }
+    }
+
     /// Writes the frames of a record that carries this echo and nothing else, padded to the whole of `frames` if that has
     /// room for a pad frame. Returns how many bytes they take; 0 if not even the echo fits.
     pub fn write_frames(self, frames: &mut [u8]) -> usize {
@@ -108,8 +118,12 @@ mod tests {
             let read: Vec<_> = Frames::new(&frames[..bytes]).map(|frame| frame.unwrap()).collect();
             assert_eq!(read[0].kind, FrameKind::Echo);
             assert_eq!(Echo::parse(&frames[read[0].payload.clone()]), Ok(echo));
+            assert!(Echo::is_request(&frames));
+            Echo::Reply(7).write_frames(&mut frames);
+            assert!(!Echo::is_request(&frames));
             assert!(read[1..].iter().all(|frame| frame.kind == FrameKind::Pad) && read.len() <= 2, "{read:?}");
         }
         assert_eq!(echo.write_frames(&mut [0; 9]), 0);
+        assert!(!Echo::is_request(&[]) && !Echo::is_request(&[0b1000_0000]) && !Echo::is_request(&[0b0010_0000, 0]));
     }
 }

@@ -1,5 +1,6 @@
 //! `ringlane status`: a running node and its peers.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -28,7 +29,7 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     detail(&mut out, "id", &node.id);
     detail(&mut out, "addresses", &text::list(&node.addresses));
     detail(&mut out, "mtu", &format!("{} bytes", node.mtu_bytes));
-    detail(&mut out, "workers", &node.workers.to_string());
+    detail(&mut out, "workers", &workers(node.workers, &status.workers));
     detail(&mut out, "tun queue", &queue(&status.tun));
     detail(&mut out, "offloads", &offloads(&status.workers));
     for (position, address) in node.listen.iter().enumerate() {
@@ -110,6 +111,16 @@ fn queue(tun: &TunStatus) -> String {
     }
 }
 
+/// How many there are, and on what they run once they have said so.
+fn workers(count: u8, workers: &[WorkerStatus]) -> String {
+    let engines: BTreeSet<_> =
+        workers.iter().map(|worker| worker.engine.as_str()).filter(|name| !name.is_empty()).collect();
+    match engines.is_empty() {
+        true => count.to_string(),
+        false => format!("{count}, on {}", text::list(&Vec::from_iter(engines))),
+    }
+}
+
 /// The offloads in use, and those that cannot be; not those that are off, as the configuration tells. Nothing before
 /// the workers have said anything.
 fn offloads(workers: &[WorkerStatus]) -> String {
@@ -167,7 +178,7 @@ fn state(state: PeerState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use ringlane_control::admin::status::NodeInfo;
-    use ringlane_shared::plane::WorkerCounters;
+    use ringlane_shared::plane::{Engine, WorkerCounters};
 
     use super::*;
 
@@ -277,6 +288,7 @@ mod tests {
         for offload in Offload::ALL {
             counters.offloads.set(offload, OffloadState::On);
         }
+        counters.engine.set(Engine::IoUring).unwrap();
         counters.offloads.set(Offload::TunUso, OffloadState::Unavailable);
         counters.offloads.set(Offload::TunCoalesce, OffloadState::Off);
         counters.offloads.set(Offload::UdpGso, udp_gso);
@@ -294,7 +306,7 @@ ring0, up for 3 d 4 h, ringlane 0.1.0
   id          12D3KooWAlice
   addresses   100.64.132.22, fd00:6879::a
   mtu         1420 bytes
-  workers     2
+  workers     2, on io_uring
   tun queue   500 packets for each worker, 34 dropped
   offloads    tun_checksum, tun_tso, udp_gso (w0), udp_gro, huge_pages; unavailable: tun_uso; failed: udp_gso (w1)
   listens on  /ip4/10.201.0.1/udp/8001/quic-v1

@@ -10,6 +10,8 @@
 //! | [`wire`] | what an attacker on the underlay can do: watch, inject, send garbage |
 //! | the others | the tests |
 //!
+//! `RINGLANE_TEST_ENGINE=epoll` runs the nodes of all of them on epoll.
+//!
 //! They need root and `ip`; without, each says so and passes, unless `RINGLANE_REQUIRE_NETNS=1` (as `scripts/check`
 //! sets) makes that a failure. Every lab has names of its own, so tests run side by side. Nothing waits for a fixed
 //! time: each wait is for a condition, bounded by [`lab::PATIENCE`].
@@ -24,11 +26,13 @@ mod wire;
 mod capture;
 mod carries;
 mod cut;
+mod engine;
 mod lanes;
 mod lifecycle;
 mod loss;
 mod offload;
 mod order;
+mod path;
 mod refusals;
 mod shapes;
 mod shapes_udp;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
+use std::{env, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -58,6 +58,9 @@ impl Setup {
         };
         setup.settings.insert("interface".into(), interface.into());
         setup.set("control", "mdns", false);
+        if let Ok(engine) = env::var("RINGLANE_TEST_ENGINE") {
+            setup.set("dataplane", "engine", engine);
+        }
         setup.set("dataplane", "port", i64::from(LANE_PORT));
         setup.workers(2)
     }
@@ -304,11 +307,30 @@ impl Drop for Node {
 /// Two sites, both up and direct over as many lanes as the larger side has workers.
 pub(crate) fn two_direct(lab: &Lab, workers: [u8; 2]) -> ([Setup; 2], [Node; 2]) {
     let setups = mesh(lab, [(Site::A, workers[0]), (Site::B, workers[1])]);
+    let nodes = up_and_direct(&setups, workers);
+    (setups, nodes)
+}
+
+/// As [`two_direct`], on these engines.
+pub(crate) fn two_direct_on(lab: &Lab, workers: [u8; 2], engines: [&str; 2]) -> ([Setup; 2], [Node; 2]) {
+    let mut setups = mesh(lab, [(Site::A, workers[0]), (Site::B, workers[1])]);
+    for (setup, engine) in setups.iter_mut().zip(engines) {
+        setup.set("dataplane", "engine", engine);
+        setup.write();
+    }
+    let nodes = up_and_direct(&setups, workers);
+    for ((node, engine), workers) in nodes.iter().zip(engines).zip(workers) {
+        assert_eq!(node.status().engines(), vec![engine; workers.into()]);
+    }
+    (setups, nodes)
+}
+
+fn up_and_direct(setups: &[Setup; 2], workers: [u8; 2]) -> [Node; 2] {
     let mut nodes = setups.each_ref().map(Node::up);
     let lanes = usize::from(workers[0].max(workers[1]));
     nodes[0].wait_direct(&[Site::B], lanes);
     nodes[1].wait_direct(&[Site::A], lanes);
-    (setups, nodes)
+    nodes
 }
 
 /// The answer of `ringlane status --json`.
@@ -360,6 +382,12 @@ impl Status {
         let workers = self.0["workers"].as_array().expect("status lists the workers");
         let states = |worker: &Value| serde_json::from_value(worker["offloads"].clone()).expect("names and states");
         workers.iter().map(states).collect()
+    }
+
+    /// What each worker runs on, in the workers' order.
+    pub(crate) fn engines(&self) -> Vec<&str> {
+        let workers = self.0["workers"].as_array().expect("status lists the workers");
+        workers.iter().map(|worker| worker["engine"].as_str().expect("a worker has an engine")).collect()
     }
 
     /// A counter of each worker, in the workers' order.

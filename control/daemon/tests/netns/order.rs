@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::datagrams::{Load, roomy_receiver};
 use crate::delay::DelayedUnderlay;
 use crate::lab::{Lab, Namespace, Site};
-use crate::node::{Node, Setup, two_direct};
+use crate::node::{Node, Setup, two_direct, two_direct_on};
 use crate::traffic::{tcp_both_ways, uninterrupted};
 
 const ONE_WAY: Duration = Duration::from_millis(10);
@@ -28,9 +28,14 @@ struct FarApart {
 
 impl FarApart {
     fn up() -> Option<Self> {
+        Self::with(two_direct)
+    }
+
+    /// With nodes of so many workers that `nodes` starts.
+    fn with(nodes: impl FnOnce(&Lab, [u8; 2]) -> ([Setup; 2], [Node; 2])) -> Option<Self> {
         let lab = Lab::up(2)?;
         let underlay = DelayedUnderlay::between_routers(&lab, ONE_WAY);
-        let (setups, nodes) = two_direct(&lab, [2, 3]);
+        let (setups, nodes) = nodes(&lab, [2, 3]);
         Some(Self { nodes, _setups: setups, _underlay: underlay, lab })
     }
 
@@ -64,6 +69,16 @@ impl FarApart {
 #[test]
 fn no_flow_between_hosts_overtakes_itself_at_20_ms_of_round_trip() {
     let Some(bed) = FarApart::up() else { return };
+    hosts_keep_order(&bed);
+}
+
+#[test]
+fn no_flow_between_hosts_overtakes_itself_between_epoll_and_io_uring() {
+    let Some(bed) = FarApart::with(|lab, workers| two_direct_on(lab, workers, ["epoll", "io_uring"])) else { return };
+    hosts_keep_order(&bed);
+}
+
+fn hosts_keep_order(bed: &FarApart) {
     let ends = [Site::A, Site::B].map(|site| bed.lab.host(site));
     for family in [0, 1] {
         bed.carries_in_order(ends.each_ref(), [Site::A, Site::B].map(|site| site.host()[family]));

@@ -7,7 +7,7 @@ use std::thread;
 use socket2::{SockRef, Socket};
 
 use crate::lab::{Lab, Namespace, Site};
-use crate::node::{Node, two_direct};
+use crate::node::{Node, two_direct, two_direct_on};
 use crate::traffic::{Content, connected, expect_content, send_content};
 
 /// Two nodes that are up, and the hosts behind them.
@@ -80,7 +80,19 @@ fn send_in_mixed_writes(mut stream: TcpStream, seed: u64, bytes: usize) {
 
 #[test]
 fn streams_of_single_bytes_bulk_and_urgent_data_in_turn_are_whole() {
-    let Some((_lab, nodes, [a, b])) = joined() else { return };
+    let Some(joined) = joined() else { return };
+    mixed_streams_are_whole(joined);
+}
+
+#[test]
+fn streams_of_single_bytes_bulk_and_urgent_data_in_turn_are_whole_on_epoll() {
+    let Some(lab) = Lab::up(2) else { return };
+    let (_, nodes) = two_direct_on(&lab, [2, 2], ["epoll"; 2]);
+    let hosts = [Site::A, Site::B].map(|site| lab.host(site));
+    mixed_streams_are_whole((lab, nodes, hosts));
+}
+
+fn mixed_streams_are_whole((_lab, nodes, [a, b]): (Lab, [Node; 2], [Namespace; 2])) {
     let impatient = |socket: &Socket| {
         socket.set_tcp_nodelay(true).expect("Nagle's algorithm can be switched off");
         socket.set_out_of_band_inline(true).expect("urgent data can stay in line");

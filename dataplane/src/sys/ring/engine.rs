@@ -61,7 +61,7 @@ pub(crate) trait Engine: Sized {
     fn enters(&self) -> u64;
 
     /// Whether nothing is queued and nothing known of that could be taken in.
-    fn is_idle(&mut self) -> bool;
+    fn is_idle(ring: &mut PacketRing<Self>) -> bool;
 
     /// Whether what happens from now on shall end a sleep.
     fn set_wakeful(&mut self, wakeful: bool);

@@ -1,12 +1,15 @@
-//! The ring on a real kernel, with a datagram socket pair in the place of the TUN, so that no privilege is needed.
+//! The ring on a real kernel, with a datagram socket pair in the place of the TUN, so that no privilege is needed. Each
+//! engine has all of these.
 
 use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::packet::coalesce::Span;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::*;
+use super::UnderTest;
+use crate::sys::ring::*;
 use crate::sys::vnet_header::VnetHeader;
 
 const PEER: PeerIndex = PeerIndex(3);
@@ -14,15 +17,18 @@ const TAG: SendTag = SendTag { peer: PEER, packets: 1 };
 const WRITE_TAG: WriteTag = WriteTag { peer: PEER, packets: 1 };
 /// Enters that any of these tests needs at most.
 const ENTERS: usize = 10_000;
+/// A sleep that lasts so long was not ended by what should have ended it.
+const LONG: Duration = Duration::from_secs(20);
 
-struct Bed {
-    ring: PacketRing<Uring>,
+pub(super) struct Bed {
+    pub(super) ring: PacketRing<UnderTest>,
     /// The other side of what the ring takes for its TUN.
     tun: UnixDatagram,
+    wake: OwnedFd,
 }
 
 impl Bed {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(Offloads::default())
     }
 
@@ -32,11 +38,11 @@ impl Bed {
         tun.set_nonblocking(true).unwrap();
         let wake = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let config = RingConfig { mtu: 1420, datagram_bytes: 1472, offloads };
-        Self { ring: PacketRing::new(ours.into(), &wake, config).unwrap(), tun }
+        Self { ring: PacketRing::new(ours.into(), &wake, config).unwrap(), tun, wake }
     }
 
     /// Enters until `done` says so of all completions so far.
-    fn until(&mut self, mut done: impl FnMut(&PacketRing<Uring>, &[Completion]) -> bool) -> Vec<Completion> {
+    fn until(&mut self, mut done: impl FnMut(&PacketRing<UnderTest>, &[Completion]) -> bool) -> Vec<Completion> {
         let mut all = Vec::new();
         for _ in 0..ENTERS {
             while let Some(completion) = self.ring.next_completion() {
@@ -50,7 +56,7 @@ impl Bed {
         panic!("does not come: {all:?}");
     }
 
-    fn until_idle(&mut self) -> Vec<Completion> {
+    pub(super) fn until_idle(&mut self) -> Vec<Completion> {
         let mut all = Vec::new();
         for _ in 0..ENTERS {
             self.ring.enter().unwrap();
@@ -62,6 +68,12 @@ impl Bed {
             }
         }
         panic!("never idle: {all:?}");
+    }
+
+    /// What a few more enters bring.
+    fn few_enters(&mut self) -> Vec<Completion> {
+        (0..10).for_each(|_| self.ring.enter().unwrap());
+        std::iter::from_fn(|| self.ring.next_completion()).collect()
     }
 
     /// The number in each datagram, whose buffers go back.
@@ -78,7 +90,7 @@ impl Bed {
         numbers
     }
 
-    fn send(&mut self, slot: SocketSlot, number: u32) {
+    pub(super) fn send(&mut self, slot: SocketSlot, number: u32) {
         self.send_train(slot, 4, &[&number.to_be_bytes()]);
     }
 
@@ -99,7 +111,7 @@ impl Bed {
 }
 
 /// Two connected sockets on loopback.
-fn pair() -> (UdpSocket, UdpSocket) {
+pub(super) fn pair() -> (UdpSocket, UdpSocket) {
     let [a, b] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
     a.connect(b.local_addr().unwrap()).unwrap();
     b.connect(a.local_addr().unwrap()).unwrap();
@@ -120,10 +132,12 @@ fn a_receive_that_ran_out_of_buffers_goes_on_in_order_when_they_are_back() {
     for number in 0..all {
         far.send(&number.to_be_bytes()).unwrap();
     }
-    let first = bed.until(|_, completions| matches!(completions.last(), Some(Completion::ReceiveEnded { .. })));
-    let Some(Completion::ReceiveEnded { error: Some(error), socket }) = first.last() else { panic!("{first:?}") };
-    assert_eq!((error.raw_os_error(), *socket), (Some(libc::ENOBUFS), slot));
-    assert_eq!(received(&first), usize::from(UDP_RECEIVES_IN_FLIGHT));
+    let first = bed.until(|_, completions| received(completions) == usize::from(UDP_RECEIVES_IN_FLIGHT));
+    for completion in bed.few_enters() {
+        // io_uring says so, and stops.
+        let Completion::ReceiveEnded { error: Some(error), socket } = completion else { panic!("{completion:?}") };
+        assert_eq!((error.raw_os_error(), socket), (Some(libc::ENOBUFS), slot));
+    }
     let mut numbers = bed.numbers(first);
     bed.ring.arm_receive(slot).unwrap();
     let rest = all as usize - numbers.len();
@@ -139,7 +153,7 @@ fn a_tun_read_that_ran_out_of_buffers_goes_on_in_order_when_they_are_back() {
     for _ in 0..3 {
         bed.ring.arm_tun_read().unwrap();
         let mut held = Vec::new();
-        let mut ended = false;
+        let mut enters_left = 10;
         for _ in 0..ENTERS {
             // One more than there are buffers, and a few at a time: a socket pair holds less than a TUN's queue.
             if usize::from(fed) <= read.len() + held.len() && bed.tun.send(&[fed; 40]).is_ok() {
@@ -150,17 +164,18 @@ fn a_tun_read_that_ran_out_of_buffers_goes_on_in_order_when_they_are_back() {
                 match completion {
                     Completion::TunRead { buffer, bytes: 40 } => held.push(buffer),
                     Completion::TunReadEnded { error } => {
+                        // io_uring says so, and stops.
                         assert_eq!(error.and_then(|error| error.raw_os_error()), Some(libc::ENOBUFS));
-                        ended = true;
                     }
                     other => panic!("{other:?}"),
                 }
             }
-            if ended {
+            enters_left -= u32::from(held.len() == buffers);
+            if enters_left == 0 {
                 break;
             }
         }
-        assert!(ended && held.len() == buffers, "{ended} {}", held.len());
+        assert_eq!((held.len(), enters_left), (buffers, 0));
         for buffer in held {
             read.push(bed.ring.tun_bytes(&buffer, 40)[0]);
             bed.ring.recycle_tun(buffer);
@@ -246,7 +261,7 @@ fn a_refused_send_is_sent_again_and_only_then_fails() {
         while let Some(completion) = bed.ring.next_completion() {
             match completion {
                 Completion::ReceiveEnded { .. } => bed.ring.arm_receive(slot).unwrap(),
-                Completion::SendFailed { tag, error } => {
+                Completion::SendFailed { tag, error, .. } => {
                     assert_eq!((tag.peer, error.raw_os_error()), (PEER, Some(libc::ECONNREFUSED)));
                 }
                 other => panic!("{other:?}"),
@@ -445,4 +460,101 @@ fn a_dropped_ring_lets_go_of_everything_whatever_was_under_way() {
         UdpSocket::bind(address).expect("closed");
     }
     assert!(bed.tun.send(b"nobody reads").is_err());
+}
+
+#[test]
+fn a_past_error_does_not_hold_up_what_has_arrived() {
+    let mut bed = Bed::new();
+    let (ours, far) = pair();
+    let slot = bed.ring.add_socket(ours).unwrap();
+    for number in [1u32, 2] {
+        far.send(&number.to_be_bytes()).unwrap();
+    }
+    drop(far);
+    // Nobody is there any more, and says so before anything is received.
+    bed.send(slot, 3);
+    let mut numbers = Vec::new();
+    for _ in 0..ENTERS {
+        bed.ring.enter().unwrap();
+        let completions: Vec<_> = std::iter::from_fn(|| bed.ring.next_completion()).collect();
+        if let Some(Completion::ReceiveEnded { error, .. }) = completions.last() {
+            assert_eq!(error.as_ref().and_then(io::Error::raw_os_error), Some(libc::ECONNREFUSED));
+            bed.ring.arm_receive(slot).unwrap();
+        }
+        numbers.extend(bed.numbers(completions));
+        if numbers.len() == 2 {
+            break;
+        }
+    }
+    assert_eq!(numbers, [1, 2]);
+}
+
+#[test]
+fn a_datagram_comes_with_its_sender_and_one_that_is_too_large_comes_empty() {
+    let mut bed = Bed::with(Offloads::default().with(Offload::UdpGro, false));
+    let (ours, far) = pair();
+    bed.ring.add_socket(ours).unwrap();
+    let sizes = [1, 1472, 3000];
+    for bytes in sizes {
+        far.send(&vec![bytes as u8; bytes]).unwrap();
+    }
+    let completions = bed.until(|_, completions| received(completions) == sizes.len());
+    for (completion, bytes) in completions.into_iter().zip(sizes) {
+        let Completion::Received { mut buffer, datagram, .. } = completion else { panic!("{completion:?}") };
+        assert_eq!(datagram.from, Some(far.local_addr().unwrap()));
+        assert_eq!((datagram.is_truncated, datagram.control.segment_bytes), (bytes == 3000, None));
+        let there = &bed.ring.receive_bytes(&mut buffer)[datagram.range];
+        assert_eq!(there, vec![bytes as u8; if bytes == 3000 { 0 } else { bytes }]);
+        let frozen = bed.ring.freeze(buffer);
+        bed.ring.release(frozen);
+    }
+}
+
+/// How each of these ends a sleep that nothing else would: a datagram, a packet, the eventfd, a deadline.
+#[test]
+fn whatever_there_is_to_do_ends_a_sleep() {
+    let mut bed = Bed::new();
+    let (ours, far) = pair();
+    let wake = bed.wake.try_clone().unwrap();
+    let tun = bed.tun.try_clone().unwrap();
+    bed.ring.add_socket(ours).unwrap();
+    bed.ring.arm_tun_read().unwrap();
+    bed.until_idle();
+    let signals: [&dyn Fn() -> usize; 3] =
+        [&|| far.send(b"datagram").unwrap(), &|| tun.send(&[0; 40]).unwrap(), &|| {
+            rustix::io::write(&wake, &1u64.to_ne_bytes()).unwrap()
+        }];
+    let mut ring = bed.ring;
+    UnderTest::block_on(async {
+        ring.start_sleeper(&bed.wake)?;
+        for signal in signals.into_iter().cycle().take(12) {
+            let begun = Instant::now();
+            ring.set_wakeful(true);
+            ring.enter()?;
+            assert!(ring.is_idle());
+            assert!(signal() > 0);
+            ring.sleep_until(Some(begun + LONG)).await;
+            assert!(begun.elapsed() < LONG, "slept on");
+            ring.set_wakeful(false);
+            ring.enter()?;
+            while let Some(completion) = ring.next_completion() {
+                match completion {
+                    Completion::TunRead { buffer, .. } => ring.recycle_tun(buffer),
+                    Completion::Received { buffer, .. } => {
+                        let frozen = ring.freeze(buffer);
+                        ring.release(frozen);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            while !ring.is_idle() {
+                ring.enter()?;
+            }
+        }
+        let begun = Instant::now();
+        ring.sleep_until(Some(begun + Duration::from_millis(3))).await;
+        assert!(begun.elapsed() >= Duration::from_millis(3), "woke though nothing happened");
+        Ok(())
+    })
+    .unwrap();
 }

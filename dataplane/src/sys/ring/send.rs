@@ -1,16 +1,33 @@
 //! The ring's sends: trains of records of one size, each train one system call's worth of work for the kernel.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::SEND_BUFFER_BYTES;
+use rustix::net::sockopt::{ip_mtu, ipv6_mtu};
 
 use super::{Completion, Engine, PacketRing, SocketSlot, TunBuffer};
 use crate::sys::datagram::SegmentControl;
 
 /// Without DONTWAIT a send that meets a full socket buffer is parked while later ones pass it.
 pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Whether an error may be of an earlier datagram: what ICMP tells of one is told by the next send, which then did not
+/// happen.
+fn may_be_past(error: i32) -> bool {
+    matches!(
+        error,
+        libc::ECONNREFUSED
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::ENOPROTOOPT
+            | libc::EMSGSIZE
+    )
+}
 
 /// An empty buffer for records. Ours until [`PacketRing::release_send_buffer`]; what has been sent from it is not.
 #[derive(Debug)]
@@ -88,9 +105,32 @@ impl<E: Engine> PacketRing<E> {
             return Err(io::ErrorKind::NotConnected.into());
         };
         match socket.send(datagram) {
-            // A past ICMP error is told by the next send, which then did not happen.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => socket.send(datagram).map(drop),
+            Err(error) if error.raw_os_error().is_some_and(may_be_past) => socket.send(datagram).map(drop),
             sent => sent.map(drop),
+        }
+    }
+
+    /// What the kernel says of the route to the other end of a socket: the MTU of its IP packets. An ICMP message may have
+    /// told it.
+    pub(crate) fn route_mtu(&mut self, slot: SocketSlot) -> Option<u32> {
+        let socket = self.entry(slot)?.socket.as_ref()?;
+        match socket.peer_addr().ok()? {
+            SocketAddr::V4(_) => ip_mtu(socket).ok(),
+            SocketAddr::V6(_) => ipv6_mtu(socket).ok(),
+        }
+    }
+
+    /// The socket of a refused train, and how long its records are.
+    pub(crate) fn refused(&self, train: &RefusedTrain) -> (SocketSlot, usize) {
+        let SendEntry { socket, train, .. } = &self.sends[usize::from(train.0)];
+        (*socket, train.record_bytes)
+    }
+
+    /// Takes back what [`Self::resend_singly`] has concluded: it was not the train that was refused.
+    pub(crate) fn trust_trains(&mut self, slot: SocketSlot) {
+        let sends_trains = self.sends_trains;
+        if let Some(entry) = self.entry(slot) {
+            entry.sends_trains = sends_trains;
         }
     }
 
@@ -213,7 +253,7 @@ impl<E: Engine> PacketRing<E> {
         }
         let Some(id) = self.free_sends.pop() else {
             let error = io::Error::from_raw_os_error(libc::EAGAIN);
-            self.completions.push_back(Completion::SendFailed { tag, error });
+            self.completions.push_back(Completion::SendFailed { socket: slot, tag, error });
             return Ok(());
         };
         let entry = &mut self.sends[usize::from(id)];
@@ -258,20 +298,11 @@ impl<E: Engine> PacketRing<E> {
         let Some(error) = error else { return self.end_send(id) };
         let entry = &mut self.sends[usize::from(id)];
         match error.raw_os_error() {
-            // A past ICMP error is told by the next send, which then did not happen.
-            Some(
-                libc::ECONNREFUSED
-                | libc::EHOSTUNREACH
-                | libc::ENETUNREACH
-                | libc::EHOSTDOWN
-                | libc::ENONET
-                | libc::ENOPROTOOPT
-                | libc::EMSGSIZE,
-            ) if !entry.retried => {
+            Some(error) if may_be_past(error) && !entry.retried => {
                 entry.retried = true;
-                let tag = entry.tag;
+                let (socket, tag) = (entry.socket, entry.tag);
                 if let Err(error) = self.submit_send(id) {
-                    self.completions.push_back(Completion::SendFailed { tag, error });
+                    self.completions.push_back(Completion::SendFailed { socket, tag, error });
                 }
             }
             // The device cannot, or there are too many segments for this kernel.
@@ -279,7 +310,7 @@ impl<E: Engine> PacketRing<E> {
                 self.completions.push_back(Completion::TrainRefused { train: RefusedTrain(id), error });
             }
             _ => {
-                self.completions.push_back(Completion::SendFailed { tag: entry.tag, error });
+                self.completions.push_back(Completion::SendFailed { socket: entry.socket, tag: entry.tag, error });
                 self.end_send(id);
             }
         }

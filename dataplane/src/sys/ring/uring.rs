@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use ringlane_shared::limits::{RING_ENTRIES, TUN_READS_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT};
 
 use super::provided_buffers::ProvidedBuffers;
@@ -64,14 +64,7 @@ impl Engine for Uring {
         _tun: &OwnedFd,
         wake: &OwnedFd,
     ) -> io::Result<Self> {
-        let mut ring = IoUring::builder()
-            .dontfork()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(RING_ENTRIES * 4)
-            .build(RING_ENTRIES)?;
+        let mut ring = build()?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         ring.completion().disable_eventfd();
 
@@ -169,8 +162,8 @@ impl Engine for Uring {
         self.enters
     }
 
-    fn is_idle(&mut self) -> bool {
-        let submission = self.ring.submission();
+    fn is_idle(ring: &mut PacketRing<Self>) -> bool {
+        let submission = ring.engine.ring.submission();
         // The kernel runs a limited amount of its deferred work in one go, and leaves what is over to the next.
         submission.is_empty() && !submission.taskrun() && !submission.cq_overflow()
     }
@@ -204,6 +197,32 @@ impl Engine for Uring {
             sleeper.visit().await;
         }
     }
+}
+
+impl Uring {
+    /// Whether the kernel has all that this engine needs, and lets us use it.
+    pub(crate) fn probe() -> io::Result<()> {
+        let ring = build()?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        // The newest of the operations: Linux 6.7. Multishot receives and provided buffers are from 6.0.
+        if probe.is_supported(opcode::ReadMulti::CODE) {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+        }
+    }
+}
+
+fn build() -> io::Result<IoUring> {
+    IoUring::builder()
+        .dontfork()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .setup_cqsize(RING_ENTRIES * 4)
+        .build(RING_ENTRIES)
 }
 
 /// Bytes of the entries of so many provided buffers.

@@ -3,6 +3,8 @@
 //! Every contender gets a lab of its own (`scripts/lab`: sites with hosts behind routers). All labs of a kind stay up
 //! while it is measured; the rounds go A B C, A B C, so that whatever else the machine does hits all of them. A figure
 //! is worth something only as a ratio to another of the same run. How to read and repeat them: `docs/performance.md`.
+//!
+//! Beside that, a soak: does the link hold whatever is done to it (`docs/soak.md`)?
 
 mod contender;
 mod lab;
@@ -12,6 +14,7 @@ mod report;
 mod results;
 mod runner;
 mod scenario;
+mod soak;
 mod tools;
 mod underlay;
 
@@ -39,6 +42,8 @@ struct Cli {
 enum Command {
     /// Measure: every scenario, every contender that is installed
     Run(RunArgs),
+    /// Disturb nodes for minutes or hours while streams go through them, and say what broke
+    Soak(soak::SoakArgs),
     /// Make tables and a plot of a file that `run` wrote
     Report(report::ReportArgs),
     /// List the scenarios
@@ -83,6 +88,7 @@ const QUICK: Duration = Duration::from_secs(180);
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(arguments) => run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Scenarios => {
             for scenario in &SCENARIOS {

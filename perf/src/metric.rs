@@ -26,6 +26,10 @@ pub(crate) enum Metric {
     TcpRttP50Us,
     /// The same, 99th percentile.
     TcpRttP99Us,
+    /// What a bulk stream adds to the median of the idle link: to the median of UDP requests beside it.
+    RttP50AboveUs,
+    /// The same, to their 99th percentile.
+    RttP99AboveUs,
     /// How long it took until the first ping came back.
     Seconds,
     /// CPU time of the contender's processes, both sides, for a gigabyte (10^9 bytes) of payload.
@@ -64,6 +68,7 @@ impl Metric {
             Self::PacketsPerSecond => format!("{:.1} kpackets/s", value / 1e3),
             Self::LossRatio | Self::ReorderRatio => format!("{:.1} %", value * 100.0),
             Self::RttP50Us | Self::RttP99Us | Self::TcpRttP50Us | Self::TcpRttP99Us => format!("{value:.0} us"),
+            Self::RttP50AboveUs | Self::RttP99AboveUs => format!("{value:.0} us"),
             Self::Seconds => format!("{value:.2} s"),
             Self::CpuSecondsPerGb | Self::MachineCpuSecondsPerGb => format!("{value:.2} s/GB"),
             Self::RssPeakBytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
@@ -85,6 +90,8 @@ impl fmt::Display for Metric {
             Self::RttP99Us => "RTT p99",
             Self::TcpRttP50Us => "TCP RTT p50",
             Self::TcpRttP99Us => "TCP RTT p99",
+            Self::RttP50AboveUs => "RTT p50 above idle",
+            Self::RttP99AboveUs => "RTT p99 above idle",
             Self::Seconds => "time",
             Self::CpuSecondsPerGb => "CPU",
             Self::MachineCpuSecondsPerGb => "CPU, machine",

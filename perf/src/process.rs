@@ -4,7 +4,7 @@
 //! order. Their output goes to files without a name, so that no reader can be kept waiting by a grandchild.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,10 +86,21 @@ impl Process {
     }
 
     /// The end of what it has said so far.
-    pub(crate) fn log(&mut self) -> String {
-        let said = whole(&mut self.log).unwrap_or_default();
+    pub(crate) fn log(&self) -> String {
+        let said = self.whole_log();
         let start = said.len().saturating_sub(LOG_BYTES_SHOWN);
         String::from_utf8_lossy(&said.as_bytes()[start..]).trim().to_owned()
+    }
+
+    /// All it has said so far.
+    pub(crate) fn whole_log(&self) -> String {
+        whole(&self.log).unwrap_or_default()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = pid_of(&self.child).context("a process has an id")?;
+        kill_process(pid, signal).with_context(|| format!("{signal:?} to process {}", self.id()))
     }
 
     /// Sends it a signal and waits until it is gone; one that stays is killed.
@@ -163,8 +174,8 @@ impl Running {
     }
 
     fn output(&mut self, status: ExitStatus) -> anyhow::Result<String> {
-        let printed = whole(&mut self.stdout)?;
-        ensure!(status.success(), "{} ended with {status}\n{printed}{}", self.shown, whole(&mut self.stderr)?);
+        let printed = whole(&self.stdout)?;
+        ensure!(status.success(), "{} ended with {status}\n{printed}{}", self.shown, whole(&self.stderr)?);
         Ok(printed)
     }
 }
@@ -219,9 +230,11 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-fn whole(file: &mut File) -> anyhow::Result<String> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).context("a temporary file")?;
+/// All that is in a file. Its position is the child's too, and stays where it is: else the child would write over what
+/// it has said.
+fn whole(file: &File) -> anyhow::Result<String> {
+    let mut bytes = vec![0; usize::try_from(file.metadata().context("a temporary file")?.len())?];
+    file.read_exact_at(&mut bytes, 0).context("a temporary file")?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

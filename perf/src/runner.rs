@@ -67,6 +67,7 @@ pub(crate) fn carry_out(plan: &Plan) -> anyhow::Result<Results> {
             sites: variant.sites(),
             underlay: variant.underlay(disturber),
             inner_mtu: variant.inner_mtu(),
+            node: variant.node(),
         };
         let mut entrants = start(plan, &setup, &present, &scenarios, &mut results);
         for round in 1..=plan.rounds {
@@ -147,13 +148,13 @@ fn take(plan: &Plan, scenario: &Scenario, round: u32, entrant: &mut Entrant, res
     let seconds = match scenario.work {
         Work::Start | Work::Recovery => 0,
         // The load runs longer than the requests beside it; content comes in two parts.
-        Work::Latency { .. } | Work::Content { .. } => plan.seconds + 2,
+        Work::Latency { .. } | Work::Fair | Work::Content { .. } => plan.seconds + 2,
         _ => plan.seconds,
     };
     if let Some(reason) = no_time_for(plan, Duration::from_secs(seconds.into()) + OVERHEAD) {
         return leave_out(results, scenario, contender, reason);
     }
-    let ringlane = contender.is_ours().then_some(plan.ringlane.as_path());
+    let ringlane = contender.is_ringlane().then_some(plan.ringlane.as_path());
     let measured = entrant
         .tunnel
         .wait_until_packets_cross(RECOVERY_PATIENCE)

@@ -135,7 +135,7 @@ fn emulate(lab: &mut Lab, spec: &LinkSpec, mtu: u16, routed: bool) -> anyhow::Re
     if let Some(rate) = spec.rate {
         command.arg("--rate-mbit").arg((rate as f64 / 1e6).to_string());
     }
-    let mut emulator = Process::start(&mut command)?;
+    let emulator = Process::start(&mut command)?;
     wait_for("the emulator", || emulator.log().contains("ready").then_some(()))
         .with_context(|| format!("the emulator says: {}", emulator.log()))?;
     lab.emulator = Some(emulator);
@@ -160,7 +160,9 @@ fn emulate(lab: &mut Lab, spec: &LinkSpec, mtu: u16, routed: bool) -> anyhow::Re
 impl LinkSpec {
     fn netem(&self) -> String {
         let Self { delay_ms, jitter_ms, loss, reorder, rate, .. } = self;
-        let mut words = format!("limit 100000 delay {delay_ms}ms");
+        // At a bottleneck the limit is its queue: a megabyte, as the emulator's.
+        let limit = if rate.is_some() { 700 } else { 100_000 };
+        let mut words = format!("limit {limit} delay {delay_ms}ms");
         if *jitter_ms > 0.0 {
             words += &format!(" {jitter_ms}ms");
         }
@@ -185,7 +187,7 @@ mod tests {
     fn netem_is_told_what_it_understands() {
         assert_eq!(FAR.netem(), "limit 100000 delay 10ms loss 0%");
         let all = LinkSpec { jitter_ms: 1.5, loss: 0.02, reorder: 0.05, rate: Some(1_000_000), ..FAR };
-        assert_eq!(all.netem(), "limit 100000 delay 10ms 1.5ms loss 2% reorder 5% rate 1000000bit");
+        assert_eq!(all.netem(), "limit 700 delay 10ms 1.5ms loss 2% reorder 5% rate 1000000bit");
     }
 
     #[test]

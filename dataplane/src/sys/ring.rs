@@ -60,6 +60,12 @@ pub(crate) struct SocketSlot {
 }
 
 impl SocketSlot {
+    /// One that names nothing, at a position.
+    #[cfg(test)]
+    pub(crate) fn at(index: u16) -> Self {
+        Self { index, generation: 0 }
+    }
+
     /// The slot as a table position.
     pub(crate) fn position(self) -> usize {
         usize::from(self.index)

@@ -112,6 +112,12 @@ impl Bed {
         panic!("does not come");
     }
 
+    /// The only lane.
+    fn lane(&mut self) -> &crate::lane::Lane {
+        let slot = self.worker.state.lanes.find(SERIAL).unwrap();
+        self.worker.state.lanes.get_mut(slot).unwrap()
+    }
+
     fn lane_end(&mut self) -> Option<LaneEnd> {
         std::iter::from_fn(|| self.events.try_recv()).find_map(|event| match event {
             PlaneEvent::LaneEnded { serial: SERIAL, end, .. } => Some(end),
@@ -175,12 +181,6 @@ impl Bed {
         read.extend(packet([10, 10, 0, 2], [10, 20, 0, 2], bytes));
         self.tun.send(&read).unwrap();
     }
-}
-
-/// The only lane of a worker.
-fn lane<E: Engine>(worker: &mut Worker<E>) -> &crate::lane::Lane {
-    let slot = worker.state.lanes.find(SERIAL).unwrap();
-    worker.state.lanes.get_mut(slot).unwrap()
 }
 
 fn packet(from: [u8; 4], to: [u8; 4], bytes: usize) -> Vec<u8> {
@@ -395,13 +395,13 @@ fn a_lane_finds_out_what_its_path_carries_and_says_so() {
     for carries in [8972, 1452, 1331] {
         let mut bed = Bed::new(0);
         bed.turn();
-        assert_eq!(lane(&mut bed.worker).record_bytes, 1200);
+        assert_eq!(bed.lane().record_bytes, 1200);
         turns(&mut bed, 4000, carries);
-        let found = lane(&mut bed.worker).record_bytes;
+        let found = bed.lane().record_bytes;
         assert!((carries - 3..=carries).contains(&found), "{found}");
-        assert_eq!(usize::from(lane(&mut bed.worker).gauges.mtu_bytes()), found);
+        assert_eq!(usize::from(bed.lane().gauges.mtu_bytes()), found);
         assert_eq!(changes(&mut bed), [LaneChange::PathMtu(found as u16)]);
-        let gauges = Arc::clone(&lane(&mut bed.worker).gauges);
+        let gauges = Arc::clone(&bed.lane().gauges);
         assert!(gauges.rtt_us() > 0 && gauges.echoes_answered.get() > 0, "{gauges:?}");
         assert!(gauges.echoes_sent.get() >= gauges.echoes_answered.get(), "{gauges:?}");
     }
@@ -415,11 +415,11 @@ fn a_lane_whose_peer_has_stopped_answering_is_silent_and_heard_again_or_ends() {
     bed.leave(100);
     turns(&mut bed, 1000, 0);
     assert_eq!(changes(&mut bed), [LaneChange::Silent]);
-    assert!(lane(&mut bed.worker).gauges.is_silent());
+    assert!(bed.lane().gauges.is_silent());
     bed.send_record(1, 100);
     turns(&mut bed, 2, 0);
     assert_eq!(changes(&mut bed), [LaneChange::Heard]);
-    assert!(!lane(&mut bed.worker).gauges.is_silent());
+    assert!(!bed.lane().gauges.is_silent());
     bed.leave(100);
     turns(&mut bed, 9000, 0);
     assert_eq!(bed.lane_end(), Some(LaneEnd::TimedOut));
@@ -431,6 +431,6 @@ fn a_guessed_reply_answers_nothing() {
     turns(&mut bed, 1, 0);
     (0..100).for_each(|token| bed.send_echo(Echo::Reply(token), ECHO_RECORD_BYTES));
     turns(&mut bed, 5, 0);
-    assert_eq!(lane(&mut bed.worker).record_bytes, 1200);
-    assert_eq!(lane(&mut bed.worker).gauges.echoes_answered.get(), 0);
+    assert_eq!(bed.lane().record_bytes, 1200);
+    assert_eq!(bed.lane().gauges.echoes_answered.get(), 0);
 }

@@ -9,7 +9,7 @@ mod wireguard;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -24,6 +24,9 @@ use crate::underlay::{self, Underlay};
 /// How long a contender may take until packets cross.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
+/// MTU of every tunnel unless the scenario is about MTUs.
+pub(crate) const INNER_MTU_BYTES: u16 = 1420;
+
 /// One way to get packets from site to site.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub(crate) enum Contender {
@@ -33,8 +36,13 @@ pub(crate) enum Contender {
     Null,
     /// This repository's node.
     Ringlane,
+    /// The same with QUIC datagrams as its carrier.
+    RinglaneQuic,
     /// The same without io_uring.
     RinglaneEpoll,
+    /// The same over an underlay of 1280 bytes, so that packets travel in fragments.
+    #[value(name = "ringlane-1280")]
+    Ringlane1280,
     /// The Go implementation of WireGuard.
     WireguardGo,
     /// The Rust implementation of WireGuard.
@@ -67,8 +75,19 @@ pub(crate) struct Setup {
     pub(crate) sites: usize,
     /// What lies between them.
     pub(crate) underlay: Underlay,
-    /// MTU of the tunnel, in bytes.
-    pub(crate) inner_mtu: u16,
+    /// MTU of the tunnel, in bytes; none for the default of ringlane, which others get too.
+    pub(crate) inner_mtu: Option<u16>,
+    /// What ringlane's nodes are told besides.
+    pub(crate) node: NodeSettings,
+}
+
+/// What a ringlane node is told beyond what every contender is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeSettings {
+    /// Further lines of `[dataplane]`.
+    pub(crate) dataplane: String,
+    /// Whether it listens on all addresses it may ever have; else on that of its site alone.
+    pub(crate) roams: bool,
 }
 
 /// A contender at work. Fields end in this order: processes before the namespaces they live in, and those before the
@@ -106,7 +125,9 @@ impl fmt::Display for Contender {
             Self::Bare => "bare",
             Self::Null => "null",
             Self::Ringlane => "ringlane",
+            Self::RinglaneQuic => "ringlane-quic",
             Self::RinglaneEpoll => "ringlane-epoll",
+            Self::Ringlane1280 => "ringlane-1280",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun",
             Self::Tailscale => "tailscale",
@@ -117,15 +138,18 @@ impl fmt::Display for Contender {
 }
 
 impl Contender {
-    /// Those named, or all; the bare underlay always is among them, for the ratios.
+    /// Those named, or all but the variants of ringlane; the bare underlay always is among them, for the ratios.
     pub(crate) fn chosen(named: &[Self]) -> Vec<Self> {
-        let all = Self::value_variants();
-        all.iter().copied().filter(|each| named.is_empty() || *each == Self::Bare || named.contains(each)).collect()
+        let wanted = |each: Self| match named {
+            [] => each == Self::Ringlane || !each.is_ringlane(),
+            named => each == Self::Bare || named.contains(&each),
+        };
+        Self::value_variants().iter().copied().filter(|each| wanted(*each)).collect()
     }
 
-    /// Whether it is a node of ours, whose status says what it did.
-    pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Ringlane | Self::RinglaneEpoll)
+    /// Whether it is this repository's node, however it is configured.
+    pub(crate) fn is_ringlane(self) -> bool {
+        ringlane::variant(self).is_some()
     }
 
     /// Whom `--quick` measures if nobody is named.
@@ -136,7 +160,9 @@ impl Contender {
         match self {
             Self::Bare => Presence::Version("routed, no tunnel".into()),
             Self::Null => Presence::Version("ringlane-perf, no cryptography".into()),
-            Self::Ringlane | Self::RinglaneEpoll => ringlane::presence(ringlane),
+            Self::Ringlane | Self::RinglaneQuic | Self::RinglaneEpoll | Self::Ringlane1280 => {
+                ringlane::presence(ringlane)
+            }
             Self::WireguardGo => wireguard::WIREGUARD_GO.presence(),
             Self::Boringtun => wireguard::BORINGTUN.presence(),
             Self::Tailscale => tailscale::presence(),
@@ -149,9 +175,9 @@ impl Contender {
     pub(crate) fn obstacle(self, setup: &Setup) -> Option<&'static str> {
         match self {
             Self::Null if setup.sites > 2 => Some("joins two sites only"),
-            Self::Hyprspace if setup.inner_mtu != hyprspace::MTU_BYTES => Some("has one inner MTU only, 1420"),
-            Self::Bare | Self::Null | Self::Ringlane | Self::RinglaneEpoll => None,
-            Self::WireguardGo | Self::Boringtun | Self::Tailscale | Self::Nebula | Self::Hyprspace => None,
+            Self::Hyprspace if setup.inner_mtu() != hyprspace::MTU_BYTES => Some("has one inner MTU only, 1420"),
+            Self::Ringlane1280 if setup.underlay.mtu != Underlay::PLAIN.mtu => Some("is for underlays of 1500 bytes"),
+            _ => None,
         }
     }
 
@@ -162,8 +188,9 @@ impl Contender {
         let mut tunnel = match self {
             Self::Bare => start_bare(lab("bare", true)?, setup)?,
             Self::Null => null::start(lab("null", false)?, setup)?,
-            Self::Ringlane => ringlane::start(lab("ring", false)?, setup, "auto")?,
-            Self::RinglaneEpoll => ringlane::start(lab("epol", false)?, setup, "epoll")?,
+            Self::Ringlane | Self::RinglaneQuic | Self::RinglaneEpoll | Self::Ringlane1280 => {
+                ringlane::start(self, setup)?
+            }
             Self::WireguardGo => wireguard::WIREGUARD_GO.start(lab("wggo", false)?, setup)?,
             Self::Boringtun => wireguard::BORINGTUN.start(lab("btun", false)?, setup)?,
             Self::Tailscale => tailscale::start(lab("tail", false)?, setup)?,
@@ -227,6 +254,11 @@ impl Tunnel {
 }
 
 impl Setup {
+    /// MTU of the tunnel, in bytes.
+    pub(crate) fn inner_mtu(&self) -> u16 {
+        self.inner_mtu.unwrap_or(INNER_MTU_BYTES)
+    }
+
     /// The sites there are.
     pub(crate) fn sites(&self) -> &'static [Site] {
         &SITES[..self.sites]
@@ -255,6 +287,21 @@ impl Side {
     /// Its processes' ids, for their CPU time and memory; none where the kernel does the work.
     pub(crate) fn process_ids(&self) -> impl Iterator<Item = u32> {
         self.processes.iter().map(Process::id)
+    }
+
+    /// Sends its processes a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        self.processes.iter().try_for_each(|process| process.signal(signal))
+    }
+
+    /// How one of its processes has ended, if one has.
+    pub(crate) fn death(&mut self) -> Option<ExitStatus> {
+        self.processes.iter_mut().find_map(Process::ended)
+    }
+
+    /// All that its processes have said so far.
+    pub(crate) fn whole_log(&self) -> String {
+        self.processes.iter().map(Process::whole_log).collect()
     }
 
     /// Ends its processes by this signal and waits until they are gone.
@@ -288,4 +335,26 @@ fn directory() -> anyhow::Result<TempDir> {
 fn version_of(program: &Path) -> Option<String> {
     let printed = run(Command::new(program).arg("--version")).ok()?;
     printed.lines().next().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_of_ringlane_are_measured_only_if_named() {
+        let all = Contender::chosen(&[]);
+        assert!(all.contains(&Contender::Ringlane) && all.contains(&Contender::Hyprspace));
+        assert!(!all.contains(&Contender::RinglaneQuic) && !all.contains(&Contender::Ringlane1280));
+        let named = Contender::chosen(&[Contender::RinglaneEpoll]);
+        assert_eq!(named, [Contender::Bare, Contender::RinglaneEpoll], "the bare underlay always is");
+    }
+
+    #[test]
+    fn contenders_are_called_in_results_as_on_the_command_line() {
+        for contender in Contender::value_variants() {
+            let name = contender.to_possible_value().expect("none is hidden");
+            assert_eq!(contender.to_string(), name.get_name());
+        }
+    }
 }

@@ -86,7 +86,7 @@ fn configuration(directory: &Path, site: &Site, interface: &str, setup: &Setup) 
         },
         "routines": 2,
         "cipher": "aes",
-        "tun": { "dev": interface, "mtu": setup.inner_mtu, "tx_queue": 500, "unsafe_routes": routes },
+        "tun": { "dev": interface, "mtu": setup.inner_mtu(), "tx_queue": 500, "unsafe_routes": routes },
         "firewall": { "outbound": anything, "inbound": anything },
         "logging": { "level": "info" },
     })

@@ -14,7 +14,7 @@ pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
     for site in setup.sites() {
         let interface = format!("{}{}", lab.prefix(), site.letter);
         let peer = setup.peers_of(site).next().context("a site without a peer")?;
-        let mtu = setup.inner_mtu.to_string();
+        let mtu = setup.inner_mtu().to_string();
         let mut lines = vec![format!("ip address add {}/32 dev {interface}", site.tunnel)];
         lines.push(format!("ip link set {interface} mtu {mtu} up"));
         for destination in [&[peer.tunnel], &peer.networks[..]].concat() {
@@ -27,7 +27,7 @@ pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
             command.args(["--interface", &name, "--mtu", &mtu]);
             command.arg("--local").arg(format!("{}:{PORT}", site.underlay));
             command.arg("--remote").arg(format!("{}:{PORT}", peer.underlay));
-            let mut process = Process::start(&mut command)?;
+            let process = Process::start(&mut command)?;
             wait_for("the tunnel's interface", || process.log().contains("ready").then_some(()))
                 .with_context(|| format!("the null tunnel says: {}", process.log()))?;
             lines.iter().try_for_each(|line| lab.run(&router, line).map(drop))?;

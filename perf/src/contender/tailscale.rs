@@ -67,7 +67,7 @@ pub(super) fn start(lab: Lab, setup: &Setup) -> anyhow::Result<Tunnel> {
         }
         let node = Node { site, directory: directory.path().into() };
         let interface = format!("{}{}", lab.prefix(), site.letter);
-        let (name, mtu) = (interface.clone(), setup.inner_mtu);
+        let (name, mtu) = (interface.clone(), setup.inner_mtu());
         let launch: Launch = Box::new(move |lab| Ok(vec![node.start(lab, &name, mtu)?]));
         sides.push(Side::start(site, String::new(), Some(interface), &lab, launch)?);
     }
@@ -125,7 +125,7 @@ impl Servers<'_> {
         relay.arg("-a").arg(format!("{}:{RELAY_PORT}", self.site.underlay)).args(["-http-port", "-1"]);
         relay.args(["-stun-port", &STUN_PORT.to_string(), "-c"]).arg(self.file("derper.json"));
         let relay = Process::start(&mut relay)?;
-        let mut control = Process::start(self.headscale().arg("serve"))?;
+        let control = Process::start(self.headscale().arg("serve"))?;
         wait_for("headscale", || self.file("headscale.sock").exists().then_some(()))
             .with_context(|| format!("headscale says: {}", control.log()))?;
         Ok(vec![control, relay])
@@ -206,7 +206,7 @@ impl Node {
         let mut command = lab.command(&self.site.router(), "tailscaled");
         command.env("TS_DEBUG_MTU", mtu.to_string()).env("TS_DEBUG_USE_DERP_HTTP", "1").env("TS_LOGS_DIR", &state);
         command.args(["--no-logs-no-support", "--tun", interface, "--port", &NODE_PORT.to_string()]);
-        let mut node = Process::start(command.arg("--statedir").arg(&state).arg("--socket").arg(self.socket()))?;
+        let node = Process::start(command.arg("--statedir").arg(&state).arg("--socket").arg(self.socket()))?;
         wait_for("tailscaled", || self.socket().exists().then_some(()))
             .with_context(|| format!("tailscaled says: {}", node.log()))?;
         Ok(node)

@@ -58,7 +58,7 @@ impl Implementation {
                 }
             }
             lines.push(format!("ip address add {}/32 dev {interface}", site.tunnel));
-            lines.push(format!("ip link set {interface} mtu {} up", setup.inner_mtu));
+            lines.push(format!("ip link set {interface} mtu {} up", setup.inner_mtu()));
             lines.extend(routes);
             let (program, arguments, name) = (self.program, self.arguments, interface.clone());
             let launch: Launch = Box::new(move |lab| {

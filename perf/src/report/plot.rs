@@ -26,6 +26,8 @@ fn colour(contender: &str) -> &'static str {
         "null" => "#7a8794",
         "ringlane" => "#e4572e",
         "ringlane-epoll" => "#ee9478",
+        "ringlane-quic" => "#b23a20",
+        "ringlane-1280" => "#f6b8a6",
         "wireguard-go" => "#2e86ab",
         "tailscale" => "#5b6abf",
         "nebula" => "#3a9d7a",

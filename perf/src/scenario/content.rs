@@ -55,7 +55,7 @@ fn transfer(
     seconds: u32,
 ) -> anyhow::Result<Value> {
     let mut command = lab.tool(&path.server, receiver)?;
-    let mut receiver = Process::start(command.args(["--listen", &format!("0.0.0.0:{PORT}")]))?;
+    let receiver = Process::start(command.args(["--listen", &format!("0.0.0.0:{PORT}")]))?;
     wait_for("the receiver", || receiver.log().contains("ready").then_some(()))
         .with_context(|| format!("the receiver says: {}", receiver.log()))?;
     let mut command = lab.tool(&path.client, sender)?;

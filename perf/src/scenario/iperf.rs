@@ -76,7 +76,7 @@ impl Transfer {
         seconds: u32,
         arguments: &dyn Fn(&mut Vec<String>),
     ) -> anyhow::Result<Self> {
-        let mut server = Process::start(lab.command(&path.server, "iperf3").args(["--server", "--forceflush"]))?;
+        let server = Process::start(lab.command(&path.server, "iperf3").args(["--server", "--forceflush"]))?;
         wait_for("iperf3 to listen", || server.log().contains("listening").then_some(()))
             .with_context(|| format!("iperf3 says: {}", server.log()))?;
         let mut extra = Vec::new();

@@ -12,13 +12,16 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::{Map, Value};
 
-use crate::contender::{Contender, Tunnel};
+use crate::contender::{Contender, INNER_MTU_BYTES, NodeSettings, Tunnel};
 use crate::lab::SITES;
 use crate::metric::Metric;
 use crate::underlay::{Disturber, Link, LinkSpec, Underlay};
 
-/// MTU of every tunnel unless the scenario is about MTUs.
-const INNER_MTU_BYTES: u16 = 1420;
+/// Rate of the bottleneck in [`Variant::Narrow`], IP headers included.
+const NARROW_BITS_PER_S: u64 = 100_000_000;
+
+/// What ringlane is told of it: a little less, so that the queue is its own.
+const NARROW_NODE: &str = "rate_mbit = 95\n";
 
 /// Streams of datagrams at once: as the receiver has a buffer for each, more arrive than of one stream, although one
 /// thread of `iperf3` sends them all.
@@ -49,12 +52,16 @@ pub(crate) enum Variant {
     Jumbo,
     /// 9000-byte underlay, and tunnels that make use of it.
     JumboInner,
+    /// 9000-byte underlay, and ringlane as it comes: nothing configured.
+    JumboAuto,
     /// 20 ms round trip.
     Far,
     /// 20 ms round trip, 1 % loss, 5 % reordering.
     Lossy1,
     /// 20 ms round trip, 2 % loss, 5 % reordering.
     Lossy2,
+    /// 10 ms round trip through a bottleneck of 100 Mbit/s with a long queue, which ringlane is told of.
+    Narrow,
     /// Three sites, of which a has both others as peers.
     ThreeSites,
 }
@@ -70,6 +77,8 @@ pub(crate) enum Work {
     Udp { bytes: u32, streams: u32 },
     /// Requests from a, answers from b; loaded by bulk TCP beside it.
     Latency { loaded: bool },
+    /// The same, first idle and then beside a bulk TCP stream that fills whatever queue there is: how much is added.
+    Fair,
     /// Hashed bytes and datagrams from a to b, checked where they arrive.
     Content { megabytes: u32 },
     /// Both sides start; until the first ping comes back.
@@ -88,10 +97,10 @@ pub(crate) enum Ends {
 }
 
 /// All scenarios, grouped by variant, in the order they are measured; what disturbs a tunnel comes last.
-pub(crate) const SCENARIOS: [Scenario; 24] = {
+pub(crate) const SCENARIOS: [Scenario; 26] = {
     use Ends::{Hosts, Routers};
-    use Variant::{Cut, Far, Jumbo, JumboInner, Lossy1, Lossy2, Plain, ThreeSites};
-    use Work::{Content, Latency, Recovery, Start, Tcp, TwoPeers, Udp};
+    use Variant::{Cut, Far, Jumbo, JumboAuto, JumboInner, Lossy1, Lossy2, Narrow, Plain, ThreeSites};
+    use Work::{Content, Fair, Latency, Recovery, Start, Tcp, TwoPeers, Udp};
     const TCP1: Work = Tcp { streams: 1, both_ways: false };
     const TCP8: Work = Tcp { streams: 8, both_ways: false };
     const BOTH: Work = Tcp { streams: 1, both_ways: true };
@@ -137,13 +146,15 @@ pub(crate) const SCENARIOS: [Scenario; 24] = {
         scenario("far-tcp8", "TCP, 8 streams, 20 ms RTT", Far, TCP8, Hosts, false),
         scenario("jumbo-tcp1", "TCP, 1 stream, 9000-byte underlay, inner MTU 1420", Jumbo, TCP1, Hosts, false),
         scenario("jumbo8920-tcp1", "TCP, 1 stream, 9000-byte underlay, inner MTU 8920", JumboInner, TCP1, Hosts, false),
+        scenario("jumbo-auto", "TCP, 1 stream, 9000-byte underlay, nothing configured", JumboAuto, TCP1, Hosts, false),
+        scenario("fair-100", "Requests beside bulk TCP at 100 Mbit/s, 10 ms RTT", Narrow, Fair, Hosts, false),
         scenario("two-peers", "TCP, 1 stream to each of two peers at once", ThreeSites, TwoPeers, Hosts, false),
     ]
 };
 
 impl Variant {
     /// All of them, in the order they are measured.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Plain,
         Self::Cut,
         Self::Lossy2,
@@ -151,6 +162,8 @@ impl Variant {
         Self::Far,
         Self::Jumbo,
         Self::JumboInner,
+        Self::JumboAuto,
+        Self::Narrow,
         Self::ThreeSites,
     ];
 
@@ -159,21 +172,32 @@ impl Variant {
         if self == Self::ThreeSites { 3 } else { 2 }
     }
 
-    /// MTU of the tunnels, in bytes.
-    pub(crate) fn inner_mtu(self) -> u16 {
-        if self == Self::JumboInner { 8920 } else { INNER_MTU_BYTES }
+    /// MTU of the tunnels, in bytes; none for what ringlane takes by itself.
+    pub(crate) fn inner_mtu(self) -> Option<u16> {
+        match self {
+            Self::JumboInner => Some(8920),
+            Self::JumboAuto => None,
+            _ => Some(INNER_MTU_BYTES),
+        }
+    }
+
+    /// What ringlane's nodes are told besides.
+    pub(crate) fn node(self) -> NodeSettings {
+        let dataplane = if self == Self::Narrow { NARROW_NODE } else { "" };
+        NodeSettings { dataplane: dataplane.into(), ..NodeSettings::default() }
     }
 
     /// What lies between the sites.
     pub(crate) fn underlay(self, by: Disturber) -> Underlay {
-        let far = |loss, reorder| {
-            let spec = LinkSpec { delay_ms: 10.0, jitter_ms: 0.0, loss, reorder, rate: None, seed: 1 };
-            Underlay { link: Some(Link { spec, by }), ..Underlay::PLAIN }
-        };
+        let link = |spec| Underlay { link: Some(Link { spec, by }), ..Underlay::PLAIN };
+        let far = |loss, reorder| link(LinkSpec { delay_ms: 10.0, jitter_ms: 0.0, loss, reorder, rate: None, seed: 1 });
+        let narrow =
+            LinkSpec { delay_ms: 5.0, jitter_ms: 0.0, loss: 0.0, reorder: 0.0, rate: Some(NARROW_BITS_PER_S), seed: 1 };
         match self {
             Self::Plain | Self::ThreeSites => Underlay::PLAIN,
             Self::Cut => Underlay { cut: true, ..Underlay::PLAIN },
-            Self::Jumbo | Self::JumboInner => Underlay { mtu: 9000, ..Underlay::PLAIN },
+            Self::Narrow => link(narrow),
+            Self::Jumbo | Self::JumboInner | Self::JumboAuto => Underlay { mtu: 9000, ..Underlay::PLAIN },
             Self::Far => far(0.0, 0.0),
             Self::Lossy1 => far(0.01, 0.05),
             Self::Lossy2 => far(0.02, 0.05),
@@ -204,12 +228,17 @@ impl Scenario {
             Work::Udp { .. } => Metric::PacketsPerSecond,
             Work::Latency { loaded: false } => Metric::RttP50Us,
             Work::Latency { loaded: true } => Metric::RttP99Us,
+            Work::Fair => Metric::RttP99AboveUs,
             Work::Start | Work::Recovery => Metric::Seconds,
         }
     }
 
     /// Why a contender is not measured in it although it can be set up.
     pub(crate) fn obstacle(&self, contender: Contender) -> Option<&'static str> {
+        let comparable = contender.is_ringlane() || matches!(contender, Contender::Bare | Contender::Null);
+        if self.variant == Variant::JumboAuto && !comparable {
+            return Some("it is about what ringlane takes by itself");
+        }
         let restarts = matches!(self.work, Work::Start | Work::Recovery);
         (restarts && contender == Contender::Bare).then_some("there is nothing to restart")
     }
@@ -245,6 +274,7 @@ impl Scenario {
             Work::TwoPeers => iperf::two_peers(lab, &way(1), &way(2), seconds),
             Work::Udp { bytes, streams } => iperf::udp(lab, &way(1), bytes, streams, seconds),
             Work::Latency { loaded } => latency::measure(lab, &way(1), loaded, seconds),
+            Work::Fair => latency::beside_bulk(lab, &way(1), seconds),
             Work::Content { megabytes } => content::measure(lab, &way(1), megabytes, seconds),
             Work::Start | Work::Recovery => unreachable!("they have returned above"),
         }?;

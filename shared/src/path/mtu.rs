@@ -16,7 +16,7 @@
 //!   that is not answered raises doubt: five more follow, each with a short echo beside it. If the short ones come back and
 //!   none of the six does, the path has a hole for such sizes: back to the base, and search. If nothing comes back
 //!   the path is dead or congested, which says nothing of sizes. A path that loses a tenth of all datagrams each way
-//!   passes for one with a hole once in an hour of full use, and is put right by the search.
+//!   passes for one with a hole once in hours of full use, and is put right by the search.
 //! - **Raise.** A settled path is searched again after 5 s, in case chance refused a size, and then ever more rarely, down to
 //!   once a minute. RFC 8899 has ten minutes for endpoints that pay for each probe with a congestion window; a route that
 //!   has changed should not be felt for that long. Nothing is searched on a lane that sends nothing.

@@ -1,6 +1,7 @@
 //! What lanes find out of their paths: what they carry, and whether anybody is there.
 
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use toml::Value as Toml;
 
 use crate::lab::{Lab, Namespace, Site};
 use crate::node::{CONTROL_PORT, LANE_PORT, Node, Setup, Status, mesh};
+use crate::traffic::tcp_both_ways;
 use crate::wire::{Capture, Datagram};
 
 /// How soon a status shows what a node has noticed within a second, on a machine that does other things.
@@ -97,9 +99,50 @@ fn the_path_mtu_follows_an_ipv6_underlay_up_and_down() {
     for (setup, [ours, theirs]) in setups.iter_mut().zip([[0, 1], [1, 0]]) {
         setup.set("control", "listen", addresses[ours].clone());
         setup.settings["peers"][0]["addresses"] = addresses[theirs].clone();
-        setup.write();
     }
+    // Each engine meets refusals of its own.
+    setups[0].set("dataplane", "engine", "epoll");
+    setups.iter().for_each(Setup::write);
     follows_the_underlay(&lab, &setups, 48);
+}
+
+/// Ends what goes on until then, also when the test fails.
+struct Over<'t>(&'t AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn transfers_survive_an_underlay_whose_mtu_grows_and_shrinks_meanwhile() {
+    let Some(lab) = Lab::up(2) else { return };
+    let mut nodes = up_with_one_lane(&mesh(&lab, [(Site::A, 1), (Site::B, 1)]));
+    let (a, b) = (lab.host(Site::A), lab.host(Site::B));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let transfers = scope.spawn(|| {
+            let mut transfers = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                tcp_both_ways(&a, &b, Site::B.host_v4().into(), 2, 2_000_000);
+                transfers += 1;
+            }
+            transfers
+        });
+        let over = Over(&is_over);
+        for mtu in [9000, 1500, 9000, 1500] {
+            set_underlay_mtu(&lab, mtu);
+            let bytes = u64::from(mtu) - 28;
+            wait_mtu(&mut nodes[0], Site::B, bytes..=bytes);
+            wait_mtu(&mut nodes[1], Site::A, bytes..=bytes);
+        }
+        drop(over);
+        assert!(transfers.join().is_ok_and(|transfers| transfers > 0), "content is whole");
+    });
+    for node in &nodes {
+        assert!(!node.log().contains("lane down"), "{}", node.log());
+    }
 }
 
 #[test]

@@ -186,6 +186,7 @@ fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
         mtu_bytes: (mtu_bytes > 0).then_some(mtu_bytes),
         state: if lane.gauges.is_silent() { LaneState::Silent } else { LaneState::Up },
         carrier: carrier_of(lane),
+        cipher: lane.gauges.suite().map(|suite| suite.name().to_owned()),
         epoch: lane.gauges.epoch(),
         rekeys: lane.gauges.rekeys.get(),
         rekeys_failed: lane.gauges.rekeys_failed.get(),

@@ -387,7 +387,13 @@ impl World {
             .collect();
         let mut instance = [0; 16];
         self.random.fill(&mut instance);
-        let us = Us { id: self.ids[node], instance, features: Features::AES, workers: self.workers[node], port: 8100 };
+        let us = Us {
+            id: self.ids[node],
+            instance,
+            features: Features::AES_128_GCM,
+            workers: self.workers[node],
+            port: 8100,
+        };
         let mut random = Random(self.random.next());
         Site {
             life,

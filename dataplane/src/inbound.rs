@@ -3,6 +3,7 @@
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
+use ringlane_shared::lane::seal::Sequence;
 use ringlane_shared::limits::{COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX, COALESCE_RUNS_MAX, TOKEN_BYTES};
 use ringlane_shared::packet::checksum::PartialChecksum;
 use ringlane_shared::packet::coalesce::{Coalescer, Joined, Span};
@@ -79,7 +80,7 @@ pub(crate) struct OpenedRecord {
     pub(crate) slot: SocketSlot,
     /// The socket it arrived on: the lane's own, or that of a path it could take.
     pub(crate) socket: SocketSlot,
-    pub(crate) counter: u64,
+    pub(crate) sequence: Sequence,
     pub(crate) peer: PeerIndex,
     /// Which of the turn's receive buffers, by position.
     pub(crate) held: u16,
@@ -90,8 +91,8 @@ pub(crate) struct OpenedRecord {
 /// Turns records into writes to the TUN: admits their packets, and puts back together what belongs together.
 pub(crate) struct Rebuilder {
     coalescer: Coalescer,
-    /// The record before: its lane and counter.
-    last: Option<(SocketSlot, u64)>,
+    /// The record before: its lane, and where it stands there.
+    last: Option<(SocketSlot, Sequence)>,
     /// The frame before was a segment that was taken.
     after_segment: bool,
     pub(crate) writes: Writes,
@@ -122,11 +123,10 @@ impl Rebuilder {
         frames: &[u8],
     ) {
         let Self { coalescer, last, after_segment, writes, echoes } = self;
-        let follows = record.counter.checked_sub(1).map(|before| (record.slot, before));
-        if follows.is_none() || *last != follows {
+        if !last.is_some_and(|(slot, before)| slot == record.slot && record.sequence.follows(before)) {
             *after_segment = false;
         }
-        *last = Some((record.slot, record.counter));
+        *last = Some((record.slot, record.sequence));
         let owner = record.peer;
         let (mut packets, mut bytes) = (0, 0);
         for frame in Frames::new(frames) {
@@ -319,13 +319,17 @@ mod tests {
         }
 
         fn record(&mut self, counter: u64, frames: &[u8]) {
+            self.record_of(Sequence { epoch: 0, counter }, frames);
+        }
+
+        fn record_of(&mut self, sequence: Sequence, frames: &[u8]) {
             let offset = self.bytes.len() as u32;
             self.bytes.extend(frames);
             let frames_at = Span { buffer: 3, offset, bytes: frames.len() as u32 };
             let record = OpenedRecord {
                 slot: SocketSlot::default(),
                 socket: SocketSlot::default(),
-                counter,
+                sequence,
                 peer: PeerIndex(5),
                 held: 0,
                 frames: frames_at,
@@ -448,6 +452,17 @@ mod tests {
             assert_eq!(written[0].0.segmentation.unwrap().segment_bytes, 100);
         }
         assert_eq!(bed.counters.packets_received.get(), 6 + 3 * 5);
+    }
+
+    #[test]
+    fn no_segment_continues_one_of_another_epoch() {
+        let pieces = pieces(3);
+        let mut bed = Bed::new();
+        for (sequence, piece) in [(0, 0), (0, 1), (1, 2)].into_iter().zip(&pieces) {
+            let (epoch, counter) = sequence;
+            bed.record_of(Sequence { epoch, counter }, &segment(piece, (epoch, counter) == (0, 0)));
+        }
+        assert_eq!(bed.written().iter().map(|(.., packets)| *packets).collect::<Vec<_>>(), [2, 1]);
     }
 
     #[test]

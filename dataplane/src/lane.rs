@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex};
 use ringlane_shared::lane::connection::LaneConnection;
-use ringlane_shared::lane::seal::{Opener, Sealer};
+use ringlane_shared::lane::rekey::Rekey;
+use ringlane_shared::lane::seal::{Opener, Sealer, Sequence};
 use ringlane_shared::plane::{CarrierChoice, LaneGauges};
 
 use crate::outbound::TrainFill;
@@ -30,6 +31,7 @@ pub(crate) struct Lane {
     pub(crate) connection: LaneConnection,
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
+    pub(crate) rekey: Rekey,
     /// How packets shall leave.
     #[expect(dead_code, reason = "the carrier `quic` is chosen by it")]
     pub(crate) carrier: CarrierChoice,
@@ -42,8 +44,8 @@ pub(crate) struct Lane {
     pub(crate) outgoing: Option<Outgoing>,
     /// The worker will come back to it at the end of the turn.
     pub(crate) is_filling: bool,
-    /// Counter of the record that was opened last.
-    pub(crate) newest: u64,
+    /// Where the record stands that was opened last.
+    pub(crate) newest: Sequence,
     /// When the QUIC connection wants to be driven next.
     pub(crate) deadline: Option<Instant>,
     /// The QUIC connection has been given datagrams since it was driven.

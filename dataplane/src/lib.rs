@@ -105,7 +105,7 @@ fn spawn_on<E: sys::ring::Engine>(
     settings: &WorkerSettings,
     events: &PlaneSender<PlaneEvent>,
 ) -> Result<Dataplane, SpawnError> {
-    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, keep_alive, .. } = *settings;
+    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, rekey, keep_alive, .. } = *settings;
     let count = tun.queues.len();
     if count > WORKERS_MAX {
         return Err(SpawnError::TooMany(count));
@@ -154,6 +154,7 @@ fn spawn_on<E: sys::ring::Engine>(
                 mtu,
                 hash_seed,
                 busy_poll,
+                rekey,
                 ring,
                 wake,
                 commands,

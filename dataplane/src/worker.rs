@@ -13,6 +13,7 @@
 mod lanes;
 mod path;
 mod receiving;
+mod rekey;
 mod sending;
 
 use std::io;
@@ -26,7 +27,7 @@ use ringlane_shared::limits::{
 };
 use ringlane_shared::plane::{
     LaneEnd, Offload, OffloadState, Offloads, PeerCounters, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender,
-    Snapshot, WorkerCounters,
+    RekeyLimits, Snapshot, WorkerCounters,
 };
 use tracing::warn;
 
@@ -49,6 +50,8 @@ pub(crate) struct Worker<E: Engine> {
     pub(crate) hash_seed: u64,
     /// For how long it keeps looking when nothing happens, before it sleeps.
     pub(crate) busy_poll: Duration,
+    /// When its lanes get new keys.
+    pub(crate) rekey: RekeyLimits,
     pub(crate) ring: PacketRing<E>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: PlaneReceiver<PlaneCommand>,

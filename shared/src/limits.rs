@@ -66,9 +66,23 @@ pub const FRAME_HEADER_ROOM_BYTES: usize = 4;
 /// Counters a lane may be behind the newest and still be accepted once.
 pub const REPLAY_WINDOW: u64 = 8192;
 
-/// Records sealed with one key before the lane must stop: 2^27, far below what AES-128-GCM and a 64-bit counter
-/// allow, and the number at which a rekey is due.
+/// Largest record in bytes that wears its key by 1: 2^7 AES blocks.
+pub const LIGHT_RECORD_BYTES_MAX: usize = 2 << 10;
+/// By how much a larger one wears it: enough for 2^11 AES blocks.
+pub const HEAVY_RECORD_WEAR: u64 = 16;
+/// How much one key may be worn before the lane must stop: 2^27 records of up to 2 KiB, or 2^23 larger ones.
+///
+/// Either makes at most 2^34 AES blocks, so that by the analysis in RFC 9001, appendix B.1 (2 (q l)^2 / 2^128 for q records
+/// of l blocks) nobody tells records from noise with an advantage above 2^-59. The appendix allows 2^28 and 2^23 packets
+/// for 2^-57. ChaCha20-Poly1305 would bear more; the limit is the same for all.
 pub const RECORDS_PER_EPOCH_MAX: u64 = 1 << 27;
+// A record of the largest MTU is no more than what a heavy one counts for.
+const _: () = assert!(record_bytes_max(INNER_MTU_MAX) <= HEAVY_RECORD_WEAR as usize * LIGHT_RECORD_BYTES_MAX);
+
+/// Epochs whose records can be opened at one time: the newest, the one before it that may still be sealed with, and two
+/// of which only late records are on their way. Far fewer than there are tags.
+pub const EPOCHS_LIVE_MAX: usize = 4;
+const _: () = assert!(EPOCHS_LIVE_MAX <= 16 / 2);
 
 /// Shortest life of a lane's keys that can be configured.
 pub const REKEY_SECONDS_MIN: u16 = 1;
@@ -79,7 +93,7 @@ pub const REKEY_SECONDS_DEFAULT: u16 = 120;
 /// Fewest records per epoch that can be configured: tests roll thousands of epochs with it.
 pub const REKEY_RECORDS_MIN: u64 = 256;
 /// Most records per epoch, and the default: half of those that a key may seal, so that the new keys have all the time
-/// they need.
+/// they need. Larger records count as [`HEAVY_RECORD_WEAR`].
 pub const REKEY_RECORDS_MAX: u64 = RECORDS_PER_EPOCH_MAX / 2;
 
 /// Shortest keep-alive interval that can be configured.

@@ -12,6 +12,9 @@ mod config;
 #[path = "../fuzz/src/offload.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod offload;
+#[path = "../fuzz/src/rekey.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod rekey;
 #[path = "../fuzz/src/twin.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod twin;
@@ -48,6 +51,11 @@ fn the_record_corpus_is_handled() {
 #[test]
 fn the_offer_corpus_is_handled() {
     replay("offer", wire::offer);
+}
+
+#[test]
+fn the_rekey_corpus_is_handled() {
+    replay("rekey", rekey::rekey);
 }
 
 #[test]

@@ -221,7 +221,7 @@ fn establish() -> [Box<LaneHandOver>; 2] {
     let offers = [0, 1].map(|node| Offer {
         instance: [node as u8; 16],
         secret: OfferSecret::new([node as u8; 32]),
-        features: Features::AES,
+        features: Features::AES_128_GCM,
         workers: 1,
         port: PORT,
         lane_id_base: LaneId::new(1 + node as u32).unwrap(),

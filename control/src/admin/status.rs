@@ -152,6 +152,9 @@ pub struct LaneStatus {
     /// How packets leave by it: `lane` or `quic`.
     #[serde(default = "LaneStatus::default_carrier")]
     pub carrier: Carrier,
+    /// The AEAD of its records: `aes-128-gcm`, `aes-256-gcm` or `chacha20-poly1305`.
+    #[serde(default)]
+    pub cipher: Option<String>,
     /// The epoch of the keys that seal.
     #[serde(default)]
     pub epoch: u64,

@@ -238,8 +238,9 @@ impl LaneSetup {
             return Err(LaneFailure::WrongPeer);
         }
         let inbound_id = link.ours.lane_id(index);
-        let keys = finished.connection.lane_keys(link.suite())?;
-        let (sealer, opener) = seal::split(keys, link.theirs.lane_id(index), inbound_id);
+        let (suite, outbound_id) = (link.suite(), link.theirs.lane_id(index));
+        let (sealer, opener) = seal::split(finished.connection.lane_keys(suite)?, outbound_id, inbound_id);
+        let secrets = finished.connection.epoch_secrets(suite, outbound_id, inbound_id)?;
         Ok(Box::new(LaneHandOver {
             serial,
             peer: link.peer,
@@ -251,6 +252,7 @@ impl LaneSetup {
             connection: finished.connection,
             sealer,
             opener,
+            secrets,
             early: finished.early,
             carrier: link.carrier,
             gauges: Arc::new(LaneGauges::default()),

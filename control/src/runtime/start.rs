@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use ringlane_shared::config::Settings;
 use ringlane_shared::id::PeerId;
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use ringlane_shared::lane::keys::CipherChoice;
 use ringlane_shared::limits::ROUTES_MAX;
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
@@ -123,7 +124,7 @@ impl Control {
         let us = Us {
             id,
             instance,
-            features: if has_aes() { Features::AES } else { Features::default() },
+            features: features(settings.dataplane.cipher),
             workers: workers.commands.len() as u8,
             port: settings.dataplane.port,
         };
@@ -207,6 +208,18 @@ impl Control {
 /// The networks the host is connected to, and its addresses.
 async fn look_at_host(netlink: &Netlink) -> Result<(Vec<(IpNet, String)>, Vec<HostAddress>), NetlinkError> {
     Ok((netlink.connected_prefixes(None).await?, netlink.host_addresses().await?))
+}
+
+/// What we are willing to seal records with, here.
+fn features(cipher: CipherChoice) -> Features {
+    let has_aes = has_aes();
+    if let (CipherChoice::Aes128Gcm | CipherChoice::Aes256Gcm, false) = (cipher, has_aes) {
+        warn!(
+            "dataplane.cipher asks for AES, but this CPU has no instructions for it, which makes AES slow: all lanes use \
+             chacha20-poly1305, as with \"auto\""
+        );
+    }
+    Features::of(cipher, has_aes)
 }
 
 /// Whether this CPU has the instructions that make AES-GCM the faster AEAD.

@@ -7,11 +7,14 @@ use std::time::Instant;
 use quinn_proto::ConnectionError;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::lane::connection::LaneConnectionError;
+use ringlane_shared::lane::rekey::Rekey;
+use ringlane_shared::lane::seal::{Opened, Sequence};
 use ringlane_shared::limits::LANES_PER_WORKER_MAX;
 use ringlane_shared::path::mtu::MTU_BASE;
 use ringlane_shared::plane::{LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent};
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 
+use super::rekey::{CLOSE_REKEY, drive_rekey};
 use super::{Worker, peer_counters};
 use crate::inbound::{Arrival, admit};
 use crate::lane::Lane;
@@ -68,6 +71,7 @@ impl<E: Engine> Worker<E> {
                 return Ok(());
             }
         };
+        lane.gauges.set_suite(lane.secrets.suite());
         let path = self.new_path(slot, remote, now);
         self.state.lanes.insert(Lane {
             serial,
@@ -79,13 +83,14 @@ impl<E: Engine> Worker<E> {
             connection: lane.connection,
             sealer: lane.sealer,
             opener: lane.opener,
+            rekey: Rekey::new(lane.secrets, self.rekey, self.hash_seed ^ serial.0, now),
             carrier: lane.carrier,
             record_bytes: usize::from(MTU_BASE),
             gauges: lane.gauges,
             path,
             outgoing: None,
             is_filling: false,
-            newest: 0,
+            newest: Sequence::default(),
             deadline: None,
             has_quic_news: true,
             overflow: 0,
@@ -108,7 +113,7 @@ impl<E: Engine> Worker<E> {
         match Arrival::of(&datagram) {
             Arrival::Quic => lane.connection.handle_datagram(now, &datagram),
             Arrival::Record => match lane.opener.open(&mut datagram) {
-                Ok(frames) => {
+                Ok(Opened { frames, .. }) => {
                     counters.records_received.add(1);
                     for frame in Frames::new(frames) {
                         let Ok(frame) = frame else {
@@ -193,9 +198,17 @@ impl<E: Engine> Worker<E> {
         self.state.lanes.due(now, &mut due);
         for slot in due.drain(..) {
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
+            match drive_rekey(lane, now) {
+                Ok(event) => self.state.untold.extend(event),
+                Err(failure) => {
+                    self.close_lane(slot, CLOSE_REKEY, failure.into(), now)?;
+                    continue;
+                }
+            }
             let ring = &mut self.ring;
             // A datagram that cannot be sent is a lost one.
-            lane.deadline = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
+            let quic_at = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
+            lane.deadline = [quic_at, lane.rekey.poll_timeout()].into_iter().flatten().min();
             lane.has_quic_news = false;
             if let Some(error) = lane.connection.lost() {
                 self.remove_lane(slot, lane_end(error))?;

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use ringlane_shared::drop_reason::DropReason;
+use ringlane_shared::lane::seal::Opened;
 use ringlane_shared::limits::RECORD_HEADER_BYTES;
 use ringlane_shared::packet::coalesce::Span;
 use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
 use ringlane_shared::wire::echo::Echo;
-use ringlane_shared::wire::record::RecordHeader;
 
 use super::{State, Worker, count_drop, peer_counters};
 use crate::inbound::{Arrival, OpenedRecord};
@@ -26,6 +26,7 @@ impl<E: Engine> Worker<E> {
     ) {
         self.counters.trains_received.add(1);
         self.open_train(slot, &mut buffer, datagram, now);
+        self.state.notice_keys(slot);
         let buffer = self.ring.freeze(buffer);
         if self.state.opened.last().is_some_and(|record| record.frames.buffer == buffer.id()) {
             self.state.held.push(buffer);
@@ -59,23 +60,20 @@ impl<E: Engine> Worker<E> {
             match Arrival::of(bytes) {
                 _ if is_strangers => hand_back(&self.events, lane, datagram.from, bytes),
                 Arrival::Stray => hand_back(&self.events, lane, datagram.from, bytes),
-                Arrival::Record => {
-                    let counter = RecordHeader::parse(bytes).map_or(0, |header| header.counter);
-                    match lane.opener.open(bytes) {
-                        Ok(frames) => {
-                            records += 1;
-                            requests += u64::from(Echo::is_request(frames));
-                            let is_next = opened.last().is_none_or(|last: &OpenedRecord| last.slot == slot);
-                            *is_out_of_order |= !is_next || counter < lane.newest;
-                            lane.newest = counter;
-                            let offset = (at + RECORD_HEADER_BYTES) as u32;
-                            let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
-                            let held = held.len() as u16;
-                            opened.push(OpenedRecord { slot, socket: slot, counter, peer: lane.peer, held, frames });
-                        }
-                        Err(error) => counters.drops.count(error.into()),
+                Arrival::Record => match lane.opener.open(bytes) {
+                    Ok(Opened { sequence, frames }) => {
+                        records += 1;
+                        requests += u64::from(Echo::is_request(frames));
+                        let is_next = opened.last().is_none_or(|last: &OpenedRecord| last.slot == slot);
+                        *is_out_of_order |= !is_next || sequence < lane.newest;
+                        lane.newest = sequence;
+                        let offset = (at + RECORD_HEADER_BYTES) as u32;
+                        let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
+                        let held = held.len() as u16;
+                        opened.push(OpenedRecord { slot, socket: slot, sequence, peer: lane.peer, held, frames });
                     }
-                }
+                    Err(error) => counters.drops.count(error.into()),
+                },
                 Arrival::Quic => {
                     lane.connection.handle_datagram(now, bytes);
                     lane.has_quic_news = true;
@@ -91,12 +89,12 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Writes the packets of all records that the turn has opened, each lane's in the order of their counters.
+    /// Writes the packets of all records that the turn has opened, each lane's in the order they were sealed in.
     pub(super) fn deliver(&mut self) {
         let State { opened, held, rebuilder, snapshot, is_out_of_order, .. } = &mut self.state;
         if std::mem::take(is_out_of_order) {
             // Within a turn the network's disorder can be mended for nothing, and each lane's records stand together.
-            opened.sort_unstable_by_key(|record| (record.slot, record.counter));
+            opened.sort_unstable_by_key(|record| (record.slot, record.sequence));
         }
         let mut position = 0;
         loop {

@@ -221,6 +221,7 @@ impl<E: Engine> Worker<E> {
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             lane.is_filling = false;
             self.finish_lane(slot)?;
+            self.state.notice_keys(slot);
             self.note_sent(slot, now);
             if self.state.lanes.get_mut(slot).is_some_and(|lane| lane.sealer.is_exhausted()) {
                 self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;

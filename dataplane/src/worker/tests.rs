@@ -8,8 +8,9 @@ use quinn_proto::crypto::rustls::QuicClientConfig;
 use quinn_proto::{ClientConfig, EndpointConfig};
 use ringlane_shared::id::{Generation, LaneId, LaneIndex, LaneSerial, PeerId};
 use ringlane_shared::lane::connection::LaneConnection;
+use ringlane_shared::lane::epoch::{EpochSecrets, PSK_BYTES};
 use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
-use ringlane_shared::lane::seal::{Opener, Sealer, split};
+use ringlane_shared::lane::seal::{Opened, Opener, Sealer, split};
 use ringlane_shared::limits::{
     PLANE_QUEUE_MESSAGES, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX, datagram_bytes_max,
 };
@@ -58,6 +59,7 @@ impl Bed {
             mtu: MTU,
             hash_seed: 1,
             busy_poll: Duration::ZERO,
+            rekey: RekeyLimits::default(),
             ring,
             wake,
             commands: received_commands,
@@ -89,6 +91,7 @@ impl Bed {
             socket: local.into(),
             sealer,
             opener,
+            secrets: secrets(Role::Client),
             early: Vec::new(),
             carrier: CarrierChoice::Auto,
             gauges: Arc::new(LaneGauges::default()),
@@ -130,7 +133,7 @@ impl Bed {
         let mut buffer = [0; 2048];
         let mut records = Vec::new();
         while let Ok(bytes) = self.far.recv(&mut buffer) {
-            if let Ok(frames) = self.far_opener.open(&mut buffer[..bytes]) {
+            if let Ok(Opened { frames, .. }) = self.far_opener.open(&mut buffer[..bytes]) {
                 let mut frames = Frames::new(frames).map(|frame| frame.unwrap()).peekable();
                 if frames.peek().is_some_and(|frame| frame.kind != FrameKind::Echo) {
                     records.push(frames.count());
@@ -166,7 +169,7 @@ impl Bed {
         let mut buffer = [0; 65_536];
         let mut echoes = Vec::new();
         while let Ok(bytes) = self.far.recv(&mut buffer) {
-            let Ok(frames) = self.far_opener.open(&mut buffer[..bytes]) else { continue };
+            let Ok(Opened { frames, .. }) = self.far_opener.open(&mut buffer[..bytes]) else { continue };
             let first = Frames::new(frames).next().unwrap().unwrap();
             if first.kind == FrameKind::Echo {
                 echoes.push((Echo::parse(&frames[first.payload]).unwrap(), bytes));
@@ -203,6 +206,11 @@ fn export(output: &mut [u8], label: &[u8], context: &[u8]) -> Result<(), KeyErro
         *byte = label[position % label.len()] ^ context[position % context.len()] ^ position as u8;
     }
     Ok(())
+}
+
+fn secrets(role: Role) -> EpochSecrets {
+    let id = LaneId::new(5).unwrap();
+    EpochSecrets::new(Suite::Aes128Gcm, role, id, id, [1; PSK_BYTES].into())
 }
 
 /// A connection that dials for ever, which is all a worker needs to own a lane.
@@ -299,7 +307,7 @@ fn a_super_segment_leaves_as_a_train_of_segments_each_continuing_the_one_before(
     bed.until(|bed| {
         while let Ok(bytes) = bed.far.recv(&mut buffer) {
             let Ok(opened) = bed.far_opener.open(&mut buffer[..bytes]) else { continue };
-            let read = Frames::new(opened).map(|frame| frame.unwrap());
+            let read = Frames::new(opened.frames).map(|frame| frame.unwrap());
             frames.extend(read.map(|frame| (frame.kind, frame.continues, frame.payload.len())));
         }
         (frames.len() == 4).then_some(())
@@ -317,7 +325,7 @@ fn a_piece_whose_predecessor_was_dropped_continues_nothing() {
     let mut buffer = [0; 2048];
     let (continues, payload) = bed.until(|bed| {
         let bytes = bed.far.recv(&mut buffer).ok()?;
-        let frame = Frames::new(bed.far_opener.open(&mut buffer[..bytes]).ok()?).next()?.unwrap();
+        let frame = Frames::new(bed.far_opener.open(&mut buffer[..bytes]).ok()?.frames).next()?.unwrap();
         Some((frame.continues, frame.payload.len()))
     });
     assert_eq!((continues, payload), (false, 128));

@@ -8,6 +8,7 @@
 pub mod config;
 pub mod kernel;
 pub mod offload;
+pub mod rekey;
 pub mod twin;
 pub mod watched;
 pub mod wire;

@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig,
-    Event, ServerConfig, VarInt,
+    ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, Endpoint,
+    EndpointConfig, Event, ReadError, ServerConfig, StreamId, VarInt, WriteError,
 };
 use thiserror::Error;
+use zeroize::Zeroizing;
 
+use super::epoch::{EpochSecrets, PSK_BYTES, PSK_EXPORTER_LABEL};
 use super::keys::{KeyError, LaneKeys, Role, Suite};
+use crate::id::LaneId;
 
 /// Name given to `connect`; it only has to parse, SNI is off and the peer's key is what is verified.
 const SERVER_NAME: &str = "peer.invalid";
@@ -37,6 +40,11 @@ pub enum LaneConnectionError {
     Lost(ConnectionError),
 }
 
+/// The peer has ended the lane's stream, which is to last as long as the lane: it is broken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("the peer has ended the lane's stream")]
+pub struct StreamEnded;
+
 /// A lane's QUIC connection. Owner: control until the hand-over, then the lane's worker.
 pub struct LaneConnection {
     endpoint: Endpoint,
@@ -45,6 +53,8 @@ pub struct LaneConnection {
     role: Role,
     /// The address quinn-proto believes in, for the life of the lane.
     remote: SocketAddr,
+    /// The lane's one stream, once there is one: the client opens it.
+    stream: Option<StreamId>,
     transmit: Vec<u8>,
     connected: bool,
     lost: Option<ConnectionError>,
@@ -91,7 +101,8 @@ impl LaneConnection {
         role: Role,
         remote: SocketAddr,
     ) -> Self {
-        Self { endpoint, connection, handle, role, remote, transmit: Vec::new(), connected: false, lost: None }
+        let (stream, transmit) = (None, Vec::new());
+        Self { endpoint, connection, handle, role, remote, stream, transmit, connected: false, lost: None }
     }
 
     /// Takes in one QUIC datagram that arrived for this lane. Nothing it could contain panics or answers a stranger:
@@ -160,6 +171,50 @@ impl LaneConnection {
         self.connection.close(now, VarInt::from_u32(code), Bytes::from_static(reason.as_bytes()));
     }
 
+    /// Gives what the peer has written on the lane's stream since to `take`, piece by piece: never more than its flow
+    /// control window. Call [`Self::drive`] next.
+    pub fn read_stream(&mut self, mut take: impl FnMut(&[u8])) -> Result<(), StreamEnded> {
+        let Some(stream) = self.stream() else { return Ok(()) };
+        let mut stream = self.connection.recv_stream(stream);
+        let mut chunks = stream.read(true).map_err(|_| StreamEnded)?;
+        let ended = loop {
+            match chunks.next(usize::MAX) {
+                Ok(Some(chunk)) => take(&chunk.bytes),
+                Ok(None) | Err(ReadError::Reset(_)) => break Err(StreamEnded),
+                Err(ReadError::Blocked) => break Ok(()),
+            }
+        };
+        // Whatever has to be sent for it, `drive` sends.
+        let _ = chunks.finalize();
+        ended
+    }
+
+    /// Writes to the lane's stream what fits, perhaps nothing, and returns how many bytes that was. Call [`Self::drive`]
+    /// next; room for the rest comes with the peer's datagrams.
+    pub fn write_stream(&mut self, bytes: &[u8]) -> Result<usize, StreamEnded> {
+        let Some(stream) = self.stream() else { return Ok(0) };
+        if bytes.is_empty() {
+            // quinn-proto would send an empty frame, which the peer acknowledges, whereupon we are called again, for ever.
+            return Ok(0);
+        }
+        match self.connection.send_stream(stream).write(bytes) {
+            Ok(written) => Ok(written),
+            Err(WriteError::Blocked) => Ok(0),
+            Err(WriteError::Stopped(_) | WriteError::ClosedStream) => Err(StreamEnded),
+        }
+    }
+
+    fn stream(&mut self) -> Option<StreamId> {
+        if self.stream.is_none() && !self.connection.is_closed() {
+            let mut streams = self.connection.streams();
+            self.stream = match self.role {
+                Role::Client => streams.open(Dir::Bi),
+                Role::Server => streams.accept(Dir::Bi),
+            };
+        }
+        self.stream.filter(|_| !self.connection.is_closed())
+    }
+
     /// Which end of the connection we are.
     pub fn role(&self) -> Role {
         self.role
@@ -181,6 +236,15 @@ impl LaneConnection {
         LaneKeys::derive(suite, self.role, |output, label, context| {
             session.export_keying_material(output, label, context)
         })
+    }
+
+    /// What the keys of the lane's later epochs will be made from, given what its records carry to the peer and to us. The
+    /// handshake must be confirmed.
+    pub fn epoch_secrets(&self, suite: Suite, outbound: LaneId, inbound: LaneId) -> Result<EpochSecrets, KeyError> {
+        let mut psk = Zeroizing::new([0; PSK_BYTES]);
+        let session = self.connection.crypto_session();
+        session.export_keying_material(psk.as_mut_slice(), PSK_EXPORTER_LABEL, b"").map_err(|_| KeyError)?;
+        Ok(EpochSecrets::new(suite, self.role, outbound, inbound, psk))
     }
 
     /// Smoothed round-trip time of the path.

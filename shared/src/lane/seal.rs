@@ -8,7 +8,10 @@ use super::keys::{DirectionKey, LaneKeys};
 use super::replay::ReplayWindow;
 use crate::drop_reason::DropReason;
 use crate::id::LaneId;
-use crate::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORD_TAG_BYTES, RECORDS_PER_EPOCH_MAX};
+use crate::limits::{
+    EPOCHS_LIVE_MAX, HEAVY_RECORD_WEAR, LIGHT_RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES,
+    RECORD_TAG_BYTES, RECORDS_PER_EPOCH_MAX,
+};
 use crate::wire::record::{EpochTag, RecordHeader};
 
 /// Why a record could not be sealed. Both are ours to handle: the packet is dropped and counted.
@@ -63,23 +66,42 @@ impl From<OpenError> for DropReason {
     }
 }
 
-/// Splits an epoch's keys into the two halves a worker uses.
+/// Where a record stands among all that one end of a lane sends: later ones are greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Sequence {
+    /// Number of the epoch.
+    pub epoch: u64,
+    /// The record's counter within it.
+    pub counter: u64,
+}
+
+impl Sequence {
+    /// Whether this record was sealed directly after `before`. The first of an epoch follows none that we could name: how
+    /// many the epoch before it had is not known.
+    pub fn follows(self, before: Self) -> bool {
+        self.epoch == before.epoch && self.counter.checked_sub(1) == Some(before.counter)
+    }
+}
+
+/// Splits the keys of epoch 0 into the two halves a worker uses.
 ///
 /// `outbound` is the name the peer gave this lane, `inbound` ours.
 pub fn split(keys: LaneKeys, outbound: LaneId, inbound: LaneId) -> (Sealer, Opener) {
     let LaneKeys { sealing, opening } = keys;
+    let newest = LiveEpoch::new(0, opening);
     (
-        Sealer { key: sealing, epoch: EpochTag::default(), lane: outbound, counter: 0 },
-        Opener { key: opening, epoch: EpochTag::default(), lane: inbound, window: ReplayWindow::default() },
+        Sealer { key: sealing, epoch: 0, lane: outbound, counter: 0, wear: 0 },
+        Opener { lane: inbound, newest, has_opened_newest: false, older: Default::default() },
     )
 }
 
-/// Seals records of one lane and epoch. Owner: the lane's worker.
+/// Seals records of one lane, in one epoch at a time. Owner: the lane's worker.
 pub struct Sealer {
     key: DirectionKey,
-    epoch: EpochTag,
+    epoch: u64,
     lane: LaneId,
     counter: u64,
+    wear: u64,
 }
 
 impl Sealer {
@@ -113,7 +135,8 @@ impl Sealer {
         let record = record.get_mut(..frame_bytes + RECORD_OVERHEAD_BYTES).ok_or(SealError::Buffer)?;
         let (head, rest) = record.split_at_mut(RECORD_HEADER_BYTES);
         let (frames, tag) = rest.split_at_mut(frame_bytes);
-        let header = RecordHeader { epoch: self.epoch, lane: self.lane, counter: self.counter };
+        let epoch = EpochTag::of_epoch(self.epoch);
+        let header = RecordHeader { epoch, lane: self.lane, counter: self.counter };
         head.copy_from_slice(&header.to_bytes());
         Ok((head, frames, tag))
     }
@@ -124,8 +147,21 @@ impl Sealer {
 
     fn end(&mut self, sealed: Result<(), Unspecified>, frame_bytes: usize) -> Result<usize, SealError> {
         sealed.map_err(|Unspecified| SealError::Buffer)?;
+        let record_bytes = frame_bytes + RECORD_OVERHEAD_BYTES;
         self.counter += 1;
-        Ok(frame_bytes + RECORD_OVERHEAD_BYTES)
+        self.wear += if record_bytes > LIGHT_RECORD_BYTES_MAX { HEAVY_RECORD_WEAR } else { 1 };
+        Ok(record_bytes)
+    }
+
+    /// Seals with the keys of a later epoch from now on, from counter 0. The key before is forgotten.
+    pub fn install(&mut self, epoch: u64, key: DirectionKey) {
+        assert!(epoch > self.epoch, "epochs only rise: a key whose counter began again would use a nonce twice");
+        *self = Self { key, epoch, lane: self.lane, counter: 0, wear: 0 };
+    }
+
+    /// The epoch it seals in.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// Records sealed so far in this epoch.
@@ -133,49 +169,116 @@ impl Sealer {
         self.counter
     }
 
-    /// Whether this epoch's key has sealed as many records as it may: the lane is of no more use.
+    /// How far this epoch's key is used up: its records, each one above [`LIGHT_RECORD_BYTES_MAX`] counting as
+    /// [`HEAVY_RECORD_WEAR`].
+    pub fn wear(&self) -> u64 {
+        self.wear
+    }
+
+    /// Whether this epoch's key has sealed as many records as it may: without another one the lane is of no more use.
     pub fn is_exhausted(&self) -> bool {
-        self.counter >= RECORDS_PER_EPOCH_MAX
+        self.wear >= RECORDS_PER_EPOCH_MAX
     }
 
     /// Skips counters, as if so many records had been sealed. Never goes back: a counter is used once.
     pub fn skip(&mut self, records: u64) {
         self.counter = self.counter.saturating_add(records);
+        self.wear = self.wear.saturating_add(records);
     }
 }
 
-/// Opens records of one lane and epoch, each once. Owner: the lane's worker.
+/// A record that has proved authentic and fresh.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Opened<'r> {
+    /// Where it stands among all of its lane.
+    pub sequence: Sequence,
+    /// Its frames: a slice of the record that starts at [`RECORD_HEADER_BYTES`].
+    pub frames: &'r mut [u8],
+}
+
+/// Opens records of one lane, each once: of the newest epoch and of those before it that may still be on their way. Owner:
+/// the lane's worker.
 pub struct Opener {
-    key: DirectionKey,
-    epoch: EpochTag,
     lane: LaneId,
+    newest: LiveEpoch,
+    /// A record of the newest epoch has been opened.
+    has_opened_newest: bool,
+    /// Those before it, the later ones first.
+    older: [Option<LiveEpoch>; EPOCHS_LIVE_MAX - 1],
+}
+
+/// What opens the records of one epoch.
+struct LiveEpoch {
+    epoch: u64,
+    tag: EpochTag,
+    key: DirectionKey,
     window: ReplayWindow,
 }
 
+impl LiveEpoch {
+    fn new(epoch: u64, key: DirectionKey) -> Self {
+        Self { epoch, tag: EpochTag::of_epoch(epoch), key, window: ReplayWindow::default() }
+    }
+}
+
 impl Opener {
-    /// Opens a record in place and returns its frames, a slice of `record` that starts at [`RECORD_HEADER_BYTES`].
+    /// Opens a record in place.
     ///
     /// The replay window is asked before the work is done and marked only after the record has proved authentic.
-    pub fn open<'r>(&mut self, record: &'r mut [u8]) -> Result<&'r mut [u8], OpenError> {
+    pub fn open<'r>(&mut self, record: &'r mut [u8]) -> Result<Opened<'r>, OpenError> {
         let header = RecordHeader::parse(record).map_err(|_| OpenError::Malformed)?;
         if header.lane != self.lane {
             return Err(OpenError::UnknownLane);
         }
-        if header.epoch != self.epoch {
-            return Err(OpenError::UnknownEpoch);
-        }
-        if !self.window.is_fresh(header.counter) {
+        let is_newest = header.epoch == self.newest.tag;
+        let live = if is_newest { &mut self.newest } else { self.older_epoch(header.epoch)? };
+        if !live.window.is_fresh(header.counter) {
             return Err(OpenError::Replayed);
         }
         let (head, sealed) = record.split_at_mut(RECORD_HEADER_BYTES);
-        let frames = self
+        let frames = live
             .key
             .aead
-            .open_in_place(nonce(&self.key.iv, header.counter), Aad::from(&*head), sealed)
+            .open_in_place(nonce(&live.key.iv, header.counter), Aad::from(&*head), sealed)
             .map_err(|_| OpenError::Unauthentic)?;
-        self.window.accept(header.counter);
+        live.window.accept(header.counter);
+        let sequence = Sequence { epoch: live.epoch, counter: header.counter };
+        self.has_opened_newest |= is_newest;
         debug_assert_eq!(frames.len() + RECORD_TAG_BYTES + RECORD_HEADER_BYTES, record_bytes(frames.len()));
-        Ok(frames)
+        Ok(Opened { sequence, frames })
+    }
+
+    /// Of the few records that cross a rekeying.
+    #[cold]
+    fn older_epoch(&mut self, tag: EpochTag) -> Result<&mut LiveEpoch, OpenError> {
+        self.older.iter_mut().flatten().find(|live| live.tag == tag).ok_or(OpenError::UnknownEpoch)
+    }
+
+    /// Opens records of this epoch too from now on. What opened the oldest of [`EPOCHS_LIVE_MAX`] is forgotten.
+    pub fn install(&mut self, epoch: u64, key: DirectionKey) {
+        assert!(
+            epoch > self.newest.epoch,
+            "epochs only rise: a fresh window would open the records of a known key twice"
+        );
+        let before = std::mem::replace(&mut self.newest, LiveEpoch::new(epoch, key));
+        self.has_opened_newest = false;
+        self.older.rotate_right(1);
+        self.older[0] = Some(before);
+    }
+
+    /// Forgets what opened the epochs before this one.
+    pub fn retire_before(&mut self, epoch: u64) {
+        for place in &mut self.older {
+            if place.as_ref().is_some_and(|live| live.epoch < epoch) {
+                *place = None;
+            }
+        }
+    }
+
+    /// The newest epoch that the peer is known to seal in: the newest there is once a record of it has been opened, until
+    /// then the one before.
+    pub fn newest_epoch(&self) -> u64 {
+        self.newest.epoch.saturating_sub(u64::from(!self.has_opened_newest))
     }
 }
 
@@ -221,11 +324,12 @@ mod tests {
 
     #[test]
     fn a_record_opens_once_on_the_other_side() {
-        for suite in [Suite::Aes128Gcm, Suite::ChaCha20Poly1305] {
+        for suite in Suite::ALL {
             let (mut sealer, mut opener) = pair(suite);
-            for frames in [&b""[..], b"x", &[9; 1424]] {
+            for (counter, frames) in (0..).zip([&b""[..], b"x", &[9; 1424]]) {
                 let record = sealed(&mut sealer, frames);
-                assert_eq!(opener.open(&mut record.clone()), Ok(&mut frames.to_vec()[..]));
+                let sequence = Sequence { epoch: 0, counter };
+                assert_eq!(opener.open(&mut record.clone()), Ok(Opened { sequence, frames: &mut frames.to_vec() }));
                 assert_eq!(opener.open(&mut record.clone()), Err(OpenError::Replayed));
             }
         }
@@ -293,5 +397,89 @@ mod tests {
         assert!(sealer.is_exhausted());
         assert_eq!(sealer.seal(&mut [0; 64], 4), Err(SealError::EpochExhausted));
         assert_eq!(sealer.counter, RECORDS_PER_EPOCH_MAX);
+    }
+
+    /// A key that both ends have for an epoch, as they would after a rekey.
+    fn direction_key(epoch: u8) -> DirectionKey {
+        DirectionKey::from_block(Suite::Aes128Gcm, &[epoch; 28]).unwrap()
+    }
+
+    #[test]
+    fn records_of_the_last_four_epochs_open_once_each_and_older_ones_never() {
+        let (mut sealer, mut opener) = pair(Suite::Aes128Gcm);
+        let mut records = Vec::new();
+        for epoch in 0..40 {
+            if epoch > 0 {
+                sealer.install(epoch, direction_key(epoch as u8));
+                opener.install(epoch, direction_key(epoch as u8));
+            }
+            // Of each epoch one record arrives now and one later.
+            assert!(opener.open(&mut sealed(&mut sealer, b"now")).is_ok());
+            assert_eq!(opener.newest_epoch(), epoch);
+            records.push(sealed(&mut sealer, b"late"));
+            if let Some(old) = epoch.checked_sub(4) {
+                let mut record = records[old as usize].clone();
+                let opened = opener.open(&mut record);
+                assert_eq!(opened, Err(OpenError::UnknownEpoch), "epoch {old} in epoch {epoch}");
+            }
+            if let Some(late) = epoch.checked_sub(3) {
+                let record = &records[late as usize];
+                let sequence = Sequence { epoch: late, counter: 1 };
+                let (mut first, mut again) = (record.clone(), record.clone());
+                assert_eq!(opener.open(&mut first).map(|opened| opened.sequence), Ok(sequence));
+                assert_eq!(opener.open(&mut again), Err(OpenError::Replayed));
+                assert_eq!(opener.newest_epoch(), epoch, "an old record makes no epoch the newest");
+            }
+        }
+        opener.retire_before(39);
+        assert_eq!(opener.open(&mut records[38].clone()), Err(OpenError::UnknownEpoch));
+        assert!(opener.open(&mut records[39].clone()).is_ok());
+    }
+
+    #[test]
+    fn a_record_of_another_epoch_with_the_same_tag_does_not_open() {
+        let (mut sealer, mut opener) = pair(Suite::Aes128Gcm);
+        let mut old = sealed(&mut sealer, b"epoch 0");
+        (1..=16).for_each(|epoch| opener.install(epoch, direction_key(epoch as u8)));
+        assert_eq!(opener.open(&mut old), Err(OpenError::Unauthentic));
+        sealer.install(16, direction_key(16));
+        let mut new = sealed(&mut sealer, b"epoch 16");
+        assert_eq!((new[0], opener.open(&mut new).is_ok()), (0x30, true));
+    }
+
+    #[test]
+    #[should_panic(expected = "epochs only rise")]
+    fn no_epoch_is_sealed_in_twice() {
+        let (mut sealer, _) = pair(Suite::Aes128Gcm);
+        sealer.install(1, direction_key(1));
+        sealer.install(1, direction_key(1));
+    }
+
+    #[test]
+    fn a_large_record_wears_a_key_like_sixteen_small_ones_and_a_new_key_is_not_worn() {
+        let (mut sealer, _) = pair(Suite::Aes128Gcm);
+        for (record_bytes, wear) in [(28, 1), (LIGHT_RECORD_BYTES_MAX, 2), (LIGHT_RECORD_BYTES_MAX + 1, 18), (9032, 34)]
+        {
+            sealer.seal(&mut vec![0; record_bytes], record_bytes - RECORD_OVERHEAD_BYTES).unwrap();
+            assert_eq!(sealer.wear(), wear);
+        }
+        sealer.skip(RECORDS_PER_EPOCH_MAX - 35);
+        assert!(!sealer.is_exhausted());
+        sealer.seal(&mut vec![0; 9032], 9000).unwrap();
+        assert_eq!(sealer.seal(&mut [0; 64], 4), Err(SealError::EpochExhausted));
+        sealer.install(1, direction_key(1));
+        assert!(sealer.seal(&mut [0; 64], 4).is_ok());
+        assert_eq!((sealer.epoch(), sealer.sealed(), sealer.wear()), (1, 1, 1));
+    }
+
+    #[test]
+    fn only_the_next_record_of_the_same_epoch_follows_one() {
+        let at = |epoch, counter| Sequence { epoch, counter };
+        assert!(at(3, 8).follows(at(3, 7)));
+        for other in [at(3, 6), at(3, 8), at(3, 9), at(2, 7), at(4, 7), at(2, u64::MAX)] {
+            assert!(!at(3, 8).follows(other), "{other:?}");
+        }
+        assert!(!at(3, 0).follows(at(2, u64::MAX)) && !at(0, 0).follows(at(0, u64::MAX)));
+        assert!(at(3, 0) > at(2, u64::MAX));
     }
 }

@@ -9,6 +9,7 @@ use super::settings::CarrierChoice;
 use super::snapshot::Snapshot;
 use crate::id::{LaneId, LaneIndex, LaneSerial, PeerIndex};
 use crate::lane::connection::LaneConnection;
+use crate::lane::epoch::EpochSecrets;
 use crate::lane::seal::{Opener, Sealer};
 
 /// One order from control to a worker.
@@ -78,6 +79,8 @@ pub struct LaneHandOver {
     pub sealer: Sealer,
     /// Opens what arrives.
     pub opener: Opener,
+    /// What the keys of its later epochs will be made from.
+    pub secrets: EpochSecrets,
     /// Datagrams for this lane that reached control before the hand-over, oldest first.
     pub early: Vec<Vec<u8>>,
     /// How packets shall leave by it.

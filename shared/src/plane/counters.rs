@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::offload::OffloadGauges;
 use super::settings::Engine;
 use crate::drop_reason::DropReason;
+use crate::lane::keys::Suite;
 
 /// A number that only grows, written by one thread.
 #[derive(Debug, Default)]
@@ -123,6 +124,7 @@ pub struct LaneGauges {
     epoch: AtomicU64,
     is_silent: AtomicBool,
     carrier: AtomicU8,
+    suite: AtomicU8,
     /// Epochs that followed the first.
     pub rekeys: Counter,
     /// Rekeyings that came to nothing.
@@ -149,6 +151,17 @@ impl LaneGauges {
     /// Stores the epoch that seals.
     pub fn set_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Stores the AEAD of the lane's records.
+    pub fn set_suite(&self, suite: Suite) {
+        self.suite.store(suite as u8, Ordering::Relaxed);
+    }
+
+    /// The AEAD of the lane's records; `None` until a worker owns it.
+    pub fn suite(&self) -> Option<Suite> {
+        let code = self.suite.load(Ordering::Relaxed);
+        Suite::ALL.into_iter().find(|suite| *suite as u8 == code)
     }
 
     /// Stores whether the peer has stopped answering.

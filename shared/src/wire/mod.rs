@@ -5,4 +5,5 @@ pub mod frame;
 pub mod offer;
 pub mod probe;
 pub mod record;
+pub mod rekey;
 pub mod secrets;

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 pub use super::secrets::LinkSecrets;
 use crate::id::{LaneId, LaneIndex};
-use crate::lane::keys::Suite;
+use crate::lane::keys::{CipherChoice, Suite};
 use crate::limits::{CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, OFFER_BYTES_MAX, WORKERS_MAX};
 
 /// Name of the libp2p protocol; the number rises with [`OFFER_VERSION`].
@@ -190,7 +190,14 @@ impl Offer {
 
     /// The AEAD that two offers agree on.
     pub fn suite(&self, other: &Self) -> Suite {
-        Suite::choose(self.features.has_aes(), other.features.has_aes())
+        let both = self.features.0 & other.features.0;
+        if both & Features::AES_128_GCM.0 != 0 {
+            Suite::Aes128Gcm
+        } else if both & Features::AES_256_GCM.0 != 0 {
+            Suite::Aes256Gcm
+        } else {
+            Suite::ChaCha20Poly1305
+        }
     }
 }
 
@@ -297,12 +304,21 @@ impl fmt::Display for RefusalReason {
 pub struct Features(pub u32);
 
 impl Features {
-    /// The CPU has AES instructions.
-    pub const AES: Self = Self(1);
+    /// The node is willing to seal records with AES-128-GCM.
+    pub const AES_128_GCM: Self = Self(1);
+    /// The node is willing to seal records with AES-256-GCM.
+    pub const AES_256_GCM: Self = Self(2);
 
-    /// Whether the CPU has AES instructions.
-    pub fn has_aes(self) -> bool {
-        self.0 & Self::AES.0 != 0
+    /// Of a node with this configuration and a CPU that has AES instructions or not: without them AES is slow, and slow to
+    /// do safely, so such a node is willing to use neither. ChaCha20-Poly1305 every node is.
+    pub fn of(choice: CipherChoice, has_aes: bool) -> Self {
+        match choice {
+            _ if !has_aes => Self(0),
+            CipherChoice::Auto => Self(Self::AES_128_GCM.0 | Self::AES_256_GCM.0),
+            CipherChoice::Aes128Gcm => Self::AES_128_GCM,
+            CipherChoice::Aes256Gcm => Self::AES_256_GCM,
+            CipherChoice::ChaCha20Poly1305 => Self(0),
+        }
     }
 }
 
@@ -435,7 +451,7 @@ mod tests {
         Offer {
             instance: [1; 16],
             secret: OfferSecret::new([2; 32]),
-            features: Features(Features::AES.0 | 1 << 31),
+            features: Features(Features::AES_128_GCM.0 | 1 << 31),
             workers: 2,
             port: 8100,
             lane_id_base: LaneId::new(0x00ab_cd00).unwrap(),

@@ -91,6 +91,9 @@ fn lane_line(lane: &LaneStatus) -> String {
     if let Some(mtu_bytes) = lane.mtu_bytes {
         let _ = write!(line, ", datagrams to {mtu_bytes} bytes");
     }
+    if let Some(cipher) = &lane.cipher {
+        let _ = write!(line, ", {cipher}");
+    }
     if lane.epoch > 0 {
         let _ = write!(line, ", epoch {}", lane.epoch);
     }
@@ -224,6 +227,7 @@ mod tests {
                     mtu_bytes: Some(1452),
                     state: LaneState::Up,
                     carrier: Carrier::Lane,
+                    cipher: Some("aes-128-gcm".into()),
                     epoch: 38,
                     rekeys: 38,
                     rekeys_failed: 0,
@@ -241,6 +245,7 @@ mod tests {
                     mtu_bytes: None,
                     state: LaneState::Silent,
                     carrier: Carrier::Quic,
+                    cipher: None,
                     epoch: 0,
                     rekeys: 0,
                     rekeys_failed: 0,
@@ -321,7 +326,7 @@ site-b
   id          12D3KooWBob
   addresses   100.64.4.143, fd00:6879::b
   routes      10.20.0.0/16, fd00:20::/64
-  lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, datagrams to 1452 bytes, epoch 38, for 1 min 15 s
+  lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, datagrams to 1452 bytes, aes-128-gcm, epoch 38, for 1 min 15 s
   lane 1      worker 1, [2001:db8::1]:8101 -> [2001:db8::2]:8101, in QUIC datagrams, for 3 s, silent
   sent        12345 packets in 12000 records
   received    678 packets in 677 records

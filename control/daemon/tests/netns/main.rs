@@ -34,6 +34,7 @@ mod offload;
 mod order;
 mod path;
 mod refusals;
+mod rekey;
 mod shapes;
 mod shapes_udp;
 mod strangers;

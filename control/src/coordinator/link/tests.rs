@@ -23,7 +23,13 @@ struct Fixture {
 
 impl Fixture {
     fn new(role: Role) -> Self {
-        let us = Us { id: PeerId::random(), instance: [0; 16], features: Features::AES, workers: WORKERS, port: 8100 };
+        let us = Us {
+            id: PeerId::random(),
+            instance: [0; 16],
+            features: Features::AES_128_GCM,
+            workers: WORKERS,
+            port: 8100,
+        };
         let (link, now) = (Link::new(PEER, role), Instant::now());
         Self { link, us, random: 0, asks: 0, intents: VecDeque::new(), now }
     }
@@ -114,7 +120,7 @@ fn offer(instance: u8) -> Offer {
     Offer {
         instance: [instance; 16],
         secret: OfferSecret::new([instance; 32]),
-        features: Features::AES,
+        features: Features::AES_128_GCM,
         workers: WORKERS,
         port: 8100,
         lane_id_base: LaneId::new(0).unwrap(),

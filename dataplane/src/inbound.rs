@@ -4,11 +4,14 @@
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::lane::seal::Sequence;
-use ringlane_shared::limits::{COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX, COALESCE_RUNS_MAX, TOKEN_BYTES};
+use ringlane_shared::limits::{
+    COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX, COALESCE_RUNS_MAX, INNER_MTU_MAX, TOKEN_BYTES,
+};
 use ringlane_shared::packet::checksum::PartialChecksum;
 use ringlane_shared::packet::coalesce::{Coalescer, Joined, Span};
 use ringlane_shared::packet::ip::PacketHeader;
 use ringlane_shared::plane::{PeerCounters, PeerEntry};
+use ringlane_shared::wire::fragment::Fragment;
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 use ringlane_shared::wire::record::DatagramKind;
 
@@ -52,15 +55,15 @@ fn opens_a_lane(datagram: &[u8]) -> bool {
     datagram[0] & 0xf0 == 0xc0 && datagram.get(5).copied().map(usize::from) == Some(TOKEN_BYTES)
 }
 
-/// Whether an inner packet may go to the TUN: `packet` is trimmed to what the header says.
+/// Whether an inner packet may go to the TUN: `packet` is trimmed to what the header says. It may be larger than our MTU,
+/// which is about what we send: the kernel takes it, and does with it what any router does.
 pub(crate) fn admit(
     peer: &PeerEntry,
-    mtu: u16,
     packet: &[u8],
     is_partial: bool,
 ) -> Result<(PacketHeader, Option<PartialChecksum>), DropReason> {
     let header = PacketHeader::parse(packet).map_err(|_| DropReason::PacketMalformed)?;
-    if header.total_bytes > usize::from(mtu) {
+    if header.total_bytes > usize::from(INNER_MTU_MAX) {
         return Err(DropReason::PacketTooBig);
     }
     if !peer.admits_source(header.source) {
@@ -86,6 +89,19 @@ pub(crate) struct OpenedRecord {
     pub(crate) held: u16,
     /// Its frames.
     pub(crate) frames: Span,
+}
+
+/// Puts packets together that arrive in fragments.
+pub(crate) trait Assemble {
+    /// Takes a fragment that came in `record`, and returns the packet that is whole with it.
+    fn take(&mut self, record: &OpenedRecord, fragment: &Fragment<'_>) -> Option<Assembled<'_>>;
+}
+
+/// A packet that is whole again, and where it lies.
+pub(crate) struct Assembled<'m> {
+    pub(crate) bytes: &'m [u8],
+    pub(crate) span: Span,
+    pub(crate) is_partial: bool,
 }
 
 /// Turns records into writes to the TUN: admits their packets, and puts back together what belongs together.
@@ -118,9 +134,9 @@ impl Rebuilder {
         &mut self,
         peer: &PeerEntry,
         counters: &PeerCounters,
-        mtu: u16,
         record: &OpenedRecord,
         frames: &[u8],
+        assembler: &mut impl Assemble,
     ) {
         let Self { coalescer, last, after_segment, writes, echoes } = self;
         if !last.is_some_and(|(slot, before)| slot == record.slot && record.sequence.follows(before)) {
@@ -136,13 +152,13 @@ impl Rebuilder {
                 break;
             };
             let packet = &frames[frame.payload.clone()];
-            let span = |bytes: usize| Span {
+            let place = Span {
                 buffer: record.frames.buffer,
                 offset: record.frames.offset + frame.payload.start as u32,
-                bytes: bytes as u32,
+                bytes: packet.len() as u32,
             };
             let continues = std::mem::take(after_segment) && frame.continues;
-            match frame.kind {
+            let (packet, place, is_partial) = match frame.kind {
                 FrameKind::Pad => continue,
                 FrameKind::Echo => {
                     if let Err(reason) = echoes.take(record.slot, record.socket, packet) {
@@ -151,18 +167,19 @@ impl Rebuilder {
                     continue;
                 }
                 FrameKind::Fragment => {
-                    counters.drops.count(DropReason::FrameUnsupported);
-                    continue;
+                    let fragment = Fragment::of(&frame, packet);
+                    let Some(whole) = fragment.and_then(|fragment| assembler.take(record, &fragment)) else { continue };
+                    (whole.bytes, whole.span, whole.is_partial)
                 }
-                FrameKind::Segment if continues && coalescer.continue_segments(packet, span(packet.len())) => {
+                FrameKind::Segment if continues && coalescer.continue_segments(packet, place) => {
                     *after_segment = true;
                     packets += 1;
                     bytes += packet.len() as u64;
                     continue;
                 }
-                FrameKind::Packet | FrameKind::Segment => {}
-            }
-            let (header, checksum) = match admit(peer, mtu, packet, frame.is_partial) {
+                FrameKind::Packet | FrameKind::Segment => (packet, place, frame.is_partial),
+            };
+            let (header, checksum) = match admit(peer, packet, is_partial) {
                 Ok(admitted) => admitted,
                 Err(reason) => {
                     counters.drops.count(reason);
@@ -170,7 +187,7 @@ impl Rebuilder {
                 }
             };
             let packet = &packet[..header.total_bytes];
-            let place = span(packet.len());
+            let place = Span { bytes: packet.len() as u32, ..place };
             let write = |joined: Joined<'_>| writes.push(&joined);
             if frame.kind == FrameKind::Segment {
                 coalescer.begin_segments(owner, packet, &header, place, write);
@@ -294,7 +311,7 @@ mod tests {
     fn framed(packets: &[Vec<u8>], what: FramedPacket) -> Vec<u8> {
         let mut frames = Vec::new();
         for packet in packets {
-            frames.extend_from_slice(FrameHeader::fit(what, packet.len(), 9000).unwrap().as_bytes());
+            frames.extend_from_slice(FrameHeader::fit(what, packet.len(), 20_000).unwrap().as_bytes());
             frames.extend_from_slice(packet);
         }
         frames
@@ -306,6 +323,18 @@ mod tests {
         peer: PeerEntry,
         counters: PeerCounters,
         bytes: Vec<u8>,
+        assembled: Numbered,
+    }
+
+    /// A fragment's number stands for a packet of ours, which is whole as soon as a fragment without more comes.
+    struct Numbered(Vec<Vec<u8>>);
+
+    impl Assemble for Numbered {
+        fn take(&mut self, _: &OpenedRecord, fragment: &Fragment<'_>) -> Option<Assembled<'_>> {
+            let bytes = self.0.get(fragment.packet as usize).filter(|_| !fragment.has_more)?;
+            let span = Span { buffer: 100 + fragment.packet as u16, offset: 0, bytes: bytes.len() as u32 };
+            Some(Assembled { bytes, span, is_partial: fragment.is_partial })
+        }
     }
 
     impl Bed {
@@ -315,6 +344,7 @@ mod tests {
                 peer: peer(),
                 counters: PeerCounters::default(),
                 bytes: Vec::new(),
+                assembled: Numbered(Vec::new()),
             }
         }
 
@@ -334,18 +364,22 @@ mod tests {
                 held: 0,
                 frames: frames_at,
             };
-            self.rebuilder.record(&self.peer, &self.counters, 1420, &record, frames);
+            let Self { rebuilder, peer, counters, assembled, .. } = self;
+            rebuilder.record(peer, counters, &record, frames, assembled);
         }
 
         /// What would go to the TUN: each write's header, its bytes, and for how many packets it stands.
         fn written(&mut self) -> Vec<(VnetHeader, Vec<u8>, u16)> {
             self.rebuilder.flush();
             let mut written = Vec::new();
-            let bytes = &self.bytes;
+            let (bytes, assembled) = (&self.bytes, &self.assembled.0);
             self.rebuilder.writes.drain(|write| {
                 let mut packet = write.head.to_vec();
                 for span in write.spans {
-                    assert_eq!(span.buffer, 3);
+                    let bytes = match span.buffer {
+                        3 => bytes,
+                        whole => &assembled[usize::from(whole) - 100],
+                    };
                     packet.extend(&bytes[span.offset as usize..][..span.bytes as usize]);
                 }
                 assert_eq!(write.tag.peer, PeerIndex(5));
@@ -363,7 +397,7 @@ mod tests {
     fn a_bad_packet_costs_itself_only() {
         let good = packet([10, 20, 0, 2], 60);
         let spoofed = packet([10, 21, 0, 2], 60);
-        let too_big = packet([10, 20, 0, 2], 1421);
+        let too_big = packet([10, 20, 0, 2], 9001);
         let nonsense = vec![0x15; 40];
         let mut bed = Bed::new();
         let packets = [good.clone(), spoofed, good.clone(), too_big, nonsense, good.clone()];
@@ -397,7 +431,7 @@ mod tests {
         short[9] = 6;
         for refused in [fragment, icmp.clone(), short] {
             for what in [FramedPacket::Partial, FramedPacket::Segment, FramedPacket::NextSegment] {
-                assert_eq!(admit(&peer(), 1420, &refused, true), Err(DropReason::FrameMalformed));
+                assert_eq!(admit(&peer(), &refused, true), Err(DropReason::FrameMalformed));
                 let mut bed = Bed::new();
                 bed.record(0, &framed(std::slice::from_ref(&refused), what));
                 assert_eq!((bed.written(), bed.dropped(DropReason::FrameMalformed)), (vec![], 1));
@@ -482,14 +516,36 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_later_versions_are_skipped_and_broken_ones_end_the_record() {
-        let mut frames = vec![0b0111_0000, 0, 2, 9, 9];
+    fn a_packet_that_came_in_fragments_is_admitted_and_joins_its_flow_as_any_other() {
+        let pieces = pieces(3);
+        let mut bed = Bed::new();
+        let fragment = |packet: u8, first: u8| [vec![first, 0, 7, 0, 0, 0, packet, 0, 0], vec![9]].concat();
+        bed.assembled.0 = vec![pieces[1].clone(), packet([10, 21, 0, 2], 60)];
+        let before = framed(&pieces[..1], FramedPacket::Partial);
+        let behind = framed(&pieces[2..], FramedPacket::Partial);
+        // The first of its fragments, the last one, and one of a packet that is not the peer's.
+        bed.record(
+            0,
+            &[before, fragment(0, 0b0111_1100), fragment(0, 0b0111_1000), fragment(1, 0b0111_0000), behind].concat(),
+        );
+        let written = bed.written();
+        assert_eq!(written.iter().map(|(.., packets)| *packets).collect::<Vec<_>>(), [3]);
+        let payload: Vec<u8> = pieces.iter().flat_map(|piece| piece[28..].to_vec()).collect();
+        assert_eq!(written[0].1[28..], payload);
+        assert_eq!(bed.dropped(DropReason::SourceNotAllowed), 1);
+        assert_eq!(bed.counters.packets_received.get(), 3);
+    }
+
+    #[test]
+    fn pad_frames_are_skipped_and_broken_ones_end_the_record() {
+        let mut frames = vec![0b0001_0000, 0, 2, 9, 9];
         frames.extend(framed(&[packet([10, 20, 0, 2], 60)], FramedPacket::Complete));
         frames.extend([0b1110_0000, 1, 2, 3]);
         let mut bed = Bed::new();
         bed.record(0, &frames);
         assert_eq!(bed.written().len(), 1);
-        assert_eq!((bed.dropped(DropReason::FrameUnsupported), bed.dropped(DropReason::FrameMalformed)), (1, 1));
+        let drops = DropReason::ALL.map(|reason| bed.dropped(reason));
+        assert_eq!((drops.iter().sum::<u64>(), bed.dropped(DropReason::FrameMalformed)), (1, 1));
     }
 
     #[test]

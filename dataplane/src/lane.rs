@@ -37,6 +37,8 @@ pub(crate) struct Lane {
     pub(crate) carrier: CarrierChoice,
     /// The largest record its path is known to carry, in bytes.
     pub(crate) record_bytes: usize,
+    /// The number of the next packet that is cut.
+    pub(crate) next_cut: u32,
     pub(crate) gauges: Arc<LaneGauges>,
     /// What is known of its path.
     pub(crate) path: LanePath,

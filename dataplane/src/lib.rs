@@ -4,7 +4,9 @@
 //! Start reading at `worker.rs`, then `outbound.rs` and `inbound.rs`.
 
 mod echoes;
+mod fragments;
 mod hand_over;
+mod icmp;
 mod inbound;
 pub mod io;
 mod lane;
@@ -105,7 +107,7 @@ fn spawn_on<E: sys::ring::Engine>(
     settings: &WorkerSettings,
     events: &PlaneSender<PlaneEvent>,
 ) -> Result<Dataplane, SpawnError> {
-    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, rekey, keep_alive, .. } = *settings;
+    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, rekey, keep_alive, fragments, .. } = *settings;
     let count = tun.queues.len();
     if count > WORKERS_MAX {
         return Err(SpawnError::TooMany(count));
@@ -153,6 +155,7 @@ fn spawn_on<E: sys::ring::Engine>(
                 id,
                 mtu,
                 hash_seed,
+                fragments,
                 busy_poll,
                 rekey,
                 ring,

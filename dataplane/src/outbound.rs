@@ -5,14 +5,15 @@ use std::ops::Range;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{
-    RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, TRAIN_BYTES_MAX, TRAIN_RECORDS_MAX, record_bytes_max,
+    FRAME_HEADER_BYTES_MIN, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, TRAIN_BYTES_MAX, TRAIN_RECORDS_MAX,
 };
 use ringlane_shared::packet::checksum::{PartialChecksum, complete};
 use ringlane_shared::packet::flow::flow_hash;
 use ringlane_shared::packet::ip::PacketHeader;
 use ringlane_shared::packet::segment::Split;
 use ringlane_shared::plane::Snapshot;
-use ringlane_shared::wire::frame::{FrameHeader, FramedPacket};
+use ringlane_shared::wire::fragment::{FragmentHeader, Uncut};
+use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket};
 
 use crate::sys::ring::Train;
 use crate::sys::vnet_header::VnetHeader;
@@ -76,9 +77,9 @@ pub(crate) fn route(
 pub(crate) struct RecordFill {
     /// Bytes of frames so far.
     pub(crate) frame_bytes: usize,
-    /// Packets so far.
+    /// Packets so far; one in fragments counts where its last one is.
     pub(crate) packets: u16,
-    /// Their bytes.
+    /// The bytes of packets.
     pub(crate) packet_bytes: u64,
     /// Nothing may follow.
     complete: bool,
@@ -111,24 +112,62 @@ pub(crate) enum Joined {
     TooBig,
 }
 
+/// Largest packet in bytes that fits a record of so many.
+pub(crate) fn packet_bytes_max(record_bytes: usize) -> usize {
+    record_bytes.saturating_sub(RECORD_OVERHEAD_BYTES + FRAME_HEADER_BYTES_MIN)
+}
+
 impl TrainFill {
-    /// Gives a packet a place in the record that is being filled and writes its frame header. `room` is what the send
-    /// buffer has behind everything queued from it.
-    pub(crate) fn join(&mut self, room: &mut [u8], mtu: u16, what: FramedPacket, packet_bytes: usize) -> Joined {
-        let record = &mut self.record;
-        let capacity = record_bytes_max(mtu).min(room.len() - self.train.bytes).saturating_sub(RECORD_OVERHEAD_BYTES);
-        let left = if record.complete { 0 } else { capacity - record.frame_bytes };
-        let Some(header) = FrameHeader::fit(what, packet_bytes, left) else {
-            return if record.packets == 0 { Joined::TooBig } else { Joined::RecordFull };
+    /// Gives a packet a place in the record that is being filled, of `record_bytes` at most, and writes its frame header.
+    /// `room` is what the send buffer has behind everything queued from it.
+    pub(crate) fn join(
+        &mut self,
+        room: &mut [u8],
+        record_bytes: usize,
+        what: FramedPacket,
+        packet_bytes: usize,
+    ) -> Joined {
+        let Some(header) = FrameHeader::fit(what, packet_bytes, self.left(room.len(), record_bytes)) else {
+            return if packet_bytes > packet_bytes_max(record_bytes) { Joined::TooBig } else { Joined::RecordFull };
         };
-        let at = self.train.bytes + RECORD_HEADER_BYTES + record.frame_bytes;
-        let body = at + header.as_bytes().len();
-        room[at..body].copy_from_slice(header.as_bytes());
-        record.frame_bytes += header.as_bytes().len() + packet_bytes;
-        record.packets += 1;
-        record.packet_bytes += packet_bytes as u64;
-        record.complete = header.ends_record();
-        Joined::At(body..body + packet_bytes)
+        self.record.packets += 1;
+        Joined::At(self.place(room, header.as_bytes(), packet_bytes, header.ends_record()))
+    }
+
+    /// As [`Self::join`], for as much as there is place for of what is left of a packet. A record that has no place for
+    /// any of it is padded, so that the train goes on.
+    pub(crate) fn join_fragment(&mut self, room: &mut [u8], record_bytes: usize, uncut: Uncut) -> Joined {
+        let left = self.left(room.len(), record_bytes);
+        let Some(header) = FragmentHeader::fit(uncut, left) else {
+            if left > 0 && self.record.frame_bytes > 0 {
+                let padding = self.place(room, &[FrameKind::Pad as u8], left - 1, true);
+                room[padding].fill(0);
+                self.record.packet_bytes -= left as u64 - 1;
+            }
+            return Joined::RecordFull;
+        };
+        self.record.packets += u16::from(header.packet_bytes == uncut.bytes);
+        Joined::At(self.place(room, header.as_bytes(), header.packet_bytes, header.ends_record()))
+    }
+
+    /// How many bytes of frames the record has place for, if it may have `record_bytes`.
+    fn left(&self, room_bytes: usize, record_bytes: usize) -> usize {
+        if self.record.complete {
+            return 0;
+        }
+        let most = record_bytes.min(room_bytes - self.train.bytes);
+        most.saturating_sub(RECORD_OVERHEAD_BYTES + self.record.frame_bytes)
+    }
+
+    /// Writes a frame's header, and returns where its bytes go.
+    fn place(&mut self, room: &mut [u8], header: &[u8], bytes: usize, ends_record: bool) -> Range<usize> {
+        let at = self.train.bytes + RECORD_HEADER_BYTES + self.record.frame_bytes;
+        let body = at + header.len();
+        room[at..body].copy_from_slice(header);
+        self.record.frame_bytes += header.len() + bytes;
+        self.record.packet_bytes += bytes as u64;
+        self.record.complete = ends_record;
+        body..body + bytes
     }
 
     /// Where the record that is being filled begins, counted from the room's start.
@@ -157,11 +196,11 @@ impl TrainFill {
     }
 
     /// Whether no record may follow those there are, given all the bytes there were for them.
-    pub(crate) fn is_complete(&self, room_bytes: usize, mtu: u16) -> bool {
+    pub(crate) fn is_complete(&self, room_bytes: usize, record_bytes: usize) -> bool {
         self.ended
             || self.train.records >= TRAIN_RECORDS_MAX
             || self.train.bytes + self.train.record_bytes > TRAIN_BYTES_MAX
-            || !has_room(room_bytes - self.train.bytes, mtu)
+            || !has_room(room_bytes - self.train.bytes, record_bytes)
     }
 
     /// Takes the sealed records, if there are any.
@@ -172,9 +211,9 @@ impl TrainFill {
     }
 }
 
-/// Whether so many bytes hold a record of any size and the sentinel behind it.
-pub(crate) fn has_room(bytes: usize, mtu: u16) -> bool {
-    bytes > record_bytes_max(mtu)
+/// Whether so many bytes hold a record of up to `record_bytes` and the sentinel behind it.
+pub(crate) fn has_room(bytes: usize, record_bytes: usize) -> bool {
+    bytes > record_bytes
 }
 
 #[cfg(test)]
@@ -182,6 +221,7 @@ mod tests {
     use std::sync::Arc;
 
     use ringlane_shared::id::Generation;
+    use ringlane_shared::limits::record_bytes_max;
     use ringlane_shared::packet::checksum::Sum;
     use ringlane_shared::packet::segment::Transport;
     use ringlane_shared::route::RouteTable;
@@ -270,7 +310,7 @@ mod tests {
 
     /// Joins a packet to the record that is being filled and writes it there.
     fn join(fill: &mut TrainFill, room: &mut [u8], packet: &[u8]) -> Joined {
-        let joined = fill.join(room, 1420, FramedPacket::Partial, packet.len());
+        let joined = fill.join(room, record_bytes_max(1420), FramedPacket::Partial, packet.len());
         if let Joined::At(range) = &joined {
             room[range.clone()].copy_from_slice(packet);
         }
@@ -300,7 +340,7 @@ mod tests {
         let mut sealed = |bytes| {
             fill.record.packets = 2;
             let before = fill.sealed(bytes).map(|(train, packets)| (train.records, train.record_bytes, packets));
-            (before, fill.is_complete(60_000, 1420), fill.record_at())
+            (before, fill.is_complete(60_000, 1452), fill.record_at())
         };
         assert_eq!(sealed(1449), (None, false, 1449));
         assert_eq!(sealed(1449), (None, false, 2898));
@@ -312,7 +352,7 @@ mod tests {
         let mut sealed = |bytes| {
             fill.record.packets = 1;
             let before = fill.sealed(bytes).map(|(train, packets)| (train.records, train.record_bytes, packets));
-            (before, fill.is_complete(60_000, 1420))
+            (before, fill.is_complete(60_000, 1452))
         };
         assert_eq!(sealed(300), (None, false));
         assert_eq!(sealed(1449), (Some((1, 300, 1)), false), "a longer one begins another train");
@@ -323,7 +363,7 @@ mod tests {
     fn a_train_ends_where_the_kernel_or_the_buffer_takes_no_more() {
         let count = |bytes, room| {
             let mut fill = TrainFill::default();
-            while !fill.is_complete(room, 1420) {
+            while !fill.is_complete(room, 1452) {
                 fill.record.packets = 1;
                 assert_eq!(fill.sealed(bytes), None);
             }

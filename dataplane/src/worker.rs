@@ -11,6 +11,7 @@
 //! until the packet ring, control or another worker or the next QUIC deadline wakes it.
 
 mod lanes;
+mod oversized;
 mod path;
 mod receiving;
 mod rekey;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::limits::{
-    COMMAND_BUDGET, HAND_OVER_BUDGET, SENDS_IN_FLIGHT, TURN_BYTES, TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT,
+    COMMAND_BUDGET, HAND_OVER_BUDGET, INNER_MTU_MAX, SENDS_IN_FLIGHT, TURN_BYTES, TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT,
 };
 use ringlane_shared::plane::{
     LaneEnd, Offload, OffloadState, Offloads, PeerCounters, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender,
@@ -34,7 +35,9 @@ use tracing::warn;
 pub(crate) use self::path::LanePath;
 
 use self::path::Paths;
+use crate::fragments::Fragments;
 use crate::hand_over::HandOver;
+use crate::icmp::Limiter;
 use crate::inbound::{OpenedRecord, Rebuilder};
 use crate::lane::Lanes;
 use crate::sys::ring::{Completion, Engine, FrozenBuffer, PacketRing, SocketSlot};
@@ -48,6 +51,8 @@ pub(crate) struct Worker<E: Engine> {
     pub(crate) id: WorkerId,
     pub(crate) mtu: u16,
     pub(crate) hash_seed: u64,
+    /// Whether packets that are larger than a record of their path are cut; else their sender is told.
+    pub(crate) fragments: bool,
     /// For how long it keeps looking when nothing happens, before it sleeps.
     pub(crate) busy_poll: Duration,
     /// When its lanes get new keys.
@@ -75,10 +80,14 @@ pub(crate) struct State {
     is_out_of_order: bool,
     /// What makes TUN writes of them.
     rebuilder: Rebuilder,
+    /// Their packets that came in fragments.
+    fragments: Fragments,
     /// What it takes to ask and answer on paths.
     paths: Paths,
-    /// Room for one packet, a piece of a super-segment on its way to another worker.
+    /// Room for one packet: a piece of a super-segment that is not written straight into a record.
     piece: Box<[u8]>,
+    /// How many senders may be told that their packets are too big.
+    too_big: Limiter,
     /// Lanes to be driven now; kept to keep its memory.
     due: Vec<SocketSlot>,
     /// The earliest QUIC deadline of all lanes.
@@ -104,8 +113,10 @@ impl State {
             held: Vec::with_capacity(usize::from(UDP_RECEIVES_IN_FLIGHT)),
             is_out_of_order: false,
             rebuilder: Rebuilder::new(coalesces, coalesces && offloads.has(Offload::TunUso)),
+            fragments: Fragments::new(),
             paths: Paths::new(mtu, keep_alive),
-            piece: vec![0; usize::from(mtu)].into(),
+            piece: vec![0; usize::from(INNER_MTU_MAX)].into(),
+            too_big: Limiter::default(),
             due: Vec::new(),
             deadline: None,
             has_quic_news: false,

@@ -13,7 +13,7 @@ pub enum DropReason {
     NoRoute,
     /// The peer is known but has no carrier at the moment.
     NoLane,
-    /// The packet does not fit a record on this lane.
+    /// The packet does not fit a record on this lane, and is not to be cut; its sender is told.
     TooBig,
     /// Passing the packet to the worker that has a lane failed: that worker's queue was full.
     HandOverFull,
@@ -51,7 +51,7 @@ pub enum DropReason {
     PacketMalformed,
     /// The inner source address is neither the peer's own nor in its routes.
     SourceNotAllowed,
-    /// The inner packet is larger than our MTU.
+    /// The inner packet is larger than any may be.
     PacketTooBig,
     /// The TUN refused the packet: its queue is full or the interface is down.
     TunWriteFailed,

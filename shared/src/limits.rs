@@ -111,7 +111,8 @@ pub const RATE_MBIT_MAX: u32 = 400_000;
 
 /// Smallest inner MTU: IPv6 needs 1280 (RFC 8200, section 5).
 pub const INNER_MTU_MIN: u16 = 1280;
-/// Largest inner MTU: a jumbo underlay of 9000 less nothing; the lane's own overhead is checked against the path.
+/// Largest inner MTU, and largest inner packet that is taken from a peer, whatever our own MTU is: a jumbo underlay of
+/// 9000 less nothing; what does not fit a record travels in fragments.
 pub const INNER_MTU_MAX: u16 = 9000;
 /// Default inner MTU: with all headers it fills a 1500-byte IPv6 path exactly.
 pub const INNER_MTU_DEFAULT: u16 = 1420;
@@ -149,6 +150,37 @@ pub const fn quic_bytes_max(inner_mtu: u16) -> usize {
     if record > 1472 { record } else { 1472 }
 }
 
+/// Smallest size in bytes that the largest record of a path has: what QUIC asks of every path (RFC 9000, section 14).
+pub const RECORD_BYTES_MIN: usize = 1200;
+
+/// What a fragment frame says of its place, behind the frame header: packet (32) and offset (16).
+pub const FRAGMENT_PLACE_BYTES: usize = 6;
+/// Bytes of a packet that a sender begins a fragment with at least, unless it is the packet's last: less is not worth its
+/// header, and receivers keep so many fragments of a packet apart and no more.
+pub const FRAGMENT_BYTES_MIN: usize = 32;
+/// Fragments of one packet.
+pub const FRAGMENTS_PER_PACKET_MAX: usize = 16;
+// The first one fills a record that others have begun, the others one each.
+const _: () = assert!(
+    FRAGMENT_BYTES_MIN
+        + (FRAGMENTS_PER_PACKET_MAX - 1)
+            * (RECORD_BYTES_MIN - RECORD_OVERHEAD_BYTES - FRAME_HEADER_BYTES_MIN - FRAGMENT_PLACE_BYTES)
+        >= INNER_MTU_MAX as usize
+);
+/// Packets of one worker whose fragments have not all arrived; the oldest makes room for one more.
+pub const ASSEMBLIES_MAX: usize = 64;
+/// Buffers in which packets are put together: those of [`ASSEMBLIES_MAX`], and as many on their way to the TUN.
+pub const ASSEMBLY_BUFFERS: u16 = 2 * ASSEMBLIES_MAX as u16;
+/// Bytes of one of them: any inner packet, and whole cache lines.
+pub const ASSEMBLY_BUFFER_BYTES: usize = (INNER_MTU_MAX as usize).next_multiple_of(64);
+/// Milliseconds that a packet waits for the rest of its fragments, which were sent right behind each other: longer than
+/// any path reorders for, and short beside the 30 s of IP, for nothing here is sent again.
+pub const ASSEMBLY_MS_MAX: u64 = 1000;
+
+/// Packets that one worker answers with "too big" at once; what hosts ask in a burst.
+pub const TOO_BIG_BURST: u32 = 32;
+/// And per second after that: every sender needs one answer per path and ten minutes.
+pub const TOO_BIG_PER_SECOND: u32 = 100;
 /// Echo requests of one lane that are answered per second, and at once: far more than a peer has reason to send, and at
 /// 86 bytes each way too few to be of use against anybody.
 pub const ECHO_REPLIES_PER_SECOND: u32 = 256;

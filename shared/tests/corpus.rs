@@ -9,6 +9,9 @@ use std::path::Path;
 #[path = "../fuzz/src/config.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod config;
+#[path = "../fuzz/src/fragment.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod fragment;
 #[path = "../fuzz/src/offload.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod offload;
@@ -66,6 +69,11 @@ fn the_toml_corpus_is_handled() {
 #[test]
 fn the_json_corpus_is_handled() {
     replay("config_json", config::config_json);
+}
+
+#[test]
+fn the_fragment_corpus_is_handled() {
+    replay("fragment", fragment::fragment);
 }
 
 #[test]

@@ -188,7 +188,7 @@ proptest! {
                 Ok(frame) => {
                     prop_assert!(end < frame.payload.start && frame.payload.end <= bytes.len());
                     prop_assert!(frame.is_partial || frame.kind != FrameKind::Segment);
-                    prop_assert!(!frame.continues || frame.kind == FrameKind::Segment);
+                    prop_assert!(!frame.continues || matches!(frame.kind, FrameKind::Segment | FrameKind::Fragment));
                     end = frame.payload.end;
                 }
                 Err(_) => failed = true,

@@ -11,6 +11,7 @@
 //! The [`Engine`] is what does all of it with the kernel: `uring.rs` or `epoll.rs`. A ring is made for one of them at
 //! compile time.
 
+mod assembly;
 mod engine;
 mod epoll;
 mod provided_buffers;
@@ -28,11 +29,12 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 use ringlane_shared::limits::{
-    RING_ENTRIES, SEND_BUFFER_BYTES, SEND_BUFFERS, SENDS_IN_FLIGHT, SUPER_SEGMENT_BYTES_MAX, TUN_READS_IN_FLIGHT,
-    TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
+    ASSEMBLY_BUFFER_BYTES, ASSEMBLY_BUFFERS, RING_ENTRIES, SEND_BUFFER_BYTES, SEND_BUFFERS, SENDS_IN_FLIGHT,
+    SUPER_SEGMENT_BYTES_MAX, TUN_READS_IN_FLIGHT, TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
 };
 use ringlane_shared::plane::{Offload, Offloads};
 
+pub(crate) use self::assembly::Assemblies;
 pub(crate) use self::engine::Engine;
 pub(crate) use self::epoll::Epoll;
 pub(crate) use self::receive::{FrozenBuffer, ReceiveBuffer};
@@ -142,7 +144,10 @@ pub(crate) struct PacketRing<E: Engine> {
     tun_reading: bool,
     tun_buffers: Buffers,
     receive_buffers: Buffers,
+    assembly_buffers: Buffers,
+    /// Of the receive buffers, then of the assembly buffers.
     receive_states: Box<[ReceiveState]>,
+    finished_assemblies: Vec<u16>,
     receives_trains: bool,
     sockets: Vec<SocketEntry>,
     free_sockets: Vec<u16>,
@@ -180,7 +185,9 @@ impl<E: Engine> PacketRing<E> {
             count: UDP_RECEIVES_IN_FLIGHT,
             bytes_each: receive_bytes.next_multiple_of(CACHE_LINE_BYTES),
         };
-        let send_offset = receive_buffers.end();
+        let assembly_buffers =
+            Buffers { offset: receive_buffers.end(), count: ASSEMBLY_BUFFERS, bytes_each: ASSEMBLY_BUFFER_BYTES };
+        let send_offset = assembly_buffers.end();
         let slab_bytes = send_offset + SEND_BUFFER_BYTES * usize::from(SEND_BUFFERS);
         let slab = ManuallyDrop::new(Slab::map(slab_bytes, offloads.has(Offload::HugePages))?);
         let engine = E::new(&slab, tun_buffers, receive_buffers, &tun, wake)?;
@@ -192,7 +199,10 @@ impl<E: Engine> PacketRing<E> {
             tun_reading: false,
             tun_buffers,
             receive_buffers,
-            receive_states: vec![ReceiveState::default(); usize::from(UDP_RECEIVES_IN_FLIGHT)].into(),
+            assembly_buffers,
+            receive_states: vec![ReceiveState::default(); usize::from(UDP_RECEIVES_IN_FLIGHT + ASSEMBLY_BUFFERS)]
+                .into(),
+            finished_assemblies: Vec::with_capacity(usize::from(ASSEMBLY_BUFFERS)),
             receives_trains,
             sockets: Vec::new(),
             free_sockets: Vec::new(),

@@ -86,6 +86,7 @@ impl<E: Engine> Worker<E> {
             rekey: Rekey::new(lane.secrets, self.rekey, self.hash_seed ^ serial.0, now),
             carrier: lane.carrier,
             record_bytes: usize::from(MTU_BASE),
+            next_cut: 0,
             gauges: lane.gauges,
             path,
             outgoing: None,
@@ -123,6 +124,11 @@ impl<E: Engine> Worker<E> {
                         match frame.kind {
                             FrameKind::Packet | FrameKind::Segment => {}
                             FrameKind::Pad => continue,
+                            // There is no buffer of ours to put its packet together from.
+                            FrameKind::Fragment => {
+                                counters.drops.count(DropReason::FragmentIncomplete);
+                                continue;
+                            }
                             FrameKind::Echo => {
                                 let echoes = &mut self.state.rebuilder.echoes;
                                 if let Err(reason) = echoes.take(slot, slot, &frames[frame.payload]) {
@@ -130,13 +136,9 @@ impl<E: Engine> Worker<E> {
                                 }
                                 continue;
                             }
-                            FrameKind::Fragment => {
-                                counters.drops.count(DropReason::FrameUnsupported);
-                                continue;
-                            }
                         }
                         let packet = &frames[frame.payload];
-                        let written = admit(peer, self.mtu, packet, frame.is_partial).and_then(|(header, checksum)| {
+                        let written = admit(peer, packet, frame.is_partial).and_then(|(header, checksum)| {
                             let packet = header.trim(packet);
                             let written = self.ring.tun_write_now(packet, VnetHeader::whole(checksum));
                             written.map(|()| packet.len()).map_err(|_| DropReason::TunWriteFailed)

@@ -111,6 +111,22 @@ impl LanePath {
         self.record_bytes = self.record_bytes.max(bytes);
     }
 
+    /// Has the search end at once, with datagrams of up to `bytes`.
+    #[cfg(test)]
+    pub(super) fn settle(&mut self, bytes: u16, now: Instant) {
+        let header_bytes = self.mtu.header_bytes();
+        self.mtu = PathMtu::new(header_bytes, bytes, Some(u32::from(header_bytes + bytes)), now);
+        while let Some(MtuProbe::Padded(bytes)) = self.mtu.poll(now, Duration::from_secs(1)) {
+            self.mtu.handle_answer(Some(bytes), now, now);
+        }
+        assert!(self.mtu.bytes() == bytes && !self.mtu.is_searching());
+    }
+
+    /// Whether records of the path may soon be larger.
+    pub(super) fn is_searching(&self) -> bool {
+        self.mtu.is_searching()
+    }
+
     fn note_asked(&mut self, asked: Asked) {
         if self.asked.len() >= ECHOES_ASKED_MAX {
             self.asked.pop_front();

@@ -10,6 +10,7 @@ use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
 use ringlane_shared::wire::echo::Echo;
 
 use super::{State, Worker, count_drop, peer_counters};
+use crate::fragments::Assembler;
 use crate::inbound::{Arrival, OpenedRecord};
 use crate::lane::Lane;
 use crate::sys::datagram::Datagram;
@@ -91,7 +92,10 @@ impl<E: Engine> Worker<E> {
 
     /// Writes the packets of all records that the turn has opened, each lane's in the order they were sealed in.
     pub(super) fn deliver(&mut self) {
-        let State { opened, held, rebuilder, snapshot, is_out_of_order, .. } = &mut self.state;
+        let State { opened, held, rebuilder, fragments, snapshot, is_out_of_order, now, .. } = &mut self.state;
+        let (counters, id) = (&self.counters, self.id);
+        let drop_of = |peer, reason, packets| count_drop(snapshot, counters, id, Some(peer), reason, packets);
+        fragments.reclaim(&mut self.ring);
         if std::mem::take(is_out_of_order) {
             // Within a turn the network's disorder can be mended for nothing, and each lane's records stand together.
             opened.sort_unstable_by_key(|record| (record.slot, record.sequence));
@@ -107,11 +111,18 @@ impl<E: Engine> Worker<E> {
                         (peer, counters, held.get(usize::from(record.held)))
                     {
                         let start = record.frames.offset as usize;
-                        let frames = &self.ring.frozen_bytes(buffer)[start..start + record.frames.bytes as usize];
-                        rebuilder.record(peer, counters, self.mtu, &record, frames);
+                        let (bytes, memory) = self.ring.frozen_and_assemblies(buffer);
+                        let lost = |peer| drop_of(peer, DropReason::FragmentIncomplete, 1);
+                        let mut assembler = Assembler { fragments: &mut *fragments, memory, now: *now, lost };
+                        let frames = &bytes[start..start + record.frames.bytes as usize];
+                        rebuilder.record(peer, counters, &record, frames, &mut assembler);
                     }
                 }
                 None => rebuilder.flush(),
+            }
+            let is_short = fragments.is_short();
+            if is_short {
+                rebuilder.flush();
             }
             let ring = &mut self.ring;
             let (mut writes, mut super_segments) = (0, 0);
@@ -119,11 +130,17 @@ impl<E: Engine> Worker<E> {
                 writes += 1;
                 super_segments += u64::from(write.header.segmentation.is_some());
                 if ring.tun_write(write).is_err() {
-                    let packets = u64::from(write.tag.packets);
-                    let (peer, reason) = (Some(write.tag.peer), DropReason::TunWriteFailed);
-                    count_drop(snapshot, &self.counters, self.id, peer, reason, packets);
+                    drop_of(write.tag.peer, DropReason::TunWriteFailed, u64::from(write.tag.packets));
                 }
             });
+            if is_short || record.is_none() {
+                fragments.release(ring);
+            }
+            if is_short {
+                // A failure here is that of the turn's own enter as well, which reports it.
+                let _ = ring.enter();
+                fragments.reclaim(ring);
+            }
             self.counters.tun_writes.add(writes);
             self.counters.super_segments_written.add(super_segments);
             if record.is_none() {

@@ -1,6 +1,7 @@
 //! TUN to network: splits, shares records, seals, and sends trains.
 
 use std::io;
+use std::ops::Range;
 use std::time::Instant;
 
 use ringlane_shared::drop_reason::DropReason;
@@ -26,6 +27,29 @@ pub(super) enum Source<'p> {
     Piece { buffer: &'p TunBuffer, bytes: usize, split: &'p Split, index: usize },
     /// In another worker's buffer.
     Slice(&'p [u8]),
+}
+
+impl Source<'_> {
+    /// Copies the packet's bytes from `offset` on to a place in the room of a send buffer, as many as go there. A piece is
+    /// always copied whole.
+    #[inline]
+    pub(super) fn copy<E: Engine>(self, offset: usize, ring: &mut PacketRing<E>, to: &SendBuffer, place: Range<usize>) {
+        match self {
+            Source::Slice(packet) => {
+                let from = &packet[offset..][..place.len()];
+                ring.send_room(to)[place].copy_from_slice(from);
+            }
+            Source::Tun { buffer, .. } => {
+                let (read, room) = ring.tun_and_send_room(buffer, to);
+                let from = &read[VNET_HEADER_BYTES + offset..][..place.len()];
+                room[place].copy_from_slice(from);
+            }
+            Source::Piece { buffer, bytes, split, index } => {
+                let (read, room) = ring.tun_and_send_room(buffer, to);
+                split.write_piece(&read[VNET_HEADER_BYTES..][..bytes], index, &mut room[place]);
+            }
+        }
+    }
 }
 
 impl<E: Engine> Worker<E> {
@@ -68,6 +92,7 @@ impl<E: Engine> Worker<E> {
             }
             Content::SuperSegment(split) => {
                 self.counters.super_segments_read.add(1);
+                let Some(split) = self.fit_split(slot, peer, buffer, bytes, split)? else { return Ok(()) };
                 // A piece that was dropped is not there to be continued.
                 let mut has_piece_before = false;
                 for index in 0..split.pieces() {
@@ -156,30 +181,14 @@ impl<E: Engine> Worker<E> {
                 self.count_drop(Some(peer), DropReason::NoLane, 1);
                 return Ok(false);
             };
-            if lane.outgoing.is_none() {
-                let Some(buffer) = self.ring.take_send_buffer()? else {
-                    self.count_drop(Some(peer), DropReason::SendBufferFull, 1);
-                    return Ok(false);
-                };
-                lane.outgoing = Some(Outgoing { buffer, fill: TrainFill::default() });
-                if !std::mem::replace(&mut lane.is_filling, true) {
-                    self.state.filling.push(slot);
-                }
-            }
-            let Some(Outgoing { buffer, fill }) = lane.outgoing.as_mut() else { break };
-            match fill.join(self.ring.send_room(buffer), self.mtu, what, bytes) {
+            let record_bytes = lane.record_bytes;
+            let Some(Outgoing { buffer, fill }) = outgoing(&mut self.ring, &mut self.state.filling, lane)? else {
+                self.count_drop(Some(peer), DropReason::SendBufferFull, 1);
+                return Ok(false);
+            };
+            match fill.join(self.ring.send_room(buffer), record_bytes, what, bytes) {
                 Joined::At(place) => {
-                    match source {
-                        Source::Slice(packet) => self.ring.send_room(buffer)[place].copy_from_slice(packet),
-                        Source::Tun { buffer: from, bytes } => {
-                            let (read, room) = self.ring.tun_and_send_room(from, buffer);
-                            room[place].copy_from_slice(&read[VNET_HEADER_BYTES..][..bytes]);
-                        }
-                        Source::Piece { buffer: from, bytes, split, index } => {
-                            let (read, room) = self.ring.tun_and_send_room(from, buffer);
-                            split.write_piece(&read[VNET_HEADER_BYTES..][..bytes], index, &mut room[place]);
-                        }
-                    }
+                    source.copy(0, &mut self.ring, buffer, place);
                     return Ok(true);
                 }
                 Joined::RecordFull => {
@@ -187,7 +196,7 @@ impl<E: Engine> Worker<E> {
                         egress.finish_record(lane)?;
                     }
                 }
-                Joined::TooBig => break,
+                Joined::TooBig => return self.send_oversized(slot, peer, what, bytes, source),
             }
         }
         self.count_drop(Some(peer), DropReason::TooBig, 1);
@@ -195,15 +204,10 @@ impl<E: Engine> Worker<E> {
     }
 
     /// A lane, and what it takes to seal and send for it.
-    fn egress(&mut self, slot: SocketSlot) -> Option<(Egress<'_, E>, &mut Lane)> {
+    pub(super) fn egress(&mut self, slot: SocketSlot) -> Option<(Egress<'_, E>, &mut Lane)> {
         let lane = self.state.lanes.get_mut(slot)?;
-        let egress = Egress {
-            ring: &mut self.ring,
-            snapshot: &self.state.snapshot,
-            counters: &self.counters,
-            id: self.id,
-            mtu: self.mtu,
-        };
+        let egress =
+            Egress { ring: &mut self.ring, snapshot: &self.state.snapshot, counters: &self.counters, id: self.id };
         Some((egress, lane))
     }
 
@@ -231,51 +235,66 @@ impl<E: Engine> Worker<E> {
     }
 }
 
+/// The records that a lane is filling; begun if there are none. `None` without a buffer for them.
+#[inline]
+pub(super) fn outgoing<'l, E: Engine>(
+    ring: &mut PacketRing<E>,
+    filling: &mut Vec<SocketSlot>,
+    lane: &'l mut Lane,
+) -> io::Result<Option<&'l mut Outgoing>> {
+    if lane.outgoing.is_none() {
+        let Some(buffer) = ring.take_send_buffer()? else { return Ok(None) };
+        lane.outgoing = Some(Outgoing { buffer, fill: TrainFill::default() });
+        if !std::mem::replace(&mut lane.is_filling, true) {
+            filling.push(lane.socket);
+        }
+    }
+    Ok(lane.outgoing.as_mut())
+}
+
 /// What it takes to seal and send, apart from the lane.
-struct Egress<'w, E: Engine> {
+pub(super) struct Egress<'w, E: Engine> {
     ring: &'w mut PacketRing<E>,
     snapshot: &'w Snapshot,
     counters: &'w WorkerCounters,
     id: WorkerId,
-    mtu: u16,
 }
 
 impl<E: Engine> Egress<'_, E> {
     /// Seals the record a lane is filling, and sends the train it belongs to as soon as no other record can follow.
-    fn finish_record(&mut self, lane: &mut Lane) -> io::Result<()> {
-        let Lane { outgoing, sealer, peer, socket, path, .. } = lane;
+    pub(super) fn finish_record(&mut self, lane: &mut Lane) -> io::Result<()> {
+        let Lane { outgoing, sealer, peer, socket, record_bytes, path, .. } = lane;
         let Some(Outgoing { buffer, fill }) = outgoing.as_mut() else { return Ok(()) };
         let record = fill.record;
-        if record.packets == 0 {
-            return Ok(());
-        }
-        let counters = peer_counters(self.snapshot, *peer, self.id);
-        let room = &mut self.ring.send_room(buffer)[fill.record_at()..];
-        match sealer.seal(room, record.frame_bytes) {
-            Ok(bytes) => {
-                path.note_record(bytes);
-                if let Some(counters) = counters {
-                    counters.records_sent.add(1);
-                    counters.packets_sent.add(u64::from(record.packets));
-                    counters.bytes_sent.add(record.packet_bytes);
+        if record.frame_bytes > 0 {
+            let counters = peer_counters(self.snapshot, *peer, self.id);
+            let room = &mut self.ring.send_room(buffer)[fill.record_at()..];
+            match sealer.seal(room, record.frame_bytes) {
+                Ok(bytes) => {
+                    path.note_record(bytes);
+                    if let Some(counters) = counters {
+                        counters.records_sent.add(1);
+                        counters.packets_sent.add(u64::from(record.packets));
+                        counters.bytes_sent.add(record.packet_bytes);
+                    }
+                    if let Some(before) = fill.sealed(bytes) {
+                        self.send(*socket, *peer, buffer, before, bytes)?;
+                    }
                 }
-                if let Some(before) = fill.sealed(bytes) {
-                    self.send(*socket, *peer, buffer, before, bytes)?;
-                }
-            }
-            Err(error) => {
-                fill.discard_record();
-                if let Some(counters) = counters {
-                    counters.drops.count_many(error.into(), u64::from(record.packets));
+                Err(error) => {
+                    fill.discard_record();
+                    if let Some(counters) = counters {
+                        counters.drops.count_many(error.into(), u64::from(record.packets));
+                    }
                 }
             }
         }
         let room_bytes = self.ring.send_room(buffer).len();
-        if fill.is_complete(room_bytes, self.mtu) {
+        if fill.is_complete(room_bytes, *record_bytes) {
             if let Some(train) = fill.take() {
                 self.send(*socket, *peer, buffer, train, 0)?;
             }
-            if !has_room(self.ring.send_room(buffer).len(), self.mtu)
+            if !has_room(self.ring.send_room(buffer).len(), *record_bytes)
                 && let Some(Outgoing { buffer, .. }) = outgoing.take()
             {
                 self.ring.release_send_buffer(buffer);

@@ -13,6 +13,8 @@ pub const IPV6_HEADER_BYTES: usize = 40;
 
 /// IP protocol numbers that anything here looks at.
 pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
@@ -21,6 +23,8 @@ pub mod protocol {
     pub const DCCP: u8 = 33;
     /// IPv6's fragment header.
     pub const FRAGMENT: u8 = 44;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
     /// SCTP.
     pub const SCTP: u8 = 132;
     /// UDP-Lite.

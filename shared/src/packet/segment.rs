@@ -70,6 +70,25 @@ impl Split {
         })
     }
 
+    /// The same super-segment, `packet`, in pieces of at most `piece_bytes_max` with their headers. TCP is a stream that may
+    /// be cut anywhere; datagrams stay what they are, and so do packets that somebody may still fragment, whose IPv4 ids
+    /// must not be used again so soon.
+    #[must_use]
+    pub fn narrowed(self, packet: &[u8], piece_bytes_max: usize) -> Self {
+        let may_count_on = self.headers.is_ipv6 || packet.get(6).is_some_and(|flags| flags & 0x40 != 0);
+        match u16::try_from(piece_bytes_max.saturating_sub(self.header_bytes())) {
+            Ok(segment_bytes)
+                if self.headers.transport == Transport::Tcp
+                    && may_count_on
+                    && (1..self.segment_bytes).contains(&segment_bytes) =>
+            {
+                let pieces = self.payload_bytes.div_ceil(u32::from(segment_bytes)).max(1);
+                Self { segment_bytes, pieces, ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// How many pieces there are: at least one, also without any payload; at most as many as payload bytes.
     pub fn pieces(&self) -> usize {
         self.pieces as usize

@@ -26,9 +26,11 @@
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::limits::RECORD_BYTES_MIN;
+
 /// What every path carries: QUIC's minimum (RFC 9000, section 14), as the lane's handshake has shown, and less than any
 /// IPv6 path has.
-pub const MTU_BASE: u16 = 1200;
+pub const MTU_BASE: u16 = RECORD_BYTES_MIN as u16;
 
 /// The search ends when the sizes between what passes and what does not are fewer than this.
 pub const PRECISION: u16 = 4;
@@ -133,6 +135,11 @@ impl PathMtu {
     /// The largest datagram that is shown to pass: at least [`MTU_BASE`].
     pub fn bytes(&self) -> u16 {
         self.proven
+    }
+
+    /// Whether it is still being found out what passes: it may be more than [`Self::bytes`].
+    pub fn is_searching(&self) -> bool {
+        self.search.is_some()
     }
 
     /// Bytes of IP and UDP headers of this path.

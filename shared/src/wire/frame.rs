@@ -8,7 +8,9 @@
 //! kkk  kind: 0 pad, 1 packet, 2 segment, 3 fragment, 4 echo
 //! l    a length follows; without it the payload ends where the record does
 //! c    packet: its TCP or UDP checksum is partial; otherwise zero
+//!      fragment: that of its packet is
 //! n    segment: continues the segment frame before it; otherwise zero
+//!      fragment: others of its packet come behind it
 //! ```
 //! The two low bits are zero. A frame that ends a record needs no length, so the frame header of a single packet is
 //! one byte.
@@ -22,12 +24,13 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use crate::limits::FRAGMENT_PLACE_BYTES;
 /// Largest frame header: first byte and length.
 pub use crate::limits::FRAME_HEADER_BYTES_MAX;
 
 pub(super) const LENGTH_FLAG: u8 = 0b0001_0000;
-const PARTIAL_FLAG: u8 = 0b0000_1000;
-const CONTINUES_FLAG: u8 = 0b0000_0100;
+pub(super) const PARTIAL_FLAG: u8 = 0b0000_1000;
+pub(super) const CONTINUES_FLAG: u8 = 0b0000_0100;
 const FLAGS: u8 = PARTIAL_FLAG | CONTINUES_FLAG;
 const RESERVED: u8 = 0b0000_0011;
 
@@ -41,7 +44,7 @@ pub enum FrameKind {
     Packet = 1,
     /// A piece of a super-segment.
     Segment = 2,
-    /// A piece of an inner packet that is larger than the record. Reserved: not agreed on by this version.
+    /// A piece of an inner packet that is larger than a record: [`super::fragment::Fragment`].
     Fragment = 3,
     /// A question to the peer's worker, or its answer: [`super::echo::Echo`].
     Echo = 4,
@@ -59,7 +62,7 @@ pub enum FrameError {
     /// Bits are set that mean nothing for a frame of this kind.
     #[error("frame with reserved bits {0:#06b} set")]
     Reserved(u8),
-    /// A packet or segment frame without a packet.
+    /// A packet, segment or fragment frame without anything of a packet.
     #[error("frame without a packet")]
     Empty,
 }
@@ -69,9 +72,9 @@ pub enum FrameError {
 pub struct Frame {
     /// What it is.
     pub kind: FrameKind,
-    /// Whether the TCP or UDP checksum of the payload is partial.
+    /// Whether the TCP or UDP checksum of the packet is partial.
     pub is_partial: bool,
-    /// Whether it continues the segment frame before it.
+    /// Whether a segment continues the segment frame before it, and whether others come behind a fragment.
     pub continues: bool,
     /// Where the payload lies.
     pub payload: Range<usize>,
@@ -114,7 +117,7 @@ impl<'a> Frames<'a> {
             0 => (FrameKind::Pad, 0),
             1 => (FrameKind::Packet, PARTIAL_FLAG),
             2 => (FrameKind::Segment, CONTINUES_FLAG),
-            3 => (FrameKind::Fragment, 0),
+            3 => (FrameKind::Fragment, PARTIAL_FLAG | CONTINUES_FLAG),
             4 => (FrameKind::Echo, 0),
             other => return Err(FrameError::UnknownKind(other)),
         };
@@ -123,7 +126,12 @@ impl<'a> Frames<'a> {
         }
         let length = if first & LENGTH_FLAG != 0 { Some(self.take_u16()?) } else { None };
         let payload = self.take(length.map_or(self.bytes.len() - self.position, usize::from))?;
-        if matches!(kind, FrameKind::Packet | FrameKind::Segment) && payload.is_empty() {
+        let is_empty = match kind {
+            FrameKind::Packet | FrameKind::Segment => payload.is_empty(),
+            FrameKind::Fragment => payload.len() <= FRAGMENT_PLACE_BYTES,
+            FrameKind::Pad | FrameKind::Echo => false,
+        };
+        if is_empty {
             return Err(FrameError::Empty);
         }
         let is_partial = kind == FrameKind::Segment || first & PARTIAL_FLAG != 0;
@@ -274,7 +282,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_an_error_and_ends_the_record() {
-        let cases: [(&[u8], FrameError); 9] = [
+        let cases: [(&[u8], FrameError); 10] = [
             (&[0b0011_0000, 0], FrameError::Truncated),
             (&[0b0011_0000, 0, 9, 1, 2], FrameError::Truncated),
             (&[0b1010_0000, 1], FrameError::UnknownKind(5)),
@@ -284,6 +292,7 @@ mod tests {
             (&[0b0000_1100, 1], FrameError::Reserved(0b1100)),
             (&[0b0010_0000], FrameError::Empty),
             (&[0b0101_0000, 0, 0], FrameError::Empty),
+            (&[0b0110_1100, 0, 0, 0, 0, 0, 0], FrameError::Empty),
         ];
         for (bytes, error) in cases {
             let frames: Vec<_> = Frames::new(bytes).collect();

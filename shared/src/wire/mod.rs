@@ -1,6 +1,7 @@
 //! Outer messages: parse and emit, nothing else. `docs/protocol.md` states the same bytes for other implementers.
 
 pub mod echo;
+pub mod fragment;
 pub mod frame;
 pub mod offer;
 pub mod probe;

@@ -30,6 +30,7 @@ mod engine;
 mod lanes;
 mod lifecycle;
 mod loss;
+mod mtu;
 mod offload;
 mod order;
 mod path;

@@ -325,7 +325,8 @@ pub(crate) fn two_direct_on(lab: &Lab, workers: [u8; 2], engines: [&str; 2]) -> 
     (setups, nodes)
 }
 
-fn up_and_direct(setups: &[Setup; 2], workers: [u8; 2]) -> [Node; 2] {
+/// Nodes of two configurations, as [`two_direct`] has them.
+pub(crate) fn up_and_direct(setups: &[Setup; 2], workers: [u8; 2]) -> [Node; 2] {
     let mut nodes = setups.each_ref().map(Node::up);
     let lanes = usize::from(workers[0].max(workers[1]));
     nodes[0].wait_direct(&[Site::B], lanes);

@@ -463,6 +463,46 @@ fn a_dropped_ring_lets_go_of_everything_whatever_was_under_way() {
 }
 
 #[test]
+fn an_assembly_buffer_comes_back_once_after_its_last_write_and_is_nobodys_to_change_until_then() {
+    let mut bed = Bed::new();
+    let (ours, far) = pair();
+    bed.ring.add_socket(ours).unwrap();
+    far.send(b"from the network").unwrap();
+    let completions = bed.until(|_, completions| received(completions) == 1);
+    let Some(Completion::Received { buffer, datagram, .. }) = completions.into_iter().next() else { panic!() };
+    let frozen = bed.ring.freeze(buffer);
+    let last = ASSEMBLY_BUFFERS - 1;
+    for round in 0..3 {
+        let (received, mut assemblies) = bed.ring.frozen_and_assemblies(&frozen);
+        assert!(assemblies.write(last, ASSEMBLY_BUFFER_BYTES - 8, &received[datagram.range.clone()][..8]));
+        assert!(assemblies.write(last, 0, &[round; 4]) && assemblies.write(0, 0, b"beside it"));
+        for (buffer, offset) in [(last, ASSEMBLY_BUFFER_BYTES - 3), (last, usize::MAX), (ASSEMBLY_BUFFERS, 0)] {
+            assert!(!assemblies.write(buffer, offset, &[0; 4]), "{buffer} {offset}");
+        }
+        let whole = assemblies.freeze(last).unwrap();
+        assert!(assemblies.freeze(last).is_none() && !assemblies.write(last, 0, &[9; 4]));
+        assert_eq!(assemblies.bytes(&whole, 4), [round; 4]);
+        let id = whole.id();
+        let spans = [0, ASSEMBLY_BUFFER_BYTES - 8].map(|at| Span { buffer: id, offset: at as u32, bytes: 4 });
+        let write = TunWrite { header: VnetHeader::default(), head: &[], spans: &spans, tag: WRITE_TAG };
+        (0..2).for_each(|_| bed.ring.tun_write(&write).unwrap());
+        let beyond = [Span { offset: ASSEMBLY_BUFFER_BYTES as u32 - 3, ..spans[0] }];
+        assert!(bed.ring.tun_write(&TunWrite { spans: &beyond, ..write }).is_err());
+        bed.ring.release(whole);
+        assert_eq!(bed.ring.next_finished_assembly(), None, "the kernel has it");
+        assert!(bed.until_idle().is_empty());
+        assert_eq!((bed.ring.next_finished_assembly(), bed.ring.next_finished_assembly()), (Some(last), None));
+        assert!(bed.ring.tun_write(&write).is_err(), "it may be written to again");
+        let mut written = [0; 32];
+        for _ in 0..2 {
+            assert_eq!(bed.tun.recv(&mut written).unwrap(), VNET_HEADER_BYTES + 8);
+            assert_eq!(written[VNET_HEADER_BYTES..][..8], [&[round; 4][..], b"from"].concat());
+        }
+    }
+    bed.ring.release(frozen);
+}
+
+#[test]
 fn a_past_error_does_not_hold_up_what_has_arrived() {
     let mut bed = Bed::new();
     let (ours, far) = pair();

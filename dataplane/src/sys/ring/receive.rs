@@ -4,6 +4,8 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
 
+use ringlane_shared::limits::UDP_RECEIVES_IN_FLIGHT;
+
 use super::{Completion, Engine, PacketRing, SocketEntry, SocketSlot};
 use crate::sys::datagram::{CONTROL_BYTES, Datagram, NAME_BYTES};
 use crate::sys::socket::{receive_trains, report_receive_overflow};
@@ -16,10 +18,10 @@ pub(super) const RECEIVE_PREFIX_BYTES: usize = 16 + NAME_BYTES + CONTROL_BYTES;
 #[must_use = "a buffer that is not frozen and released is lost to the worker"]
 pub(crate) struct ReceiveBuffer(u16);
 
-/// The buffer of a received datagram or train whose bytes no longer change: TUN writes may read from it.
+/// The buffer of a received datagram or train, or of a packet put together, whose bytes no longer change: TUN writes may read from it.
 #[derive(Debug)]
 #[must_use = "a buffer that is not released is lost to the worker"]
-pub(crate) struct FrozenBuffer(u16);
+pub(crate) struct FrozenBuffer(pub(super) u16);
 
 impl ReceiveBuffer {
     /// Its name, once frozen, in a [`Span`](ringlane_shared::packet::coalesce::Span).
@@ -40,7 +42,7 @@ impl FrozenBuffer {
 pub(super) struct ReceiveState {
     pub(super) writes: u16,
     pub(super) frozen: bool,
-    released: bool,
+    pub(super) released: bool,
 }
 
 impl<E: Engine> PacketRing<E> {
@@ -130,15 +132,8 @@ impl<E: Engine> PacketRing<E> {
         FrozenBuffer(buffer.0)
     }
 
-    /// The whole of a frozen buffer.
-    pub(crate) fn frozen_bytes(&self, buffer: &FrozenBuffer) -> &[u8] {
-        let bytes = self.receive_buffers.bytes_each;
-        let address = self.receive_buffers.address(&self.slab, buffer.0);
-        // SAFETY: the token shows that the buffer is neither the kernel's to fill nor anybody's to change.
-        unsafe { std::slice::from_raw_parts(address.as_ptr(), bytes) }
-    }
-
-    /// Gives the buffer back to be filled as soon as the TUN writes queued from it are done.
+    /// Gives the buffer back to be filled, by the kernel or with fragments, as soon as the TUN writes queued from it are
+    /// done.
     pub(crate) fn release(&mut self, buffer: FrozenBuffer) {
         self.receive_states[usize::from(buffer.0)].released = true;
         self.provide_if_done(buffer.0);
@@ -148,7 +143,10 @@ impl<E: Engine> PacketRing<E> {
         let state = &mut self.receive_states[usize::from(buffer)];
         if state.released && state.writes == 0 {
             *state = ReceiveState::default();
-            E::provide_receive(self, buffer);
+            match buffer.checked_sub(UDP_RECEIVES_IN_FLIGHT) {
+                None => E::provide_receive(self, buffer),
+                Some(assembly) => self.finished_assemblies.push(assembly),
+            }
         }
     }
 

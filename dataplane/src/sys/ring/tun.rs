@@ -1,11 +1,12 @@
 //! The ring's TUN side: super-segments in, super-segments out.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX};
 use ringlane_shared::packet::coalesce::Span;
 
+use super::assembly::find;
 use super::{Completion, Engine, PacketRing};
 use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 
@@ -22,7 +23,7 @@ pub(crate) struct WriteTag {
     pub(crate) packets: u16,
 }
 
-/// One write to the TUN: `head`, then the spans of frozen receive buffers.
+/// One write to the TUN: `head`, then the spans of frozen buffers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TunWrite<'a> {
     pub(crate) header: VnetHeader,
@@ -130,12 +131,14 @@ impl<E: Engine> PacketRing<E> {
         for (vector, span) in entry.vectors[1..].iter_mut().zip(write.spans) {
             let (offset, bytes) = (span.offset as usize, span.bytes as usize);
             // A span is only ever read from a buffer that nobody changes and that lies in our part of the slab.
-            if !self.receive_states.get(usize::from(span.buffer)).is_some_and(|state| state.frozen)
-                || offset + bytes > self.receive_buffers.bytes_each
-            {
+            if !self.receive_states.get(usize::from(span.buffer)).is_some_and(|state| state.frozen) {
                 return Err(impossible());
             }
-            let address = self.receive_buffers.address(&self.slab, span.buffer);
+            let (buffers, number) = find(&self.receive_buffers, &self.assembly_buffers, span.buffer);
+            if offset + bytes > buffers.bytes_each {
+                return Err(impossible());
+            }
+            let address = buffers.address(&self.slab, number);
             *vector = libc::iovec { iov_base: address.as_ptr().wrapping_add(offset).cast(), iov_len: bytes };
             if last != Some(span.buffer) {
                 entry.buffers[entry.buffer_count] = span.buffer;
@@ -147,10 +150,10 @@ impl<E: Engine> PacketRing<E> {
         Ok(())
     }
 
-    /// Writes one packet to the TUN at once, outside the ring: for the few that arrived before their lane did.
+    /// Writes one packet to the TUN at once, outside the ring: for the few that arrived before their lane did, and for
+    /// our own.
     pub(crate) fn tun_write_now(&self, packet: &[u8], header: VnetHeader) -> io::Result<()> {
-        let bytes = [&header.to_bytes()[..], packet].concat();
-        rustix::io::write(&self.tun, &bytes)?;
+        rustix::io::writev(&self.tun, &[IoSlice::new(&header.to_bytes()), IoSlice::new(packet)])?;
         Ok(())
     }
 

@@ -124,6 +124,8 @@ impl<T> Reporter<'_, T> {
             bytes_received: 0,
             records_sent: 0,
             records_received: 0,
+            quic_datagrams_sent: 0,
+            quic_datagrams_received: 0,
             last_handshake_unix_s: last_handshake
                 .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
                 .map(|since| since.as_secs()),

@@ -18,7 +18,8 @@ use ringlane_shared::config::Settings;
 use ringlane_shared::id::{LaneIndex, PeerId, PeerIndex, WorkerId};
 use ringlane_shared::limits::PLANE_QUEUE_MESSAGES;
 use ringlane_shared::plane::{
-    LaneCarrier, LaneChange, LaneEnd, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, QueueFull, WorkerCounters,
+    CarrierChoice, LaneCarrier, LaneChange, LaneEnd, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, QueueFull,
+    WorkerCounters,
 };
 use ringlane_shared::wire::offer::{Answer, LENGTH_PREFIX_BYTES, Offer, OfferError, RefusalReason};
 use thiserror::Error;
@@ -348,8 +349,10 @@ impl Control {
 
     fn handle_lane(&mut self, outcome: LaneOutcome, now: Instant) {
         match outcome {
-            LaneOutcome::Established { worker, lane, handshake_at } => {
+            LaneOutcome::Established { worker, mut lane, handshake_at } => {
                 let (peer, index) = (lane.peer, lane.index);
+                let lacks_carrier =
+                    lane.carrier == CarrierChoice::Quic && lane.connection.datagram_bytes_max().is_none();
                 let up = LaneUp {
                     serial: lane.serial,
                     worker,
@@ -375,6 +378,11 @@ impl Control {
                     "lane up"
                 );
                 self.coordinator.handle_lane_up(peer, index, up);
+                if lacks_carrier {
+                    let problem = "carrier = \"quic\", but the peer takes no QUIC datagrams; records are used instead";
+                    warn!(peer = self.name(peer), lane = %index, problem, "not the configured carrier");
+                    self.coordinator.handle_problem(peer, problem.to_owned());
+                }
             }
             LaneOutcome::Failed { peer, index, reason } => {
                 let owner = index.owner(self.workers.commands.len() as u8);

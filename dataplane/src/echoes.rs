@@ -6,13 +6,15 @@ use ringlane_shared::wire::echo::Echo;
 
 use crate::sys::ring::SocketSlot;
 
-/// An echo that arrived in an authentic record.
+/// An echo that arrived in an authentic record or DATAGRAM frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ArrivedEcho {
     /// Whose record it was: the slot of the lane's own socket.
     pub(crate) lane: SocketSlot,
     /// The socket it arrived on, where a request is answered: the lane's own, or that of a path it could take.
     pub(crate) socket: SocketSlot,
+    /// It came in a DATAGRAM frame, where a request is answered in one.
+    pub(crate) is_datagram: bool,
     /// What it says.
     pub(crate) echo: Echo,
 }
@@ -30,12 +32,18 @@ impl Echoes {
     }
 
     /// Takes in the payload of an echo frame. What there is no room for is lost, as a record could be.
-    pub(crate) fn take(&mut self, lane: SocketSlot, socket: SocketSlot, payload: &[u8]) -> Result<(), DropReason> {
+    pub(crate) fn take(
+        &mut self,
+        lane: SocketSlot,
+        socket: SocketSlot,
+        is_datagram: bool,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
         let echo = Echo::parse(payload).map_err(|_| DropReason::FrameMalformed)?;
         if self.arrived.len() >= ECHOES_PER_TURN {
             return Err(DropReason::EchoLimited);
         }
-        self.arrived.push(ArrivedEcho { lane, socket, echo });
+        self.arrived.push(ArrivedEcho { lane, socket, is_datagram, echo });
         Ok(())
     }
 

@@ -89,6 +89,8 @@ pub(crate) struct OpenedRecord {
     pub(crate) held: u16,
     /// Its frames.
     pub(crate) frames: Span,
+    /// It is a DATAGRAM frame: it has no counter but that of the record before it, and nothing continues in it or from it.
+    pub(crate) is_datagram: bool,
 }
 
 /// Puts packets together that arrive in fragments.
@@ -139,10 +141,11 @@ impl Rebuilder {
         assembler: &mut impl Assemble,
     ) {
         let Self { coalescer, last, after_segment, writes, echoes } = self;
-        if !last.is_some_and(|(slot, before)| slot == record.slot && record.sequence.follows(before)) {
+        let follows = last.is_some_and(|(slot, before)| slot == record.slot && record.sequence.follows(before));
+        if !follows || record.is_datagram {
             *after_segment = false;
         }
-        *last = Some((record.slot, record.sequence));
+        *last = (!record.is_datagram).then_some((record.slot, record.sequence));
         let owner = record.peer;
         let (mut packets, mut bytes) = (0, 0);
         for frame in Frames::new(frames) {
@@ -161,7 +164,7 @@ impl Rebuilder {
             let (packet, place, is_partial) = match frame.kind {
                 FrameKind::Pad => continue,
                 FrameKind::Echo => {
-                    if let Err(reason) = echoes.take(record.slot, record.socket, packet) {
+                    if let Err(reason) = echoes.take(record.slot, record.socket, record.is_datagram, packet) {
                         counters.drops.count(reason);
                     }
                     continue;
@@ -363,6 +366,7 @@ mod tests {
                 peer: PeerIndex(5),
                 held: 0,
                 frames: frames_at,
+                is_datagram: false,
             };
             let Self { rebuilder, peer, counters, assembled, .. } = self;
             rebuilder.record(peer, counters, &record, frames, assembled);

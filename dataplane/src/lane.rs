@@ -8,11 +8,12 @@ use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex};
 use ringlane_shared::lane::connection::LaneConnection;
 use ringlane_shared::lane::rekey::Rekey;
 use ringlane_shared::lane::seal::{Opener, Sealer, Sequence};
-use ringlane_shared::plane::{CarrierChoice, LaneGauges};
+use ringlane_shared::plane::LaneGauges;
 
 use crate::outbound::TrainFill;
 use crate::sys::ring::{SendBuffer, SocketSlot};
 use crate::worker::LanePath;
+use crate::worker::carrier::Carriage;
 
 /// A send buffer, and what is in it.
 pub(crate) struct Outgoing {
@@ -32,9 +33,8 @@ pub(crate) struct Lane {
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
     pub(crate) rekey: Rekey,
-    /// How packets shall leave.
-    #[expect(dead_code, reason = "the carrier `quic` is chosen by it")]
-    pub(crate) carrier: CarrierChoice,
+    /// How packets leave.
+    pub(crate) carriage: Carriage,
     /// The largest record its path is known to carry, in bytes.
     pub(crate) record_bytes: usize,
     /// The number of the next packet that is cut.
@@ -54,6 +54,14 @@ pub(crate) struct Lane {
     pub(crate) has_quic_news: bool,
     /// The socket's last known total of dropped datagrams.
     pub(crate) overflow: u32,
+}
+
+impl Lane {
+    /// How many bytes a record may have, or what travels in its stead, counted as if it were one.
+    #[inline]
+    pub(crate) fn record_bytes(&self) -> usize {
+        self.carriage.record_bytes(self.record_bytes)
+    }
 }
 
 /// All lanes of a worker: by socket slot for what arrives, by peer for what leaves.

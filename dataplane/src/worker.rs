@@ -10,6 +10,7 @@
 //! While anything happens the worker stays here; when nothing does, it lets others run once, looks again, and then sleeps
 //! until the packet ring, control or another worker or the next QUIC deadline wakes it.
 
+pub(crate) mod carrier;
 mod lanes;
 mod oversized;
 mod path;

@@ -23,6 +23,9 @@ pub enum DropReason {
     EgressFull,
     /// The packet's flow has kept a standing queue for too long (RFC 8289).
     EgressDelayed,
+    /// A lane's QUIC connection had no room left for DATAGRAM frames, because the peer has acknowledged nothing for long.
+    /// Counts frames, each of which may hold several packets.
+    QuicQueueFull,
     /// The kernel refused the datagram: the socket buffer is full, or the network said no.
     SendFailed,
     /// The lane's key has sealed as many records as it may.
@@ -61,7 +64,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::OutboundMalformed,
         Self::NoRoute,
         Self::NoLane,
@@ -70,6 +73,7 @@ impl DropReason {
         Self::SendBufferFull,
         Self::EgressFull,
         Self::EgressDelayed,
+        Self::QuicQueueFull,
         Self::SendFailed,
         Self::EpochExhausted,
         Self::InboundMalformed,
@@ -103,6 +107,7 @@ impl DropReason {
             Self::SendBufferFull => "send_buffer_full",
             Self::EgressFull => "egress_full",
             Self::EgressDelayed => "egress_delayed",
+            Self::QuicQueueFull => "quic_queue_full",
             Self::SendFailed => "send_failed",
             Self::EpochExhausted => "epoch_exhausted",
             Self::InboundMalformed => "inbound_malformed",

@@ -253,6 +253,17 @@ pub const TURN_BYTES: usize = 512 << 10;
 /// room then grows once.
 pub const TURN_RECORDS: usize = UDP_RECEIVES_IN_FLIGHT as usize * 64;
 
+/// Bytes of DATAGRAM frames (RFC 9221) that wait in a lane's QUIC connection to be sent; the oldest goes first. The worker
+/// has it send what it has whenever a train is full, so that more than a train only ever waits while nothing is
+/// acknowledged; the other half is 1 ms at 0.5 Gbit/s.
+pub const QUIC_QUEUE_BYTES: usize = 2 * SEND_BUFFER_BYTES;
+/// Bytes of DATAGRAM frames received that wait in a lane's QUIC connection, the oldest going first: those that come before
+/// the lane has its worker, which takes each out at once. No single one may be larger.
+pub const QUIC_RECEIVE_BYTES: usize = 64 << 10;
+/// Packets of a lane's QUIC connection that are neither acknowledged nor lost, each a hundred-odd bytes of memory; 150 ms
+/// of full-size ones at 2.5 Gbit/s.
+pub const QUIC_PACKETS_IN_FLIGHT_MAX: u64 = 1 << 15;
+
 /// Default length of each TUN queue in packets, a super-segment counting as one: a burst of a few milliseconds, not a
 /// standing queue.
 pub const TUN_QUEUE_PACKETS_DEFAULT: u16 = 500;

@@ -125,6 +125,12 @@ pub struct PeerStatus {
     pub records_sent: u64,
     /// Authentic records received.
     pub records_received: u64,
+    /// QUIC DATAGRAM frames sent to it.
+    #[serde(default)]
+    pub quic_datagrams_sent: u64,
+    /// QUIC DATAGRAM frames received from it.
+    #[serde(default)]
+    pub quic_datagrams_received: u64,
     /// When the newest lane's handshake was confirmed, in seconds since 1970.
     pub last_handshake_unix_s: Option<u64>,
     /// What was dropped of its traffic.
@@ -300,6 +306,8 @@ impl PeerStatus {
         self.bytes_received = sum(|counters| counters.bytes_received.get());
         self.records_sent = sum(|counters| counters.records_sent.get());
         self.records_received = sum(|counters| counters.records_received.get());
+        self.quic_datagrams_sent = sum(|counters| counters.quic_datagrams_sent.get());
+        self.quic_datagrams_received = sum(|counters| counters.quic_datagrams_received.get());
         self.drops = sum_drops(workers.iter().map(|counters| &counters.drops));
     }
 }
@@ -402,12 +410,14 @@ mod tests {
             bytes_received: 99,
             records_sent: 99,
             records_received: 99,
+            quic_datagrams_sent: 99,
+            quic_datagrams_received: 99,
             last_handshake_unix_s: None,
             drops: Drops::new(),
         };
         peer.set_traffic(&workers);
 
-        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
+        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
         assert_eq!(serde_json::to_string(&peer).unwrap(), expected);
     }
 }

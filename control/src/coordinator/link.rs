@@ -281,6 +281,10 @@ impl Link {
         }
     }
 
+    pub(super) fn handle_problem(&mut self, problem: String) {
+        self.problem = Some(problem);
+    }
+
     pub(super) fn handle_lane_failed<T>(
         &mut self,
         index: LaneIndex,

@@ -245,6 +245,11 @@ impl<T> Coordinator<T> {
         self.publish_if_changed();
     }
 
+    /// A lane stands, but not as configured; `problem` says why, for the operator.
+    pub fn handle_problem(&mut self, peer: PeerIndex, problem: String) {
+        self.with_link(peer, |link, _| link.handle_problem(problem));
+    }
+
     /// A worker has closed a lane. Returns whether we thought it was up.
     pub fn handle_lane_ended(&mut self, peer: PeerIndex, index: LaneIndex, serial: LaneSerial, now: Instant) -> bool {
         let mut known = false;

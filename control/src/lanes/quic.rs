@@ -1,4 +1,5 @@
-//! quinn-proto's configuration for lanes: one connection per endpoint, driven by its owner, that moves no bulk data.
+//! quinn-proto's configuration for lanes: one connection per endpoint, driven by its owner, that moves no bulk data but
+//! packets in DATAGRAM frames (RFC 9221).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use quinn_proto::{
     ClientConfig, ConnectionId, EndpointConfig, MtuDiscoveryConfig, NoneTokenStore, RandomConnectionIdGenerator,
     ServerConfig, TransportConfig, ValidationTokenConfig, VarInt,
 };
-use ringlane_shared::limits::{TOKEN_BYTES, datagram_bytes_max, quic_bytes_max};
+use ringlane_shared::lane::congestion::UnhinderedFactory;
+use ringlane_shared::limits::{QUIC_QUEUE_BYTES, QUIC_RECEIVE_BYTES, TOKEN_BYTES, datagram_bytes_max, quic_bytes_max};
 
 /// RFC 9000's version number; nothing else is spoken or answered.
 pub(super) const QUIC_VERSION: u32 = 1;
@@ -79,8 +81,10 @@ fn transport(quic_bytes_max: usize) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .send_window(u64::from(STREAM_WINDOW_BYTES))
-        // Packets travel in records; DATAGRAM frames (RFC 9221) are not agreed on by this version.
-        .datagram_receive_buffer_size(None)
+        // They are taken at any time, whatever carrier the peer has chosen.
+        .datagram_receive_buffer_size(Some(QUIC_RECEIVE_BYTES))
+        .datagram_send_buffer_size(QUIC_QUEUE_BYTES)
+        .congestion_controller_factory(Arc::new(UnhinderedFactory))
         // The lane's worker knows by its records and echoes whether the peer is there, sooner than QUIC would, and keeps the
         // path alive by them: a record from a new address is what shows that a peer has moved, and one keep-alive is
         // enough for a battery. Until there is a worker, the setup's own deadline ends a dial.
@@ -88,7 +92,7 @@ fn transport(quic_bytes_max: usize) -> TransportConfig {
         .keep_alive_interval(None)
         .initial_rtt(INITIAL_RTT)
         .mtu_discovery_config(Some(mtu_discovery))
-        // The owner sends one datagram at a time: segmentation offload belongs to records.
-        .enable_segmentation_offload(false);
+        // The owner says each time how many datagrams it takes at once.
+        .enable_segmentation_offload(true);
     transport
 }

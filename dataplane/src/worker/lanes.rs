@@ -11,14 +11,15 @@ use ringlane_shared::lane::rekey::Rekey;
 use ringlane_shared::lane::seal::{Opened, Sequence};
 use ringlane_shared::limits::LANES_PER_WORKER_MAX;
 use ringlane_shared::path::mtu::MTU_BASE;
-use ringlane_shared::plane::{LaneEnd, LaneHandOver, PlaneCommand, PlaneEvent};
+use ringlane_shared::plane::{LaneEnd, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent};
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 
+use super::carrier::Carriage;
 use super::rekey::{CLOSE_REKEY, drive_rekey};
 use super::{Worker, peer_counters};
 use crate::inbound::{Arrival, admit};
 use crate::lane::Lane;
-use crate::sys::ring::{Engine, SocketSlot};
+use crate::sys::ring::{Engine, PacketRing, SocketSlot};
 use crate::sys::vnet_header::VnetHeader;
 
 /// Code and reason of a QUIC close.
@@ -73,6 +74,9 @@ impl<E: Engine> Worker<E> {
         };
         lane.gauges.set_suite(lane.secrets.suite());
         let path = self.new_path(slot, remote, now);
+        let mut connection = lane.connection;
+        let carriage = Carriage::new(lane.carrier, &mut connection, now);
+        lane.gauges.set_carrier(carriage.carrier());
         self.state.lanes.insert(Lane {
             serial,
             peer,
@@ -80,11 +84,11 @@ impl<E: Engine> Worker<E> {
             socket: slot,
             local,
             remote,
-            connection: lane.connection,
+            connection,
             sealer: lane.sealer,
             opener: lane.opener,
             rekey: Rekey::new(lane.secrets, self.rekey, self.hash_seed ^ serial.0, now),
-            carrier: lane.carrier,
+            carriage,
             record_bytes: usize::from(MTU_BASE),
             next_cut: 0,
             gauges: lane.gauges,
@@ -100,6 +104,7 @@ impl<E: Engine> Worker<E> {
         for datagram in early {
             self.handle_early(slot, datagram, now);
         }
+        self.take_early_datagrams(slot);
         self.drive_path(slot, now)
     }
 
@@ -116,46 +121,30 @@ impl<E: Engine> Worker<E> {
             Arrival::Record => match lane.opener.open(&mut datagram) {
                 Ok(Opened { frames, .. }) => {
                     counters.records_received.add(1);
-                    for frame in Frames::new(frames) {
-                        let Ok(frame) = frame else {
-                            counters.drops.count(DropReason::FrameMalformed);
-                            break;
-                        };
-                        match frame.kind {
-                            FrameKind::Packet | FrameKind::Segment => {}
-                            FrameKind::Pad => continue,
-                            // There is no buffer of ours to put its packet together from.
-                            FrameKind::Fragment => {
-                                counters.drops.count(DropReason::FragmentIncomplete);
-                                continue;
-                            }
-                            FrameKind::Echo => {
-                                let echoes = &mut self.state.rebuilder.echoes;
-                                if let Err(reason) = echoes.take(slot, slot, &frames[frame.payload]) {
-                                    counters.drops.count(reason);
-                                }
-                                continue;
-                            }
-                        }
-                        let packet = &frames[frame.payload];
-                        let written = admit(peer, packet, frame.is_partial).and_then(|(header, checksum)| {
-                            let packet = header.trim(packet);
-                            let written = self.ring.tun_write_now(packet, VnetHeader::whole(checksum));
-                            written.map(|()| packet.len()).map_err(|_| DropReason::TunWriteFailed)
-                        });
-                        match written {
-                            Ok(bytes) => {
-                                counters.packets_received.add(1);
-                                counters.bytes_received.add(bytes as u64);
-                            }
-                            Err(reason) => counters.drops.count(reason),
-                        }
-                    }
+                    let echoes = &mut self.state.rebuilder.echoes;
+                    let take_echo = |payload: &[u8]| echoes.take(slot, slot, false, payload);
+                    write_early(&self.ring, peer, counters, frames, take_echo);
                 }
                 Err(error) => counters.drops.count(error.into()),
             },
             // Control has seen it already.
             Arrival::Stray | Arrival::Sentinel | Arrival::Garbage => {}
+        }
+    }
+
+    /// DATAGRAM frames that the lane's connection has received before it was ours.
+    fn take_early_datagrams(&mut self, slot: SocketSlot) {
+        let Some(lane) = self.state.lanes.get_mut(slot) else { return };
+        let snapshot = &self.state.snapshot;
+        while let Some(frames) = lane.connection.receive_datagram() {
+            if let (Some(counters), Some(peer)) =
+                (peer_counters(snapshot, lane.peer, self.id), snapshot.peer(lane.peer))
+            {
+                counters.quic_datagrams_received.add(1);
+                let echoes = &mut self.state.rebuilder.echoes;
+                let take_echo = |payload: &[u8]| echoes.take(slot, slot, true, payload);
+                write_early(&self.ring, peer, counters, &frames, take_echo);
+            }
         }
     }
 
@@ -207,10 +196,8 @@ impl<E: Engine> Worker<E> {
                     continue;
                 }
             }
-            let ring = &mut self.ring;
-            // A datagram that cannot be sent is a lost one.
-            let quic_at = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
-            lane.deadline = [quic_at, lane.rekey.poll_timeout()].into_iter().flatten().min();
+            self.drive_lane(slot)?;
+            let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             lane.has_quic_news = false;
             if let Some(error) = lane.connection.lost() {
                 self.remove_lane(slot, lane_end(error))?;
@@ -219,6 +206,50 @@ impl<E: Engine> Worker<E> {
         self.state.due = due;
         self.state.deadline = self.state.lanes.deadline();
         Ok(())
+    }
+}
+
+/// Writes the packets in frames that are in no buffer of the ring's, one by one.
+fn write_early<E: Engine>(
+    ring: &PacketRing<E>,
+    peer: &PeerEntry,
+    counters: &PeerCounters,
+    frames: &[u8],
+    mut take_echo: impl FnMut(&[u8]) -> Result<(), DropReason>,
+) {
+    for frame in Frames::new(frames) {
+        let Ok(frame) = frame else {
+            counters.drops.count(DropReason::FrameMalformed);
+            break;
+        };
+        match frame.kind {
+            FrameKind::Packet | FrameKind::Segment => {}
+            FrameKind::Pad => continue,
+            FrameKind::Echo => {
+                if let Err(reason) = take_echo(&frames[frame.payload]) {
+                    counters.drops.count(reason);
+                }
+                continue;
+            }
+            // There is no buffer of ours to put its packet together from.
+            FrameKind::Fragment => {
+                counters.drops.count(DropReason::FragmentIncomplete);
+                continue;
+            }
+        }
+        let packet = &frames[frame.payload];
+        let written = admit(peer, packet, frame.is_partial).and_then(|(header, checksum)| {
+            let packet = header.trim(packet);
+            let written = ring.tun_write_now(packet, VnetHeader::whole(checksum));
+            written.map(|()| packet.len()).map_err(|_| DropReason::TunWriteFailed)
+        });
+        match written {
+            Ok(bytes) => {
+                counters.packets_received.add(1);
+                counters.bytes_received.add(bytes as u64);
+            }
+            Err(reason) => counters.drops.count(reason),
+        }
     }
 }
 

@@ -30,7 +30,7 @@ impl<E: Engine> Worker<E> {
         split: Split,
     ) -> io::Result<Option<Split>> {
         let Some(lane) = slot.and_then(|slot| self.state.lanes.get_mut(slot)) else { return Ok(Some(split)) };
-        let fits = packet_bytes_max(lane.record_bytes);
+        let fits = packet_bytes_max(lane.record_bytes());
         if split.piece_bytes(0) <= fits {
             return Ok(Some(split));
         }
@@ -58,7 +58,7 @@ impl<E: Engine> Worker<E> {
         source: Source<'_>,
     ) -> io::Result<bool> {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(false) };
-        let fits = packet_bytes_max(lane.record_bytes);
+        let fits = packet_bytes_max(lane.record_bytes());
         // While it is being found out what passes, nobody is told less: senders remember it for minutes.
         let is_told = !self.fragments && !lane.path.is_searching();
         if is_told && self.tell_too_big(peer, fits, source) {
@@ -109,7 +109,7 @@ impl<E: Engine> Worker<E> {
             }
             let State { lanes, filling, .. } = &mut self.state;
             let Some(lane) = lanes.get_mut(slot) else { return Ok(Err(DropReason::NoLane)) };
-            let record_bytes = lane.record_bytes;
+            let record_bytes = lane.record_bytes();
             let Some(Outgoing { buffer, fill }) = outgoing(&mut self.ring, filling, lane)? else {
                 return Ok(Err(DropReason::SendBufferFull));
             };

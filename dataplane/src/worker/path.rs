@@ -77,6 +77,11 @@ impl Paths {
         }
     }
 
+    /// The lane's path is to be looked at now.
+    pub(super) fn wake(&mut self, slot: SocketSlot, now: Instant) {
+        self.deadlines.set(slot, now);
+    }
+
     /// The lane has ended.
     pub(super) fn forget(&mut self, slot: SocketSlot) {
         self.deadlines.forget(slot);
@@ -179,11 +184,16 @@ impl<E: Engine> Worker<E> {
     pub(super) fn note_sent(&mut self, slot: SocketSlot, now: Instant) {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return };
         let path = &mut lane.path;
+        let is_quic = lane.carriage.is_quic();
         match std::mem::take(&mut path.record_bytes) {
-            0 => return,
+            0 if !is_quic => return,
+            0 => {}
             bytes => path.mtu.note_sent(bytes, now),
         }
         path.liveness.note_sent(now);
+        if is_quic {
+            return self.state.paths.deadlines.set(slot, path.liveness.poll_timeout());
+        }
         if now >= path.route_checked_at + ROUTE_CHECK_EVERY {
             path.route_checked_at = now;
             if let Some(mtu) = self.ring.route_mtu(slot) {
@@ -230,12 +240,15 @@ impl<E: Engine> Worker<E> {
             match action {
                 // One that could not leave is one that was lost.
                 LivenessAction::Ask => drop(self.ask(slot, None, now)),
-                LivenessAction::Silent => self.tell(slot, LaneChange::Silent),
+                LivenessAction::Silent => {
+                    lane.carriage.handle_silent(now);
+                    self.tell(slot, LaneChange::Silent);
+                }
                 LivenessAction::Heard => self.tell(slot, LaneChange::Heard),
                 LivenessAction::Dead => return self.close_lane(slot, CLOSE_SILENT, LaneEnd::TimedOut, now),
             }
         }
-        while let Some(lane) = self.state.lanes.get_mut(slot)
+        while let Some(lane) = self.state.lanes.get_mut(slot).filter(|lane| !lane.carriage.is_quic())
             && let Some(probe) = lane.path.mtu.poll(now, lane.path.rtt.patience())
         {
             let bytes = match probe {
@@ -251,6 +264,11 @@ impl<E: Engine> Worker<E> {
             }
         }
         let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
+        if lane.carriage.is_quic() {
+            // Records are not what is sent, and QUIC looks after its own path MTU.
+            self.state.paths.deadlines.set(slot, lane.path.liveness.poll_timeout());
+            return Ok(());
+        }
         lane.record_bytes = usize::from(lane.path.mtu.bytes());
         lane.gauges.set_mtu(lane.path.mtu.bytes());
         self.state.paths.deadlines.set(slot, lane.path.deadline());
@@ -262,26 +280,40 @@ impl<E: Engine> Worker<E> {
 
     /// Answers the requests that this turn has brought, each on the socket it came by, and has a look at the answers.
     pub(super) fn handle_echoes(&mut self, now: Instant) -> io::Result<()> {
-        while let Some(ArrivedEcho { lane: slot, socket, echo }) = self.state.rebuilder.echoes.pop() {
+        while let Some(ArrivedEcho { lane: slot, socket, is_datagram, echo }) = self.state.rebuilder.echoes.pop() {
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             match echo {
                 Echo::Request(token) => {
-                    if lane.path.allowance.take(now) {
-                        // What cannot be sent is a lost datagram: the peer asks again.
-                        let _ = self.send_echo(slot, socket, Echo::Reply(token), None);
-                    } else {
+                    if !lane.path.allowance.take(now) {
                         let peer = lane.peer;
                         self.count_drop(Some(peer), DropReason::EchoLimited, 1);
+                    } else if is_datagram {
+                        self.send_echo_datagram(slot, Echo::Reply(token));
+                    } else {
+                        // What cannot be sent is a lost datagram: the peer asks again.
+                        let _ = self.send_echo(slot, socket, Echo::Reply(token), None);
                     }
                 }
-                Echo::Reply(token) => self.handle_echo_reply(slot, socket, token, now)?,
+                Echo::Reply(token) => {
+                    if !is_datagram {
+                        self.handle_carrier_answer(slot, token, now)?;
+                    }
+                    self.handle_echo_reply(slot, socket, is_datagram, token, now)?;
+                }
             }
         }
         Ok(())
     }
 
     /// An authentic record of the lane in `slot`, which came by `socket`, repeats a token.
-    fn handle_echo_reply(&mut self, slot: SocketSlot, _socket: SocketSlot, token: u64, now: Instant) -> io::Result<()> {
+    fn handle_echo_reply(
+        &mut self,
+        slot: SocketSlot,
+        _socket: SocketSlot,
+        is_datagram: bool,
+        token: u64,
+        now: Instant,
+    ) -> io::Result<()> {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
         let Some(Asked { sent_at, bytes, .. }) = lane.path.take_asked(token) else { return Ok(()) };
         lane.gauges.echoes_answered.add(1);
@@ -289,14 +321,20 @@ impl<E: Engine> Worker<E> {
         if let Some(rtt) = lane.path.rtt.smoothed() {
             lane.gauges.set_rtt(rtt);
         }
-        lane.path.mtu.handle_answer(bytes, sent_at, now);
+        if !is_datagram {
+            lane.path.mtu.handle_answer(bytes, sent_at, now);
+        }
         self.drive_path(slot, now)
     }
 
     /// Sends a request on a lane's own path, in a datagram of so many bytes or as short as can be.
     fn ask(&mut self, slot: SocketSlot, bytes: Option<u16>, now: Instant) -> io::Result<()> {
         let token = self.draw_token()?;
-        self.send_echo(slot, slot, Echo::Request(token), bytes.map(usize::from))?;
+        let is_quic = self.state.lanes.get_mut(slot).is_some_and(|lane| lane.carriage.is_quic());
+        match bytes {
+            None if is_quic => self.send_echo_datagram(slot, Echo::Request(token)),
+            _ => self.send_echo(slot, slot, Echo::Request(token), bytes.map(usize::from))?,
+        }
         if let Some(lane) = self.state.lanes.get_mut(slot) {
             lane.gauges.echoes_sent.add(1);
             lane.path.note_asked(Asked { token, sent_at: now, bytes });

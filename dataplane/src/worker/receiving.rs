@@ -9,7 +9,7 @@ use ringlane_shared::packet::coalesce::Span;
 use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
 use ringlane_shared::wire::echo::Echo;
 
-use super::{State, Worker, count_drop, peer_counters};
+use super::{State, Worker, carrier, count_drop, peer_counters};
 use crate::fragments::Assembler;
 use crate::inbound::{Arrival, OpenedRecord};
 use crate::lane::Lane;
@@ -53,7 +53,7 @@ impl<E: Engine> Worker<E> {
         let id = buffer.id();
         let Some(bytes) = self.ring.receive_bytes(buffer).get_mut(datagram.range.clone()) else { return };
         let each = datagram.control.segment_bytes.map_or(bytes.len(), usize::from).max(1);
-        let (mut records, mut requests) = (0, 0);
+        let (mut records, mut datagrams, mut requests) = (0, 0, 0);
         let mut offset = datagram.range.start;
         for bytes in bytes.chunks_mut(each) {
             let at = offset;
@@ -68,10 +68,13 @@ impl<E: Engine> Worker<E> {
                         let is_next = opened.last().is_none_or(|last: &OpenedRecord| last.slot == slot);
                         *is_out_of_order |= !is_next || sequence < lane.newest;
                         lane.newest = sequence;
+                        lane.carriage.handle_record();
                         let offset = (at + RECORD_HEADER_BYTES) as u32;
                         let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
                         let held = held.len() as u16;
-                        opened.push(OpenedRecord { slot, socket: slot, sequence, peer: lane.peer, held, frames });
+                        let (socket, peer) = (slot, lane.peer);
+                        let record = OpenedRecord { slot, socket, sequence, peer, held, frames, is_datagram: false };
+                        opened.push(record);
                     }
                     Err(error) => counters.drops.count(error.into()),
                 },
@@ -79,14 +82,32 @@ impl<E: Engine> Worker<E> {
                     lane.connection.handle_datagram(now, bytes);
                     lane.has_quic_news = true;
                     *has_quic_news = true;
+                    carrier::take_datagrams(lane, bytes, now, |lane, frames, place| {
+                        datagrams += 1;
+                        requests += u64::from(Echo::is_request(frames));
+                        *is_out_of_order |= opened.last().is_some_and(|last: &OpenedRecord| last.slot != slot);
+                        let offset = (at + place.start) as u32;
+                        let frames = Span { buffer: id, offset, bytes: place.len() as u32 };
+                        let (sequence, peer, held) = (lane.newest, lane.peer, held.len() as u16);
+                        opened.push(OpenedRecord {
+                            slot,
+                            socket: slot,
+                            sequence,
+                            peer,
+                            held,
+                            frames,
+                            is_datagram: true,
+                        });
+                    });
                 }
                 Arrival::Sentinel => {}
                 Arrival::Garbage => counters.drops.count(DropReason::InboundMalformed),
             }
         }
         counters.records_received.add(records);
-        if records > 0 {
-            paths.note_arrivals(lane, records > requests, now);
+        counters.quic_datagrams_received.add(datagrams);
+        if records + datagrams > 0 {
+            paths.note_arrivals(lane, records + datagrams > requests, now);
         }
     }
 
@@ -98,7 +119,8 @@ impl<E: Engine> Worker<E> {
         fragments.reclaim(&mut self.ring);
         if std::mem::take(is_out_of_order) {
             // Within a turn the network's disorder can be mended for nothing, and each lane's records stand together.
-            opened.sort_unstable_by_key(|record| (record.slot, record.sequence));
+            // What came in DATAGRAM frames keeps its place behind the record before it.
+            opened.sort_unstable_by_key(|record| (record.slot, record.sequence, record.held, record.frames.offset));
         }
         let mut position = 0;
         loop {

@@ -181,7 +181,9 @@ impl<E: Engine> Worker<E> {
                 self.count_drop(Some(peer), DropReason::NoLane, 1);
                 return Ok(false);
             };
-            let record_bytes = lane.record_bytes;
+            let record_bytes = lane.record_bytes();
+            // No counter tells which datagram came before, so there pieces are ordinary packets.
+            let what = if lane.carriage.is_quic() { what.alone() } else { what };
             let Some(Outgoing { buffer, fill }) = outgoing(&mut self.ring, &mut self.state.filling, lane)? else {
                 self.count_drop(Some(peer), DropReason::SendBufferFull, 1);
                 return Ok(false);
@@ -206,8 +208,13 @@ impl<E: Engine> Worker<E> {
     /// A lane, and what it takes to seal and send for it.
     pub(super) fn egress(&mut self, slot: SocketSlot) -> Option<(Egress<'_, E>, &mut Lane)> {
         let lane = self.state.lanes.get_mut(slot)?;
-        let egress =
-            Egress { ring: &mut self.ring, snapshot: &self.state.snapshot, counters: &self.counters, id: self.id };
+        let egress = Egress {
+            ring: &mut self.ring,
+            snapshot: &self.state.snapshot,
+            counters: &self.counters,
+            id: self.id,
+            now: self.state.now,
+        };
         Some((egress, lane))
     }
 
@@ -227,6 +234,7 @@ impl<E: Engine> Worker<E> {
             self.finish_lane(slot)?;
             self.state.notice_keys(slot);
             self.note_sent(slot, now);
+            self.note_carried(slot);
             if self.state.lanes.get_mut(slot).is_some_and(|lane| lane.sealer.is_exhausted()) {
                 self.close_lane(slot, CLOSE_WORN, LaneEnd::Worn, now)?;
             }
@@ -254,16 +262,22 @@ pub(super) fn outgoing<'l, E: Engine>(
 
 /// What it takes to seal and send, apart from the lane.
 pub(super) struct Egress<'w, E: Engine> {
-    ring: &'w mut PacketRing<E>,
-    snapshot: &'w Snapshot,
+    pub(super) ring: &'w mut PacketRing<E>,
+    pub(super) snapshot: &'w Snapshot,
     counters: &'w WorkerCounters,
-    id: WorkerId,
+    pub(super) id: WorkerId,
+    /// When the turn began.
+    pub(super) now: Instant,
 }
 
 impl<E: Engine> Egress<'_, E> {
     /// Seals the record a lane is filling, and sends the train it belongs to as soon as no other record can follow.
     pub(super) fn finish_record(&mut self, lane: &mut Lane) -> io::Result<()> {
-        let Lane { outgoing, sealer, peer, socket, record_bytes, path, .. } = lane;
+        if lane.carriage.is_quic() {
+            return self.give_datagram(lane);
+        }
+        let record_bytes = lane.record_bytes();
+        let Lane { outgoing, sealer, peer, socket, path, .. } = lane;
         let Some(Outgoing { buffer, fill }) = outgoing.as_mut() else { return Ok(()) };
         let record = fill.record;
         if record.frame_bytes > 0 {
@@ -290,11 +304,11 @@ impl<E: Engine> Egress<'_, E> {
             }
         }
         let room_bytes = self.ring.send_room(buffer).len();
-        if fill.is_complete(room_bytes, *record_bytes) {
+        if fill.is_complete(room_bytes, record_bytes) {
             if let Some(train) = fill.take() {
                 self.send(*socket, *peer, buffer, train, 0)?;
             }
-            if !has_room(self.ring.send_room(buffer).len(), *record_bytes)
+            if !has_room(self.ring.send_room(buffer).len(), record_bytes)
                 && let Some(Outgoing { buffer, .. }) = outgoing.take()
             {
                 self.ring.release_send_buffer(buffer);
@@ -312,10 +326,14 @@ impl<E: Engine> Egress<'_, E> {
             None => Ok(()),
         };
         self.ring.release_send_buffer(buffer);
+        if lane.carriage.is_quic() {
+            sent?;
+            return self.drive_in_trains(lane);
+        }
         sent
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         socket: SocketSlot,
         peer: PeerIndex,

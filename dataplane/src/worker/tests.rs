@@ -30,6 +30,9 @@ use crate::sys::ring::RingConfig;
 use crate::sys::vnet_header::{Segmentation, VNET_HEADER_BYTES, VnetHeader};
 use crate::worker::*;
 
+#[path = "tests/carrier.rs"]
+mod carrier;
+
 const MTU: u16 = 1420;
 const PEER: PeerIndex = PeerIndex(0);
 const SERIAL: LaneSerial = LaneSerial(7);
@@ -48,6 +51,11 @@ struct Bed {
 impl Bed {
     /// A worker with one lane, whose next record is number `sealed`.
     fn new(sealed: u64) -> Self {
+        Self::with(sealed, CarrierChoice::Lane, connection)
+    }
+
+    /// As [`Self::new`], with what `connect` makes of the far end's address as the lane's QUIC connection.
+    fn with(sealed: u64, carrier: CarrierChoice, connect: impl FnOnce(SocketAddr) -> LaneConnection) -> Self {
         let (ours, tun) = UnixDatagram::pair().unwrap();
         [&ours, &tun].into_iter().for_each(|end| end.set_nonblocking(true).unwrap());
         let wake = Arc::new(Wake::new().unwrap());
@@ -92,13 +100,13 @@ impl Bed {
             inbound_id: LaneId::new(5).unwrap(),
             local: local.local_addr().unwrap(),
             remote: far.local_addr().unwrap(),
-            connection: connection(far.local_addr().unwrap()),
+            connection: connect(far.local_addr().unwrap()),
             socket: local.into(),
             sealer,
             opener,
             secrets: secrets(Role::Client),
             early: Vec::new(),
-            carrier: CarrierChoice::Auto,
+            carrier,
             gauges: Arc::new(LaneGauges::default()),
         };
         worker.add_lane(lane, Instant::now()).unwrap();

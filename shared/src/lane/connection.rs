@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ClientConfig, ConnectError, Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, Endpoint,
-    EndpointConfig, Event, ReadError, ServerConfig, StreamId, VarInt, WriteError,
+    EndpointConfig, Event, ReadError, SendDatagramError, ServerConfig, StreamId, VarInt, WriteError,
 };
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use super::epoch::{EpochSecrets, PSK_BYTES, PSK_EXPORTER_LABEL};
 use super::keys::{KeyError, LaneKeys, Role, Suite};
 use crate::id::LaneId;
+use crate::limits::{TRAIN_BYTES_MAX, TRAIN_RECORDS_MAX};
 
 /// Name given to `connect`; it only has to parse, SNI is off and the peer's key is what is verified.
 const SERVER_NAME: &str = "peer.invalid";
@@ -45,6 +46,27 @@ pub enum LaneConnectionError {
 #[error("the peer has ended the lane's stream")]
 pub struct StreamEnded;
 
+/// UDP datagrams of a lane's QUIC connection that may leave in one send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QuicTrain<'a> {
+    /// One behind the other, at most [`TRAIN_BYTES_MAX`] bytes.
+    pub bytes: &'a [u8],
+    /// Bytes of each but the last, which may be shorter.
+    pub each_bytes: usize,
+    /// DATAGRAM frames in them.
+    pub frames: u32,
+}
+
+/// What became of the DATAGRAM frames that a connection was given to send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Given {
+    frames: u64,
+    /// Of those, the ones that were neither sent nor are waiting, as far as is known.
+    dropped: u64,
+    /// Room for them while none waits.
+    room_bytes: usize,
+}
+
 /// A lane's QUIC connection. Owner: control until the hand-over, then the lane's worker.
 pub struct LaneConnection {
     endpoint: Endpoint,
@@ -58,6 +80,7 @@ pub struct LaneConnection {
     transmit: Vec<u8>,
     connected: bool,
     lost: Option<ConnectionError>,
+    given: Given,
 }
 
 impl LaneConnection {
@@ -96,13 +119,14 @@ impl LaneConnection {
 
     fn new(
         endpoint: Endpoint,
-        connection: Connection,
+        mut connection: Connection,
         handle: ConnectionHandle,
         role: Role,
         remote: SocketAddr,
     ) -> Self {
+        let given = Given { room_bytes: connection.datagrams().send_buffer_space(), ..Given::default() };
         let (stream, transmit) = (None, Vec::new());
-        Self { endpoint, connection, handle, role, remote, stream, transmit, connected: false, lost: None }
+        Self { endpoint, connection, handle, role, remote, stream, transmit, connected: false, lost: None, given }
     }
 
     /// Takes in one QUIC datagram that arrived for this lane. Nothing it could contain panics or answers a stranger:
@@ -122,13 +146,36 @@ impl LaneConnection {
     ///
     /// Returns when to call again at the latest, if ever.
     pub fn drive(&mut self, now: Instant, mut send: impl FnMut(&[u8])) -> Option<Instant> {
+        self.drive_with(now, 1, |train| send(train.bytes))
+    }
+
+    /// As [`Self::drive`], with as many datagrams at once as one send may take: for a connection that carries packets.
+    pub fn drive_in_trains(&mut self, now: Instant, send: impl FnMut(QuicTrain<'_>)) -> Option<Instant> {
+        self.drive_with(now, self.train_datagrams_max(), send)
+    }
+
+    /// How many datagrams as large as the path carries fit one send.
+    pub fn train_datagrams_max(&self) -> usize {
+        (TRAIN_BYTES_MAX / usize::from(self.mtu_bytes()).max(1)).clamp(1, usize::from(TRAIN_RECORDS_MAX))
+    }
+
+    fn drive_with(
+        &mut self,
+        now: Instant,
+        datagrams_max: usize,
+        mut send: impl FnMut(QuicTrain<'_>),
+    ) -> Option<Instant> {
+        let mut frames_sent = self.connection.stats().frame_tx.datagram;
         loop {
             if self.connection.poll_timeout().is_some_and(|deadline| deadline <= now) {
                 self.connection.handle_timeout(now);
             }
             self.transmit.clear();
-            while let Some(transmit) = self.connection.poll_transmit(now, 1, &mut self.transmit) {
-                send(&self.transmit[..transmit.size]);
+            while let Some(transmit) = self.connection.poll_transmit(now, datagrams_max, &mut self.transmit) {
+                let before = std::mem::replace(&mut frames_sent, self.connection.stats().frame_tx.datagram);
+                let frames = (frames_sent - before) as u32;
+                let each_bytes = transmit.segment_size.unwrap_or(transmit.size);
+                send(QuicTrain { bytes: &self.transmit[..transmit.size], each_bytes, frames });
                 self.transmit.clear();
             }
             let mut again = false;
@@ -149,6 +196,49 @@ impl LaneConnection {
                 break self.connection.poll_timeout();
             }
         }
+    }
+
+    /// Largest DATAGRAM frame (RFC 9221) that the path is known to carry, in bytes of its payload, or `None` if the peer
+    /// takes none.
+    pub fn datagram_bytes_max(&mut self) -> Option<usize> {
+        self.connection.datagrams().max_size()
+    }
+
+    /// Gives the connection a DATAGRAM frame's payload, which [`Self::drive_in_trains`] sends. The oldest that still wait
+    /// make room for it.
+    pub fn send_datagram(&mut self, payload: &[u8]) -> Result<(), SendDatagramError> {
+        self.connection.datagrams().send(Bytes::copy_from_slice(payload), true)?;
+        self.given.frames += 1;
+        Ok(())
+    }
+
+    /// Payload bytes that a connection can be given without dropping others.
+    pub fn datagram_room_bytes(&mut self) -> usize {
+        self.connection.datagrams().send_buffer_space()
+    }
+
+    /// The next DATAGRAM frame's payload that has arrived.
+    pub fn receive_datagram(&mut self) -> Option<Bytes> {
+        self.connection.datagrams().recv()
+    }
+
+    /// DATAGRAM frames dropped unsent since this was asked last. It is known only when none waits any more.
+    pub fn take_dropped_datagrams(&mut self) -> u64 {
+        if self.datagram_room_bytes() < self.given.room_bytes {
+            return 0;
+        }
+        let dropped = self.given.frames - self.connection.stats().frame_tx.datagram;
+        dropped - std::mem::replace(&mut self.given.dropped, dropped)
+    }
+
+    /// Has the connection send something that the peer acknowledges; [`Self::drive`] does.
+    pub fn ping(&mut self) {
+        self.connection.ping();
+    }
+
+    /// Frames received that acknowledge something.
+    pub fn acknowledgements(&self) -> u64 {
+        self.connection.stats().frame_rx.acks
     }
 
     /// Whether both ends have verified each other's key: a client's `Connected` alone does not say so.

@@ -5,9 +5,11 @@
 //! says which pairs are worth a datagram, [`prober`] when to send it and which pair to take.
 //!
 //! Once a lane stands, its worker finds out by echoes what its path carries ([`mtu`]), whether anybody is there
-//! ([`liveness`]), and how long an answer takes ([`rtt`]).
+//! ([`liveness`]), how long an answer takes ([`rtt`]), and whether records pass at all or packets must go by QUIC
+//! ([`carrier`]).
 
 pub mod candidate;
+pub mod carrier;
 pub mod liveness;
 pub mod mtu;
 pub mod prober;

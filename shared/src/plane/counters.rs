@@ -64,6 +64,10 @@ pub struct PeerCounters {
     pub records_sent: Counter,
     /// Authentic records received.
     pub records_received: Counter,
+    /// DATAGRAM frames with packets, given to lanes' QUIC connections.
+    pub quic_datagrams_sent: Counter,
+    /// DATAGRAM frames that arrived by lanes' QUIC connections.
+    pub quic_datagrams_received: Counter,
     /// What was dropped of this peer's traffic.
     pub drops: DropCounters,
 }

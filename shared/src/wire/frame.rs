@@ -168,6 +168,14 @@ pub enum FramedPacket {
 }
 
 impl FramedPacket {
+    /// What to say where nothing tells which frame came before: a piece is a packet like any other.
+    pub fn alone(self) -> Self {
+        match self {
+            Self::Complete => Self::Complete,
+            Self::Partial | Self::Segment | Self::NextSegment => Self::Partial,
+        }
+    }
+
     fn first_byte(self) -> u8 {
         match self {
             Self::Complete => (FrameKind::Packet as u8) << 5,

@@ -24,6 +24,7 @@ mod traffic;
 mod wire;
 
 mod capture;
+mod carrier;
 mod carries;
 mod cut;
 mod engine;

@@ -304,3 +304,17 @@ fn what_keeps_a_lane_from_standing_is_told_until_all_of_them_stand_or_the_peer_i
     server.link.handle_disconnected();
     assert_eq!(server.link.problem(), None);
 }
+
+#[test]
+fn a_silent_lane_is_the_problem_until_it_is_heard_and_no_other() {
+    let mut fixture = Fixture::client_without(&[]);
+    let mut change = |index: u8, serial, change| {
+        let known = fixture.link.handle_lane_changed(lane_index(index), LaneSerial(serial), change);
+        (known, fixture.link.problem().map(str::to_owned))
+    };
+    let silence = Some("the peer does not answer on lane 1".to_owned());
+    assert_eq!(change(1, 1, LaneChange::Silent), (true, silence.clone()));
+    assert_eq!(change(0, 0, LaneChange::Heard), (true, silence.clone()));
+    assert_eq!(change(1, 7, LaneChange::Heard), (false, silence), "a lane that has been replaced");
+    assert_eq!(change(1, 1, LaneChange::Heard), (true, None));
+}

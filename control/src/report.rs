@@ -12,11 +12,12 @@ use ringlane_shared::limits::RECORD_OVERHEAD_BYTES;
 use ringlane_shared::plane::{LaneCarrier, WorkerCounters};
 
 use crate::admin::status::{
-    Carrier, ConnectionStatus, Direction, LaneState, LaneStatus, NodeInfo, NodeStatus, PeerState, PeerStatus,
-    RoutePeer, RouteStatus, TunStatus, WorkerStatus, sum_drops,
+    Carrier, ConnectionStatus, Direction, LaneState, LaneStatus, MovementStatus, NodeInfo, NodeStatus, PeerState,
+    PeerStatus, RoutePeer, RouteStatus, TunStatus, WorkerStatus, sum_drops,
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
+use crate::lanes::MovementCounters;
 use crate::netlink::TransmitQueue;
 use crate::swarm::{ConnectionInfo, Node};
 
@@ -28,9 +29,15 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) started: Instant,
     pub(crate) coordinator: &'a Coordinator<T>,
     pub(crate) node: &'a Node,
+    pub(crate) movement: MovementCounters,
     pub(crate) workers: &'a [Arc<WorkerCounters>],
     /// The prefixes the kernel routes into the tunnel.
     pub(crate) installed: &'a [IpNet],
+}
+
+fn movement_status(counters: MovementCounters) -> MovementStatus {
+    let MovementCounters { passed_on, ignored, paths_seen, paths_refused, paths_tried } = counters;
+    MovementStatus { records_passed_on: passed_on, records_ignored: ignored, paths_seen, paths_refused, paths_tried }
 }
 
 impl<T> Reporter<'_, T> {
@@ -53,6 +60,7 @@ impl<T> Reporter<'_, T> {
                 queue_packets: queue.map(|queue| queue.packets),
                 dropped: queue.map(|queue| queue.dropped),
             },
+            movement: movement_status(self.movement),
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
             workers: workers.iter().zip(0..).map(|(worker, id)| WorkerStatus::new(id, worker)).collect(),

@@ -29,6 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminCommand, AdminError, AdminRequest, AdminServer};
+use crate::coordinator::link::Link;
 use crate::coordinator::{AskFailure, AskId, Coordinator, Intent, LaneUp};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
@@ -322,7 +323,10 @@ impl Control {
             NodeEvent::OfferReceived { peer, token, message } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
                 match Offer::parse(&message) {
-                    Ok(offer) => self.coordinator.handle_offer(index, offer, token),
+                    Ok(offer) => {
+                        self.engine.set_candidates(index, &offer, now);
+                        self.coordinator.handle_offer(index, offer, token);
+                    }
                     Err(error) => {
                         warn!(peer = self.name(index), id = %peer, %error, "the peer's offer makes no sense");
                         if let Ok(message) = body(Answer::Refused(RefusalReason::Unsupported).to_message()) {
@@ -337,6 +341,9 @@ impl Control {
                     Ok(message) => Answer::parse(&message).map_err(|error| AskFailure::Exchange(error.to_string())),
                     Err(error) => Err(AskFailure::Exchange(error.to_string())),
                 };
+                if let Ok(Answer::Offer(theirs)) = &answer {
+                    self.engine.set_candidates(peer, theirs, now);
+                }
                 self.coordinator.handle_answer(peer, ask, answer, now);
             }
             NodeEvent::ListenerFailed { address, error } => {
@@ -365,6 +372,7 @@ impl Control {
                 let Some(commands) = self.workers.commands.get(worker.position()) else { return };
                 if commands.try_send(PlaneCommand::AddLane(lane)).is_err() {
                     warn!(peer = self.name(peer), lane = %index, %worker, "the worker takes no lane");
+                    self.engine.handle_lane_ended(up.serial);
                     let problem = format!("lane {index}: {worker} takes no lane");
                     self.coordinator.handle_lane_failed(peer, index, problem, now);
                     return;
@@ -396,6 +404,12 @@ impl Control {
                 }
                 self.coordinator.handle_lane_failed(peer, index, problem, now);
             }
+            LaneOutcome::Order { worker, command } => {
+                // A worker that busy does without: whoever needs its lane to move says so again.
+                if let Some(commands) = self.workers.commands.get(worker.position()) {
+                    let _ = commands.try_send(command);
+                }
+            }
         }
     }
 
@@ -408,6 +422,7 @@ impl Control {
                     drop(retired);
                 }
                 PlaneEvent::LaneEnded { serial, peer, index, end } => {
+                    self.engine.handle_lane_ended(serial);
                     if self.coordinator.handle_lane_ended(peer, index, serial, now) {
                         let end = match end {
                             LaneEnd::Retired => "retired".to_owned(),
@@ -420,11 +435,15 @@ impl Control {
                     }
                 }
                 PlaneEvent::LaneChanged { serial, peer, index, change } => {
+                    self.engine.handle_lane_changed(serial, change, now);
                     if self.coordinator.handle_lane_changed(peer, index, serial, change) {
                         self.log_lane_change(peer, index, change);
+                        self.seek_if_silent(peer, change);
                     }
                 }
-                PlaneEvent::PathSeen { .. } => {}
+                PlaneEvent::PathSeen { serial, local, from } => {
+                    self.engine.handle_path_seen(serial, local, from, now);
+                }
                 PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
                 PlaneEvent::Failed { worker, message } => {
                     self.stopped |= 1 << worker.0;
@@ -439,6 +458,19 @@ impl Control {
         // There may be more, and everybody else has waited long enough.
         self.woken.notify_one();
         Ok(())
+    }
+
+    /// Where all lanes of a link are silent, its connections have most likely gone the same way, but need much longer to
+    /// notice: the peer is looked for at once.
+    fn seek_if_silent(&mut self, peer: PeerIndex, change: LaneChange) {
+        let Some(settings) = self.settings.peers.get(peer.position()) else { return };
+        match change {
+            LaneChange::Silent if self.coordinator.link(peer).is_some_and(Link::is_silent) => {
+                self.node.seek(&settings.id, true);
+            }
+            LaneChange::Heard | LaneChange::Moved { .. } => self.node.seek(&settings.id, false),
+            _ => {}
+        }
     }
 
     fn log_lane_change(&self, peer: PeerIndex, lane: LaneIndex, change: LaneChange) {
@@ -482,6 +514,12 @@ impl Control {
             warn!("{error}");
             self.plan_is_open = true;
         }
+        for peer in self.engine.peers_with_lost_lanes() {
+            // Its connections have lost the same address.
+            if let Some(settings) = self.settings.peers.get(peer.position()) {
+                self.node.seek(&settings.id, true);
+            }
+        }
         self.coordinator.set_addresses(&plan.lanes, now);
         self.plan = plan;
     }
@@ -512,6 +550,7 @@ impl Control {
             started: self.started,
             coordinator: &self.coordinator,
             node: &self.node,
+            movement: self.engine.movement(),
             workers: &self.workers.counters,
             installed: &self.installed,
         }

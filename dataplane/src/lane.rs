@@ -12,8 +12,8 @@ use ringlane_shared::plane::LaneGauges;
 
 use crate::outbound::TrainFill;
 use crate::sys::ring::{SendBuffer, SocketSlot};
-use crate::worker::LanePath;
 use crate::worker::carrier::Carriage;
+use crate::worker::{LaneMovement, LanePath};
 
 /// A send buffer, and what is in it.
 pub(crate) struct Outgoing {
@@ -42,6 +42,8 @@ pub(crate) struct Lane {
     pub(crate) gauges: Arc<LaneGauges>,
     /// What is known of its path.
     pub(crate) path: LanePath,
+    /// The other paths it could take.
+    pub(crate) movement: LaneMovement,
     /// The records this turn is filling, if any.
     pub(crate) outgoing: Option<Outgoing>,
     /// The worker will come back to it at the end of the turn.
@@ -138,6 +140,11 @@ impl Lanes {
         let lanes = self.by_slot.iter().flatten();
         let is_due = |lane: &&Lane| lane.has_quic_news || lane.deadline.is_some_and(|deadline| deadline <= now);
         due.extend(lanes.filter(is_due).map(|lane| lane.socket));
+    }
+
+    /// All lanes.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {
+        self.by_slot.iter().flatten()
     }
 
     /// The slots of all lanes.

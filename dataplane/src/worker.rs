@@ -12,6 +12,7 @@
 
 pub(crate) mod carrier;
 mod lanes;
+mod movement;
 mod oversized;
 mod path;
 mod receiving;
@@ -33,8 +34,10 @@ use ringlane_shared::plane::{
 };
 use tracing::warn;
 
+pub(crate) use self::movement::LaneMovement;
 pub(crate) use self::path::LanePath;
 
+use self::movement::Movement;
 use self::path::Paths;
 use crate::fragments::Fragments;
 use crate::hand_over::HandOver;
@@ -85,6 +88,8 @@ pub(crate) struct State {
     fragments: Fragments,
     /// What it takes to ask and answer on paths.
     paths: Paths,
+    /// Sockets of lanes that move.
+    movement: Movement,
     /// Room for one packet: a piece of a super-segment that is not written straight into a record.
     piece: Box<[u8]>,
     /// How many senders may be told that their packets are too big.
@@ -116,6 +121,7 @@ impl State {
             rebuilder: Rebuilder::new(coalesces, coalesces && offloads.has(Offload::TunUso)),
             fragments: Fragments::new(),
             paths: Paths::new(mtu, keep_alive),
+            movement: Movement::default(),
             piece: vec![0; usize::from(INNER_MTU_MAX)].into(),
             too_big: Limiter::default(),
             due: Vec::new(),
@@ -187,6 +193,7 @@ impl<E: Engine> Worker<E> {
             self.send_handed_over(packet.peer, packet.flow_hash, packet.is_partial, packet.packet())?;
             self.hand_over.empty(from, packet);
         }
+        self.drive_movement(now)?;
         self.drive_connections(now)?;
         self.flush(now)?;
         self.drive_paths(now)?;
@@ -225,7 +232,8 @@ impl<E: Engine> Worker<E> {
     /// When there is something to do though nothing happens.
     fn wake_at(&self) -> Option<Instant> {
         let retry = (!self.state.untold.is_empty()).then(|| Instant::now() + UNTOLD_PAUSE);
-        [self.state.deadline, self.state.paths.deadline(), retry].into_iter().flatten().min()
+        let deadlines = [self.state.deadline, self.state.paths.deadline(), self.state.movement.deadline, retry];
+        deadlines.into_iter().flatten().min()
     }
 
     fn count_enters(&self) {

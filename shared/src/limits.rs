@@ -314,6 +314,24 @@ pub const LANE_BUFFER_BYTES: usize = 4 << 20;
 /// 4-tuples of handed-over lanes that control remembers, to tell their late datagrams from strangers'.
 pub const HANDED_OVER_MAX: usize = 1024;
 
+/// Paths of one lane besides its own: asked whether the peer is there, or received on for a moment longer. Each is a
+/// socket.
+pub const LANE_OTHER_PATHS_MAX: usize = 4;
+/// Records that control passes on to a lane's worker in 100 ms because they came from an address that is not the lane's,
+/// if their counter could be the next. One would do if none were lost; a stranger who does not see the lane cannot send
+/// any.
+pub const PASSED_ON_PER_LANE_MAX: u32 = 8;
+/// As above, whatever their counter.
+pub const PASSED_ON_ANYHOW_PER_LANE_MAX: u32 = 2;
+/// As [`PASSED_ON_PER_LANE_MAX`], of all lanes together.
+pub const PASSED_ON_MAX: u32 = 128;
+/// As [`PASSED_ON_ANYHOW_PER_LANE_MAX`], of all lanes together.
+pub const PASSED_ON_ANYHOW_MAX: u32 = 32;
+const _: () = assert!((PASSED_ON_MAX + PASSED_ON_ANYHOW_MAX) as usize * 4 <= PLANE_QUEUE_MESSAGES);
+/// Other paths that control makes a socket for in a second, for one lane.
+pub const PATHS_TRIED_PER_LANE_MAX: u32 = 8;
+const _: () = assert!(PATHS_TRIED_PER_LANE_MAX as usize >= 2 * LANE_OTHER_PATHS_MAX);
+
 /// Length prefix of a message on the link stream: big-endian.
 pub const LINK_EXCHANGE_LENGTH_BYTES: usize = 2;
 const _: () = assert!(OFFER_BYTES_MAX <= u16::MAX as usize);

@@ -274,6 +274,7 @@ fn established(outcome: LaneOutcome) -> Box<LaneHandOver> {
     match outcome {
         LaneOutcome::Established { lane, .. } => lane,
         LaneOutcome::Failed { reason, .. } => panic!("{reason}"),
+        LaneOutcome::Order { command, .. } => panic!("{command:?} instead of a lane"),
     }
 }
 

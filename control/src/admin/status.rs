@@ -27,6 +27,9 @@ pub struct NodeStatus {
     pub tun: TunStatus,
     /// The configured peers, in the configuration's order.
     pub peers: Vec<PeerStatus>,
+    /// What became of lanes' other paths.
+    #[serde(default)]
+    pub movement: MovementStatus,
     /// Drops that belong to no peer.
     pub drops: Drops,
     /// What each worker did.
@@ -61,6 +64,21 @@ pub struct TunStatus {
     pub queue_packets: Option<u32>,
     /// Packets the kernel dropped because a queue was full: the worker was slower than the host.
     pub dropped: Option<u64>,
+}
+
+/// How lanes move: paths of theirs besides those they take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MovementStatus {
+    /// Records that came from an address that is not their lane's and were looked at.
+    pub records_passed_on: u64,
+    /// Those that were not looked at, because too many came.
+    pub records_ignored: u64,
+    /// Paths by which a peer's newest record came that its lane does not take.
+    pub paths_seen: u64,
+    /// Those that no lane may take, or that were too many.
+    pub paths_refused: u64,
+    /// Paths on which a peer was asked whether it is there.
+    pub paths_tried: u64,
 }
 
 /// Whether packets can reach a peer, and which way.

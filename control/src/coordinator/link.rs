@@ -32,6 +32,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A lane that lived this long was a good one: its end is not another failure in a row.
 const STABLE_AFTER: Duration = RETRY_MAX;
 
+/// A question that is this old when a further connection comes up was asked on one that is dead.
+const ASKED_IN_VAIN: Duration = Duration::from_secs(1);
+
 /// How long the first lanes of a link wait for the others before workers without a lane send by way of them. A flow
 /// that changes lanes may overtake itself once, so it is better not to begin on another worker's lane and move a
 /// moment later.
@@ -87,6 +90,7 @@ pub struct Link {
     announced: u64,
     settle_at: Option<Instant>,
     asking: Option<(AskId, Offer)>,
+    asked_at: Option<Instant>,
     ask_again: bool,
     retry_at: Option<Instant>,
     /// Failures in a row; a question that waits to be asked counts for one, however many lanes it is for.
@@ -109,6 +113,7 @@ impl Link {
             announced: 0,
             settle_at: None,
             asking: None,
+            asked_at: None,
             ask_again: false,
             retry_at: None,
             attempts: 0,
@@ -142,6 +147,11 @@ impl Link {
         self.announced != 0
     }
 
+    /// Whether the peer answers on none of the lanes that stand.
+    pub fn is_silent(&self) -> bool {
+        !self.up.is_empty() && self.up.values().all(|lane| lane.gauges.is_silent())
+    }
+
     /// Bit w is set while worker w owns one of the lanes, as far as the other workers are to know.
     pub(super) fn workers_with_lane(&self) -> u64 {
         self.announced
@@ -167,15 +177,18 @@ impl Link {
             self.announce();
         }
         if self.retry_at.is_some_and(|at| at <= now) {
-            self.ask(context);
+            self.ask(now, context);
         }
     }
 
-    pub(super) fn handle_connected<T>(&mut self, _now: Instant, context: &mut Context<'_, T>) {
+    pub(super) fn handle_connected<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
         self.connected = true;
         self.attempts = 0;
-        // Also with all lanes up: the peer may have restarted, and its answer tells.
-        self.ask(context);
+        if self.asked_at.is_some_and(|at| now.saturating_duration_since(at) >= ASKED_IN_VAIN) {
+            self.asking = None;
+        }
+        // Also with all lanes up: the peer may have restarted, or moved, and its answer tells.
+        self.ask(now, context);
     }
 
     pub(super) fn handle_disconnected(&mut self) {
@@ -186,11 +199,10 @@ impl Link {
         self.problem = None;
     }
 
-    pub(super) fn handle_address_change<T>(&mut self, _now: Instant, context: &mut Context<'_, T>) {
-        if self.expected.is_empty() || !self.missing().is_empty() {
-            self.attempts = 0;
-            self.ask(context);
-        }
+    pub(super) fn handle_address_change<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        self.attempts = 0;
+        // Also with all lanes up: each end is to know where the other's lanes could go.
+        self.ask(now, context);
     }
 
     pub(super) fn handle_offer<T>(&mut self, theirs: Offer, token: T, context: &mut Context<'_, T>) {
@@ -232,7 +244,7 @@ impl Link {
                     // somebody else every time (two nodes with one key) is not asked as fast as it can answer.
                     if self.attempts == 0 {
                         self.attempts = 1;
-                        self.ask(context);
+                        self.ask(now, context);
                     } else {
                         self.retry_later(now, context);
                     }
@@ -251,12 +263,15 @@ impl Link {
             }
             Err(error) => {
                 tracing::debug!(peer = self.peer.0, %error, "no answer to our offer");
-                self.problem = Some(format!("no answer to our offer: {error}"));
+                // Where no lane is missing it keeps nothing from standing.
+                if self.expected.is_empty() || !self.missing().is_empty() {
+                    self.problem = Some(format!("no answer to our offer: {error}"));
+                }
                 self.retry_later(now, context);
             }
         }
         if std::mem::take(&mut self.ask_again) {
-            self.ask(context);
+            self.ask(now, context);
         }
     }
 
@@ -354,7 +369,7 @@ impl Link {
         LaneSet(self.expected.0 & !up & !self.setting_up.0)
     }
 
-    fn ask<T>(&mut self, context: &mut Context<'_, T>) {
+    fn ask<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
         self.retry_at = None;
         if self.role != Role::Client || !self.connected {
             return;
@@ -367,6 +382,7 @@ impl Link {
         let offer = context.offer(self.peer, lanes);
         let ask = context.next_ask();
         self.asking = Some((ask, offer.clone()));
+        self.asked_at = Some(now);
         context.intents.push_back(Intent::Ask { peer: self.peer, ask, offer });
     }
 

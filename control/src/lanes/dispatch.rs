@@ -1,7 +1,8 @@
 //! What arrives at the listeners, and to whom it goes.
 //!
-//! The order of the tests: an expected token; the address of a handshake under way; else it is counted, and the sender
-//! hears nothing. Each test is one look into a bounded table.
+//! The order of the tests: an expected token; the address of a handshake under way; for a record, the lane it names,
+//! whose peer may have moved; else it is counted, and the sender hears nothing. Each test is one look into a bounded
+//! table.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -19,8 +20,8 @@ use super::setup::{LaneFailure, LaneSetup};
 use super::socket;
 
 impl LaneEngine {
-    /// Takes in a datagram from a listener, a lane's socket or a worker. Whoever sent it, only an authentic probe and
-    /// an Initial with an expected token can make us send anything.
+    /// Takes in a datagram from a listener, a lane's socket or a worker. Whoever sent it, only an authentic probe, an
+    /// Initial with an expected token and an authentic record of a lane can make us send anything.
     pub(super) fn handle_datagram(&mut self, path: Path, datagram: &[u8], now: Instant) {
         if datagram.len() > self.datagram_bytes_max {
             return self.drops.count(ListenerDrop::Unrecognised);
@@ -28,7 +29,7 @@ impl LaneEngine {
         let dropped = match DatagramKind::of(datagram) {
             DatagramKind::Quic => self.handle_quic(path, datagram, now),
             DatagramKind::Probe => self.handle_probe(path, datagram, now),
-            DatagramKind::Record => self.handle_record(path, datagram),
+            DatagramKind::Record => self.handle_record(path, datagram, now),
             DatagramKind::Sentinel => Ok(()),
             DatagramKind::Stun | DatagramKind::Unknown => Err(ListenerDrop::Unrecognised),
         };
@@ -104,12 +105,11 @@ impl LaneEngine {
         Ok(())
     }
 
-    fn handle_record(&mut self, path: Path, datagram: &[u8]) -> Result<(), ListenerDrop> {
+    fn handle_record(&mut self, path: Path, datagram: &[u8], now: Instant) -> Result<(), ListenerDrop> {
         let handshake = self.paths.get(&path).and_then(|key| self.setups.get_mut(key)).and_then(LaneSetup::handshake);
         match handshake {
             Some(handshake) => handshake.keep_early(datagram).then_some(()).ok_or(ListenerDrop::TooEarly),
-            None if self.handed_over.contains_key(&path) => Err(ListenerDrop::Late),
-            None => Err(ListenerDrop::UnknownRecord),
+            None => self.pass_on(path, datagram, now),
         }
     }
 }

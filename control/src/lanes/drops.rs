@@ -20,17 +20,19 @@ pub enum ListenerDrop {
     UnknownProbe,
     /// A probe that is malformed or does not authenticate.
     BadProbe,
-    /// A record from an address where no handshake is under way.
+    /// A record that names no lane of ours, from an address where no handshake is under way.
     UnknownRecord,
     /// A record of a lane in the making that already has as many waiting as are kept.
     TooEarly,
     /// For a lane that has been handed over: it was on its way to the listener when the lane's socket took over.
     Late,
+    /// A record that names a lane of ours, from an address that is not the lane's: more of them than its worker looks at.
+    TooMany,
 }
 
 impl ListenerDrop {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Unrecognised,
         Self::UnknownToken,
         Self::UnknownConnection,
@@ -42,6 +44,7 @@ impl ListenerDrop {
         Self::UnknownRecord,
         Self::TooEarly,
         Self::Late,
+        Self::TooMany,
     ];
 
     /// The reason's stable name.
@@ -58,6 +61,7 @@ impl ListenerDrop {
             Self::UnknownRecord => "unknown_record",
             Self::TooEarly => "too_early",
             Self::Late => "late",
+            Self::TooMany => "too_many",
         }
     }
 }

@@ -17,7 +17,7 @@ use ringlane_shared::limits::{
 };
 use ringlane_shared::path::candidate::{AddressPolicy, Pair};
 use ringlane_shared::path::prober::Prober;
-use ringlane_shared::plane::{CarrierChoice, LaneHandOver, Stray};
+use ringlane_shared::plane::{CarrierChoice, LaneHandOver, PlaneCommand, Stray};
 use ringlane_shared::wire::offer::{LaneSet, LinkSecrets, Offer};
 use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction};
 use thiserror::Error;
@@ -27,6 +27,7 @@ use tokio::time::{Sleep, sleep_until};
 use super::drops::ListenerDrops;
 use super::handshake::Path;
 use super::listener::{ListenError, Listeners};
+use super::movement::{Standing, candidates_of};
 use super::quic::QuicConfig;
 use super::setup::{Crypto, LaneFailure, LaneSetup, Link, Step, path_of};
 use super::socket;
@@ -85,7 +86,7 @@ pub struct LinkStart {
     pub carrier: CarrierChoice,
 }
 
-/// How the making of one lane ended.
+/// How the making of one lane ended, or what a lane that stands needs.
 #[derive(Debug)]
 pub enum LaneOutcome {
     /// It is ready: give it to its worker.
@@ -105,6 +106,13 @@ pub enum LaneOutcome {
         index: LaneIndex,
         /// Why.
         reason: LaneFailure,
+    },
+    /// Something about a lane that stands is for its worker. It may be dropped if that takes no orders for now.
+    Order {
+        /// Which worker.
+        worker: WorkerId,
+        /// What it is to do.
+        command: PlaneCommand,
     },
 }
 
@@ -137,7 +145,9 @@ pub struct LaneEngine {
     pub(super) paths: BTreeMap<Path, Key>,
     /// 4-tuples that workers were given, with the lane they were given last.
     pub(super) handed_over: BTreeMap<Path, LaneSerial>,
-    outcomes: VecDeque<LaneOutcome>,
+    /// Lanes that workers own.
+    pub(super) standing: Standing,
+    pub(super) outcomes: VecDeque<LaneOutcome>,
     pub(super) drops: ListenerDrops,
     serials: u64,
     buffer: Vec<u8>,
@@ -168,6 +178,7 @@ impl LaneEngine {
             links: BTreeMap::new(),
             paths: BTreeMap::new(),
             handed_over: BTreeMap::new(),
+            standing: Standing::default(),
             outcomes: VecDeque::new(),
             drops: ListenerDrops::default(),
             serials: 0,
@@ -182,7 +193,9 @@ impl LaneEngine {
     /// afterwards, whatever errors are returned; calling again with the same addresses tries the rest again.
     pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Vec<ListenError>> {
         let policy = &self.policy;
-        self.listeners.set_ips(addresses.iter().copied().filter(|ip| policy.admits(*ip)))
+        let opened = self.listeners.set_ips(addresses.iter().copied().filter(|ip| policy.admits(*ip)));
+        self.search_anew(now());
+        opened
     }
 
     /// Starts making lanes. A lane of the same peer that is in the making is replaced, without an outcome.
@@ -275,9 +288,8 @@ impl LaneEngine {
     }
 
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(deadline) = self.setups.values().map(LaneSetup::poll_timeout).min() else {
-            return Poll::Pending;
-        };
+        let setups = self.setups.values().map(LaneSetup::poll_timeout);
+        let Some(deadline) = setups.chain(self.standing.poll_timeout()).min() else { return Poll::Pending };
         let deadline = tokio::time::Instant::from_std(deadline);
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if timer.deadline() != deadline {
@@ -318,8 +330,9 @@ impl LaneEngine {
         true
     }
 
-    /// Does what is due for every lane in the making.
+    /// Does what is due for every lane in the making, and for those that look for another path.
     fn tick(&mut self, now: Instant) {
+        self.search(now);
         let due: Vec<Key> =
             self.setups.iter().filter(|(_, setup)| setup.poll_timeout() <= now).map(|(key, _)| *key).collect();
         for key in due {
@@ -375,12 +388,14 @@ impl LaneEngine {
 
     fn hand_over(&mut self, key: Key) {
         let Some(setup) = self.remove(key) else { return };
+        let candidates = candidates_of(&setup.link.theirs, key.1);
         let serial = LaneSerial(self.serials);
         self.serials += 1;
         match setup.hand_over(serial) {
             Ok(lane) => {
                 self.remember_path(Path { local: lane.local, remote: lane.remote }, serial);
                 let worker = key.1.owner(self.workers);
+                self.standing.insert(&lane, worker, candidates);
                 let handshake_at = SystemTime::now();
                 self.outcomes.push_back(LaneOutcome::Established { worker, lane, handshake_at });
             }
@@ -389,7 +404,7 @@ impl LaneEngine {
         self.forget_idle_links();
     }
 
-    fn remember_path(&mut self, path: Path, serial: LaneSerial) {
+    pub(super) fn remember_path(&mut self, path: Path, serial: LaneSerial) {
         self.handed_over.insert(path, serial);
         if self.handed_over.len() > HANDED_OVER_MAX {
             let oldest = self.handed_over.iter().min_by_key(|(_, serial)| serial.0).map(|(path, _)| *path);
@@ -437,12 +452,14 @@ impl LaneEngine {
     /// Outcomes that wait for the control loop are of set-ups it does not want any more: taken for the new ones', they
     /// would bring up lanes to a peer that has restarted since, and end the wait for those that come.
     fn forget_outcomes(&mut self, peer: PeerIndex, lanes: LaneSet) {
-        self.outcomes.retain(|outcome| {
-            let (of, index) = match outcome {
-                LaneOutcome::Established { lane, .. } => (lane.peer, lane.index),
-                LaneOutcome::Failed { peer, index, .. } => (*peer, *index),
-            };
-            of != peer || !lanes.contains(index)
+        let Self { outcomes, standing, .. } = self;
+        outcomes.retain(|outcome| match outcome {
+            LaneOutcome::Established { lane, .. } if lane.peer == peer && lanes.contains(lane.index) => {
+                standing.remove(lane.serial);
+                false
+            }
+            LaneOutcome::Failed { peer: of, index, .. } => *of != peer || !lanes.contains(*index),
+            LaneOutcome::Established { .. } | LaneOutcome::Order { .. } => true,
         });
     }
 

@@ -13,13 +13,15 @@
 //! All of it runs on the control thread, in [`LaneEngine::next`]. For each of our addresses and each worker there is one
 //! unconnected UDP *listener*; it sees everything that no connected socket wants: probes, first Initials, and whatever
 //! strangers send, which gets no answer. An established lane's socket is bound to the same address and port and
-//! connected, so the kernel gives it its own datagrams. [`tls`] says who may be on the other side.
+//! connected, so the kernel gives it its own datagrams. When its peer moves they come to the listener again, and
+//! [`movement`] helps the lane after it. [`tls`] says who may be on the other side.
 
 mod dispatch;
 mod drops;
 mod engine;
 mod handshake;
 mod listener;
+mod movement;
 mod quic;
 mod setup;
 mod socket;
@@ -28,6 +30,7 @@ pub mod tls;
 pub use drops::{ListenerDrop, ListenerDrops};
 pub use engine::{LaneEngine, LaneEngineConfig, LaneEngineError, LaneOutcome, LinkStart};
 pub use listener::ListenError;
+pub use movement::MovementCounters;
 pub use setup::LaneFailure;
 
 #[cfg(test)]

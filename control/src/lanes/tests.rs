@@ -1,6 +1,7 @@
 //! Two engines on loopback. Each test has a /24 of its own there.
 
 mod by_hand;
+mod moving;
 mod rekey;
 
 use std::io;
@@ -8,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use libp2p::identity::{Keypair, PeerId};
-use ringlane_shared::id::{LaneId, LaneIndex, PeerIndex, WorkerId};
+use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::limits::{LANE_SETUPS_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
 use ringlane_shared::path::candidate::AddressPolicy;
@@ -117,6 +118,7 @@ fn established(outcome: LaneOutcome) -> (WorkerId, Box<LaneHandOver>) {
     match outcome {
         LaneOutcome::Established { worker, lane, .. } => (worker, lane),
         LaneOutcome::Failed { index, reason, .. } => panic!("lane {index} failed: {reason}"),
+        LaneOutcome::Order { command, .. } => panic!("{command:?} instead of a lane"),
     }
 }
 
@@ -127,6 +129,7 @@ fn failed(outcome: LaneOutcome) -> (LaneIndex, LaneFailure) {
             (index, reason)
         }
         LaneOutcome::Established { lane, .. } => panic!("{lane:?} was established"),
+        LaneOutcome::Order { command, .. } => panic!("{command:?} instead of a failure"),
     }
 }
 

@@ -77,7 +77,7 @@ impl Dialer {
         let (Some(state), Ok(address)) = (self.peers.get_mut(peer), address::without_peer(address, peer)) else {
             return;
         };
-        if state.learn(address, source) && state.connected_since.is_none() {
+        if state.learn(address, source) && state.is_looked_for() {
             state.dial_by(now + PAUSE_MIN);
         }
     }
@@ -131,7 +131,19 @@ impl Dialer {
     pub(super) fn handle_connected(&mut self, now: Instant, peer: &PeerId) {
         if let Some(state) = self.peers.get_mut(peer) {
             state.connected_since.get_or_insert(now);
+            state.is_sought = false;
         }
+    }
+
+    /// Whether to look for a peer though it is connected: its connections may be as dead as its lanes seem to be, and
+    /// take much longer to notice. The next connection ends it.
+    pub(super) fn seek(&mut self, now: Instant, peer: &PeerId, is_sought: bool) {
+        let Some(state) = self.peers.get_mut(peer) else { return };
+        if is_sought && !state.is_sought && state.connected_since.is_some() {
+            state.dials_in_vain = 0;
+            state.next = now;
+        }
+        state.is_sought = is_sought;
     }
 
     /// The peer's last connection is gone.
@@ -185,6 +197,8 @@ impl Dialer {
 struct Peer {
     addresses: Vec<Known>,
     connected_since: Option<Instant>,
+    /// A further connection is wanted.
+    is_sought: bool,
     /// Dials under way.
     dials: u8,
     /// Dials since the last connection that lasted.
@@ -204,11 +218,15 @@ struct Known {
 
 impl Peer {
     fn new(now: Instant) -> Self {
-        Self { addresses: Vec::new(), connected_since: None, dials: 0, dials_in_vain: 0, next: now }
+        Self { addresses: Vec::new(), connected_since: None, is_sought: false, dials: 0, dials_in_vain: 0, next: now }
+    }
+
+    fn is_looked_for(&self) -> bool {
+        self.connected_since.is_none() || self.is_sought
     }
 
     fn due(&self) -> Option<Instant> {
-        let wanted = self.connected_since.is_none() && self.dials < DIALS_PER_PEER_MAX && !self.addresses.is_empty();
+        let wanted = self.is_looked_for() && self.dials < DIALS_PER_PEER_MAX && !self.addresses.is_empty();
         wanted.then_some(self.next)
     }
 
@@ -314,6 +332,25 @@ mod tests {
         let dial = dialer.poll_dial(at).unwrap();
         dialer.handle_dial_ended(&dial.peer);
         (at, dial)
+    }
+
+    #[test]
+    fn a_connected_peer_is_dialled_while_it_is_sought_and_until_it_answers() {
+        let start = Instant::now();
+        let (mut dialer, peer) = dialer(start);
+        next_dial(&mut dialer);
+        dialer.handle_connected(start, &peer);
+        assert_eq!(dialer.poll_timeout(), None);
+        let later = start + STABLE_AFTER;
+        dialer.seek(later, &peer, true);
+        assert_eq!(next_dial(&mut dialer).0, later);
+        dialer.seek(later, &peer, true);
+        assert!(dialer.poll_timeout().is_some_and(|at| at > later), "pauses are kept");
+        dialer.seek(later, &peer, false);
+        assert_eq!(dialer.poll_timeout(), None);
+        dialer.seek(later, &peer, true);
+        dialer.handle_connected(later, &peer);
+        assert_eq!(dialer.poll_timeout(), None);
     }
 
     #[test]

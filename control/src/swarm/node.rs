@@ -222,6 +222,11 @@ impl Node {
         self.exchanges.answer(to, message);
     }
 
+    /// Looks for a peer though it is connected, or stops: for one whose lanes are all silent.
+    pub fn seek(&mut self, peer: &PeerId, is_sought: bool) {
+        self.dialer.seek(Instant::now(), peer, is_sought);
+    }
+
     /// The connections of one peer, oldest first.
     pub fn connections(&self, peer: &PeerId) -> impl Iterator<Item = &ConnectionInfo> {
         self.connections.of(peer)

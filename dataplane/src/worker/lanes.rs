@@ -12,9 +12,11 @@ use ringlane_shared::lane::seal::{Opened, Sequence};
 use ringlane_shared::limits::LANES_PER_WORKER_MAX;
 use ringlane_shared::path::mtu::MTU_BASE;
 use ringlane_shared::plane::{LaneEnd, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent};
+use ringlane_shared::wire::echo::Echo;
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 
 use super::carrier::Carriage;
+use super::movement::LaneMovement;
 use super::rekey::{CLOSE_REKEY, drive_rekey};
 use super::{Worker, peer_counters};
 use crate::inbound::{Arrival, admit};
@@ -46,7 +48,8 @@ impl<E: Engine> Worker<E> {
                     self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
                 }
             }
-            PlaneCommand::PassOn(_) | PlaneCommand::TryPath(_) => {}
+            PlaneCommand::PassOn(passed) => self.take_passed_on(*passed, now),
+            PlaneCommand::TryPath(trial) => self.try_path(*trial, now)?,
             PlaneCommand::Stop => {
                 for slot in self.state.lanes.slots() {
                     self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;
@@ -84,6 +87,7 @@ impl<E: Engine> Worker<E> {
             socket: slot,
             local,
             remote,
+            movement: LaneMovement::new(connection.role()),
             connection,
             sealer: lane.sealer,
             opener: lane.opener,
@@ -102,34 +106,40 @@ impl<E: Engine> Worker<E> {
         });
         self.state.has_quic_news = true;
         for datagram in early {
-            self.handle_early(slot, datagram, now);
+            self.handle_loose(slot, datagram, now);
         }
         self.take_early_datagrams(slot);
         self.drive_path(slot, now)
     }
 
-    /// A datagram that came before the lane did: the same as any other, but not in a buffer of ours.
-    fn handle_early(&mut self, slot: SocketSlot, mut datagram: Vec<u8>, now: Instant) {
-        let Some(lane) = self.state.lanes.get_mut(slot) else { return };
+    /// A datagram that control has had first, because it came before the lane did or to the listener: the same as any
+    /// other, but not in a buffer of ours. Of an authentic record, returns whether it is the newest so far or asks
+    /// something.
+    pub(super) fn handle_loose(&mut self, slot: SocketSlot, mut datagram: Vec<u8>, now: Instant) -> Option<bool> {
+        let lane = self.state.lanes.get_mut(slot)?;
         let snapshot = &self.state.snapshot;
-        let (Some(counters), Some(peer)) = (peer_counters(snapshot, lane.peer, self.id), snapshot.peer(lane.peer))
-        else {
-            return;
-        };
+        let counters = peer_counters(snapshot, lane.peer, self.id)?;
+        let peer = snapshot.peer(lane.peer)?;
         match Arrival::of(&datagram) {
             Arrival::Quic => lane.connection.handle_datagram(now, &datagram),
             Arrival::Record => match lane.opener.open(&mut datagram) {
-                Ok(Opened { frames, .. }) => {
+                Ok(Opened { sequence, frames }) => {
                     counters.records_received.add(1);
+                    let mut is_worth_asking = lane.movement.note(sequence);
                     let echoes = &mut self.state.rebuilder.echoes;
-                    let take_echo = |payload: &[u8]| echoes.take(slot, slot, false, payload);
+                    let take_echo = |payload: &[u8]| {
+                        is_worth_asking |= matches!(Echo::parse(payload), Ok(Echo::Request(_)));
+                        echoes.take(slot, slot, false, payload)
+                    };
                     write_early(&self.ring, peer, counters, frames, take_echo);
+                    return Some(is_worth_asking);
                 }
                 Err(error) => counters.drops.count(error.into()),
             },
             // Control has seen it already.
             Arrival::Stray | Arrival::Sentinel | Arrival::Garbage => {}
         }
+        None
     }
 
     /// DATAGRAM frames that the lane's connection has received before it was ours.
@@ -173,6 +183,7 @@ impl<E: Engine> Worker<E> {
         let Some(lane) = self.state.lanes.remove(slot) else { return Ok(()) };
         self.ring.close_socket(slot)?;
         self.state.paths.forget(slot);
+        self.close_paths(&lane.movement)?;
         let ended = PlaneEvent::LaneEnded { serial: lane.serial, peer: lane.peer, index: lane.index, end };
         self.state.untold.push(ended);
         Ok(())

@@ -169,7 +169,6 @@ impl<E: Engine> Worker<E> {
     }
 
     /// A lane has moved to the socket in `slot`, where its peer has just answered: nothing is known of this path but that.
-    #[expect(dead_code, reason = "no lane moves yet")]
     pub(super) fn restart_path(&mut self, slot: SocketSlot, now: Instant) -> io::Result<()> {
         let Some(remote) = self.state.lanes.get_mut(slot).map(|lane| lane.remote) else { return Ok(()) };
         let LanePath { rtt, mtu, asked, .. } = self.new_path(slot, remote, now);
@@ -281,6 +280,8 @@ impl<E: Engine> Worker<E> {
     /// Answers the requests that this turn has brought, each on the socket it came by, and has a look at the answers.
     pub(super) fn handle_echoes(&mut self, now: Instant) -> io::Result<()> {
         while let Some(ArrivedEcho { lane: slot, socket, is_datagram, echo }) = self.state.rebuilder.echoes.pop() {
+            // An echo before it may have moved the lane.
+            let slot = self.state.movement.lane_of(slot);
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             match echo {
                 Echo::Request(token) => {
@@ -309,11 +310,16 @@ impl<E: Engine> Worker<E> {
     fn handle_echo_reply(
         &mut self,
         slot: SocketSlot,
-        _socket: SocketSlot,
+        socket: SocketSlot,
         is_datagram: bool,
         token: u64,
         now: Instant,
     ) -> io::Result<()> {
+        // Other paths are asked in records, and answer in them.
+        if !is_datagram && self.handle_trial_reply(slot, socket, token, now)? || socket != slot {
+            // It says nothing of the lane's own path.
+            return Ok(());
+        }
         let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
         let Some(Asked { sent_at, bytes, .. }) = lane.path.take_asked(token) else { return Ok(()) };
         lane.gauges.echoes_answered.add(1);

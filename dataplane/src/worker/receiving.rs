@@ -7,12 +7,12 @@ use ringlane_shared::lane::seal::Opened;
 use ringlane_shared::limits::RECORD_HEADER_BYTES;
 use ringlane_shared::packet::coalesce::Span;
 use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
-use ringlane_shared::wire::echo::Echo;
+use ringlane_shared::wire::echo::{ECHO_RECORD_BYTES, Echo};
 
+use super::movement::Ends;
 use super::{State, Worker, carrier, count_drop, peer_counters};
 use crate::fragments::Assembler;
 use crate::inbound::{Arrival, OpenedRecord};
-use crate::lane::Lane;
 use crate::sys::datagram::Datagram;
 use crate::sys::ring::{Engine, ReceiveBuffer, SocketSlot};
 
@@ -38,10 +38,14 @@ impl<E: Engine> Worker<E> {
     }
 
     fn open_train(&mut self, slot: SocketSlot, buffer: &mut ReceiveBuffer, datagram: &Datagram, now: Instant) {
-        let State { lanes, snapshot, opened, held, is_out_of_order, has_quic_news, paths, .. } = &mut self.state;
+        let State { lanes, movement, snapshot, opened, held, is_out_of_order, has_quic_news, paths, .. } =
+            &mut self.state;
+        let (socket, slot) = (slot, movement.lane_of(slot));
         let Some(lane) = lanes.get_mut(slot) else { return };
+        let own = Ends { local: lane.local, remote: lane.remote };
+        let Some(ends) = (if socket == slot { Some(own) } else { lane.movement.ends(socket) }) else { return };
         let Some(counters) = peer_counters(snapshot, lane.peer, self.id) else { return };
-        if let Some(total) = datagram.control.overflow {
+        if let Some(total) = datagram.control.overflow.filter(|_| socket == slot) {
             counters.drops.count_many(DropReason::ReceiveOverflow, u64::from(total.wrapping_sub(lane.overflow)));
             lane.overflow = total;
         }
@@ -49,7 +53,7 @@ impl<E: Engine> Worker<E> {
             counters.drops.count(DropReason::InboundMalformed);
         }
         // What a stranger sent between the socket's bind and its connect is still in its queue.
-        let is_strangers = datagram.from.is_some_and(|from| !is_same_address(from, lane.remote));
+        let is_strangers = datagram.from.is_some_and(|from| !is_same_address(from, ends.remote));
         let id = buffer.id();
         let Some(bytes) = self.ring.receive_bytes(buffer).get_mut(datagram.range.clone()) else { return };
         let each = datagram.control.segment_bytes.map_or(bytes.len(), usize::from).max(1);
@@ -59,8 +63,8 @@ impl<E: Engine> Worker<E> {
             let at = offset;
             offset += bytes.len();
             match Arrival::of(bytes) {
-                _ if is_strangers => hand_back(&self.events, lane, datagram.from, bytes),
-                Arrival::Stray => hand_back(&self.events, lane, datagram.from, bytes),
+                _ if is_strangers => hand_back(&self.events, ends, datagram.from, bytes),
+                Arrival::Stray => hand_back(&self.events, ends, datagram.from, bytes),
                 Arrival::Record => match lane.opener.open(bytes) {
                     Ok(Opened { sequence, frames }) => {
                         records += 1;
@@ -69,10 +73,13 @@ impl<E: Engine> Worker<E> {
                         *is_out_of_order |= !is_next || sequence < lane.newest;
                         lane.newest = sequence;
                         lane.carriage.handle_record();
+                        if lane.movement.note(sequence) && socket != slot {
+                            lane.movement.note_path(socket);
+                            movement.has_news = true;
+                        }
                         let offset = (at + RECORD_HEADER_BYTES) as u32;
                         let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
-                        let held = held.len() as u16;
-                        let (socket, peer) = (slot, lane.peer);
+                        let (held, peer) = (held.len() as u16, lane.peer);
                         let record = OpenedRecord { slot, socket, sequence, peer, held, frames, is_datagram: false };
                         opened.push(record);
                     }
@@ -107,7 +114,8 @@ impl<E: Engine> Worker<E> {
         counters.records_received.add(records);
         counters.quic_datagrams_received.add(datagrams);
         if records + datagrams > 0 {
-            paths.note_arrivals(lane, records + datagrams > requests, now);
+            paths.note_arrivals(lane, socket == slot && records + datagrams > requests, now);
+            movement.note_arrivals(lane, requests == 0 && each > ECHO_RECORD_BYTES, now);
         }
     }
 
@@ -178,9 +186,9 @@ impl<E: Engine> Worker<E> {
 }
 
 /// Gives a datagram that is not a lane's back to control; when control is that busy, the sender will try again.
-fn hand_back(events: &PlaneSender<PlaneEvent>, lane: &Lane, from: Option<std::net::SocketAddr>, datagram: &[u8]) {
-    let from = from.unwrap_or(lane.remote);
-    let _ = events.try_send(PlaneEvent::Stray(Stray { local: lane.local, from, datagram: datagram.into() }));
+fn hand_back(events: &PlaneSender<PlaneEvent>, ends: Ends, from: Option<std::net::SocketAddr>, datagram: &[u8]) {
+    let from = from.unwrap_or(ends.remote);
+    let _ = events.try_send(PlaneEvent::Stray(Stray { local: ends.local, from, datagram: datagram.into() }));
 }
 
 /// Compares what identifies a sender; flow label and scope do not.

@@ -32,6 +32,8 @@ use crate::worker::*;
 
 #[path = "tests/carrier.rs"]
 mod carrier;
+#[path = "tests/moving.rs"]
+mod moving;
 
 const MTU: u16 = 1420;
 const PEER: PeerIndex = PeerIndex(0);

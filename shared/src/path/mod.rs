@@ -5,12 +5,14 @@
 //! says which pairs are worth a datagram, [`prober`] when to send it and which pair to take.
 //!
 //! Once a lane stands, its worker finds out by echoes what its path carries ([`mtu`]), whether anybody is there
-//! ([`liveness`]), how long an answer takes ([`rtt`]), and whether records pass at all or packets must go by QUIC
-//! ([`carrier`]).
+//! ([`liveness`], [`lull`]), how long an answer takes ([`rtt`]), and whether records pass at all or packets must go by QUIC
+//! ([`carrier`]). [`trial`] says when it moves to another path.
 
 pub mod candidate;
 pub mod carrier;
 pub mod liveness;
+pub mod lull;
 pub mod mtu;
 pub mod prober;
 pub mod rtt;
+pub mod trial;

@@ -10,6 +10,8 @@ use super::offload::OffloadGauges;
 use super::settings::Engine;
 use crate::drop_reason::DropReason;
 use crate::lane::keys::Suite;
+use crate::lane::seal::Sequence;
+use crate::wire::record::EpochTag;
 
 /// A number that only grows, written by one thread.
 #[derive(Debug, Default)]
@@ -119,6 +121,10 @@ pub enum LaneCarrier {
     Quic = 1,
 }
 
+/// Bits of the newest record's counter beside its epoch's tag: a counter never comes near.
+const NEWEST_COUNTER_BITS: u32 = 60;
+const NEWEST_COUNTER_MASK: u64 = (1 << NEWEST_COUNTER_BITS) - 1;
+
 /// What a worker reports of one lane.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -126,6 +132,7 @@ pub struct LaneGauges {
     rtt_us: AtomicU64,
     mtu_bytes: AtomicU32,
     epoch: AtomicU64,
+    newest: AtomicU64,
     is_silent: AtomicBool,
     carrier: AtomicU8,
     suite: AtomicU8,
@@ -155,6 +162,12 @@ impl LaneGauges {
     /// Stores the epoch that seals.
     pub fn set_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Stores where the newest record stands that was opened.
+    pub fn set_newest(&self, newest: Sequence) {
+        let tag = u64::from(EpochTag::of_epoch(newest.epoch).get());
+        self.newest.store(tag << NEWEST_COUNTER_BITS | newest.counter & NEWEST_COUNTER_MASK, Ordering::Relaxed);
     }
 
     /// Stores the AEAD of the lane's records.
@@ -193,6 +206,21 @@ impl LaneGauges {
         self.epoch.load(Ordering::Relaxed)
     }
 
+    /// Whether a record with this epoch and counter could be the next one opened, as far as was known a moment ago: not
+    /// older than the newest, and less than `ahead` above it or above the beginning of the epoch that follows.
+    pub fn could_be_next(&self, epoch: EpochTag, counter: u64, ahead: u64) -> bool {
+        let newest = self.newest.load(Ordering::Relaxed);
+        let (tag, newest) = (newest >> NEWEST_COUNTER_BITS, newest & NEWEST_COUNTER_MASK);
+        let first = if epoch == EpochTag::of_epoch(tag) {
+            newest
+        } else if epoch == EpochTag::of_epoch(tag + 1) {
+            0
+        } else {
+            return false;
+        };
+        (first..first + ahead).contains(&counter)
+    }
+
     /// Whether the peer has stopped answering.
     pub fn is_silent(&self) -> bool {
         self.is_silent.load(Ordering::Relaxed)
@@ -203,6 +231,24 @@ impl LaneGauges {
         match self.carrier.load(Ordering::Relaxed) {
             1 => LaneCarrier::Quic,
             _ => LaneCarrier::Records,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_record_is_not_older_not_far_ahead_and_of_this_epoch_or_the_next() {
+        let gauges = LaneGauges::default();
+        assert!(gauges.could_be_next(EpochTag::default(), 0, 10));
+        gauges.set_newest(Sequence { epoch: 15, counter: 1000 });
+        let cases = [(15, 1000, true), (15, 1009, true), (15, 999, false), (15, 1010, false)];
+        for (epoch, counter, expected) in
+            cases.into_iter().chain([(16, 0, true), (16, 9, true), (16, 10, false), (14, 1001, false)])
+        {
+            assert_eq!(gauges.could_be_next(EpochTag::of_epoch(epoch), counter, 10), expected, "{epoch}, {counter}");
         }
     }
 }

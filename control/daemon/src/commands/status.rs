@@ -187,7 +187,7 @@ fn state(state: PeerState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use ringlane_control::admin::status::NodeInfo;
+    use ringlane_control::admin::status::{MovementStatus, NodeInfo};
     use ringlane_shared::plane::{Engine, WorkerCounters};
 
     use super::*;
@@ -293,6 +293,7 @@ mod tests {
                 generation: 7,
             },
             tun: TunStatus { queue_packets: Some(500), dropped: Some(34) },
+            movement: MovementStatus::default(),
             peers,
             drops: Drops::from([("no_route".to_owned(), 12)]),
             workers: vec![worker(0, OffloadState::On), worker(1, OffloadState::Failed)],

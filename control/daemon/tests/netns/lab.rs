@@ -179,6 +179,11 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
+    /// Its name, as `ip netns` knows it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs `work` on a thread inside the namespace. The sockets it makes stay there, whichever thread uses them.
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(PathBuf::from("/run/netns").join(&self.name)).expect("the namespace exists");

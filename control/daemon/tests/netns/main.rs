@@ -6,6 +6,7 @@
 //! | [`node`] | a node's configuration, process, log and status |
 //! | [`traffic`] | flows between hosts whose every byte and order is checked |
 //! | [`datagrams`] | UDP flows that keep a link busy, and what became of each datagram |
+//! | [`stream`] | traffic that goes on while something happens, and its longest silence |
 //! | [`delay`] | an underlay that takes time |
 //! | [`wire`] | what an attacker on the underlay can do: watch, inject, send garbage |
 //! | the others | the tests |
@@ -20,6 +21,7 @@ mod datagrams;
 mod delay;
 mod lab;
 mod node;
+mod stream;
 mod traffic;
 mod wire;
 
@@ -28,9 +30,11 @@ mod carrier;
 mod carries;
 mod cut;
 mod engine;
+mod hijack;
 mod lanes;
 mod lifecycle;
 mod loss;
+mod moves;
 mod mtu;
 mod offload;
 mod order;

@@ -13,6 +13,8 @@ use crate::lab::{Namespace, SILENCE};
 use crate::traffic::uninterrupted;
 
 const CAPTURE_BYTES_MAX: usize = 256 << 20;
+/// Packets still taken after the end of a capture was asked for, on a network that is never silent.
+const LATE_PACKETS_MAX: usize = 10_000;
 
 /// Every packet that any interface of a namespace carries, from its IP header on.
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl Capture {
 }
 
 fn read_packets(mut socket: Socket, stopped: &AtomicBool) -> Vec<Vec<u8>> {
-    let (mut packets, mut bytes) = (Vec::new(), 0);
+    let (mut packets, mut bytes, mut late) = (Vec::new(), 0, 0);
     let mut packet = vec![0; 128 * 1024];
     loop {
         match socket.read(&mut packet) {
@@ -55,6 +57,13 @@ fn read_packets(mut socket: Socket, stopped: &AtomicBool) -> Vec<Vec<u8>> {
                 bytes += length;
                 assert!(bytes <= CAPTURE_BYTES_MAX, "a test captures more than it should move");
                 packets.push(packet[..length].to_vec());
+                late += usize::from(stopped.load(Ordering::Relaxed));
+                if late == LATE_PACKETS_MAX {
+                    return packets;
+                }
+                if late == 1 {
+                    socket.set_nonblocking(true).expect("a socket can be made non-blocking");
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if stopped.load(Ordering::Relaxed) {

@@ -318,3 +318,33 @@ fn a_silent_lane_is_the_problem_until_it_is_heard_and_no_other() {
     assert_eq!(change(1, 7, LaneChange::Heard), (false, silence), "a lane that has been replaced");
     assert_eq!(change(1, 1, LaneChange::Heard), (true, None));
 }
+
+/// The lanes of each offer that is to be sent now.
+fn asked(fixture: &mut Fixture) -> Vec<LaneSet> {
+    let asked = |intent| match intent {
+        Intent::Ask { offer, .. } => Some(offer.lanes),
+        _ => None,
+    };
+    fixture.intents.drain(..).filter_map(asked).collect()
+}
+
+#[test]
+fn a_client_says_anew_where_it_is_although_it_misses_no_lane() {
+    let mut fixture = Fixture::client_without(&[]);
+    fixture.act(|link, now, context| link.handle_address_change(now, context));
+    assert_eq!(asked(&mut fixture), [LaneSet::default()]);
+    fixture.answer(2, Err(AskFailure::NotConnected));
+    assert_eq!(fixture.link.problem(), None, "it keeps no lane from standing");
+}
+
+#[test]
+fn a_new_connection_does_not_wait_for_an_answer_on_a_dead_one() {
+    let mut fixture = Fixture::new(Role::Client);
+    fixture.act(|link, now, context| link.handle_connected(now, context));
+    assert_eq!(asked(&mut fixture).len(), 1);
+    fixture.act(|link, now, context| link.handle_connected(now, context));
+    assert_eq!(asked(&mut fixture).len(), 0, "both sides have dialled; the first question is under way");
+    fixture.now += ASKED_IN_VAIN;
+    fixture.act(|link, now, context| link.handle_connected(now, context));
+    assert_eq!(asked(&mut fixture).len(), 1);
+}

@@ -10,6 +10,7 @@ use ringlane_shared::limits::{
 use ringlane_shared::packet::checksum::PartialChecksum;
 use ringlane_shared::packet::coalesce::{Coalescer, Joined, Span};
 use ringlane_shared::packet::ip::PacketHeader;
+use ringlane_shared::packet::marks::Ecn;
 use ringlane_shared::plane::{PeerCounters, PeerEntry};
 use ringlane_shared::wire::fragment::Fragment;
 use ringlane_shared::wire::frame::{FrameKind, Frames};
@@ -85,6 +86,8 @@ pub(crate) struct OpenedRecord {
     pub(crate) socket: SocketSlot,
     pub(crate) sequence: Sequence,
     pub(crate) peer: PeerIndex,
+    /// What its outer header says of congestion.
+    pub(crate) ecn: Ecn,
     /// Which of the turn's receive buffers, by position.
     pub(crate) held: u16,
     /// Its frames.
@@ -109,8 +112,8 @@ pub(crate) struct Assembled<'m> {
 /// Turns records into writes to the TUN: admits their packets, and puts back together what belongs together.
 pub(crate) struct Rebuilder {
     coalescer: Coalescer,
-    /// The record before: its lane, and where it stands there.
-    last: Option<(SocketSlot, Sequence)>,
+    /// The record before: its lane, where it stands there, and its mark.
+    last: Option<(SocketSlot, Sequence, Ecn)>,
     /// The frame before was a segment that was taken.
     after_segment: bool,
     pub(crate) writes: Writes,
@@ -141,11 +144,14 @@ impl Rebuilder {
         assembler: &mut impl Assemble,
     ) {
         let Self { coalescer, last, after_segment, writes, echoes } = self;
-        let follows = last.is_some_and(|(slot, before)| slot == record.slot && record.sequence.follows(before));
-        if !follows || record.is_datagram {
+        // Pieces that are marked differently are not one super-segment any more: it has one header.
+        let is_next = last.is_some_and(|(slot, before, ecn)| {
+            slot == record.slot && record.sequence.follows(before) && ecn == record.ecn
+        });
+        if !is_next || record.is_datagram {
             *after_segment = false;
         }
-        *last = (!record.is_datagram).then_some((record.slot, record.sequence));
+        *last = (!record.is_datagram).then_some((record.slot, record.sequence, record.ecn));
         let owner = record.peer;
         let (mut packets, mut bytes) = (0, 0);
         for frame in Frames::new(frames) {
@@ -326,6 +332,8 @@ mod tests {
         peer: PeerEntry,
         counters: PeerCounters,
         bytes: Vec<u8>,
+        /// What the outer headers of the next records say.
+        ecn: Ecn,
         assembled: Numbered,
     }
 
@@ -347,6 +355,7 @@ mod tests {
                 peer: peer(),
                 counters: PeerCounters::default(),
                 bytes: Vec::new(),
+                ecn: Ecn::NotEct,
                 assembled: Numbered(Vec::new()),
             }
         }
@@ -364,6 +373,7 @@ mod tests {
                 socket: SocketSlot::default(),
                 sequence,
                 peer: PeerIndex(5),
+                ecn: self.ecn,
                 held: 0,
                 frames: frames_at,
                 is_datagram: false,
@@ -490,6 +500,18 @@ mod tests {
             assert_eq!(written[0].0.segmentation.unwrap().segment_bytes, 100);
         }
         assert_eq!(bed.counters.packets_received.get(), 6 + 3 * 5);
+    }
+
+    /// One header would have to speak for both.
+    #[test]
+    fn pieces_that_met_congestion_are_not_joined_with_those_that_did_not() {
+        let pieces = pieces(6);
+        let mut bed = Bed::new();
+        for (index, piece) in pieces.iter().enumerate() {
+            bed.ecn = if (2..4).contains(&index) { Ecn::Ce } else { Ecn::Ect0 };
+            bed.record(index as u64, &segment(piece, index == 0));
+        }
+        assert_eq!(bed.written().iter().map(|(.., packets)| *packets).collect::<Vec<_>>(), [2, 2, 2]);
     }
 
     #[test]

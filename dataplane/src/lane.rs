@@ -10,6 +10,7 @@ use ringlane_shared::lane::rekey::Rekey;
 use ringlane_shared::lane::seal::{Opener, Sealer, Sequence};
 use ringlane_shared::plane::LaneGauges;
 
+use crate::egress::push_back::PushBack;
 use crate::outbound::TrainFill;
 use crate::sys::ring::{SendBuffer, SocketSlot};
 use crate::worker::carrier::Carriage;
@@ -46,6 +47,10 @@ pub(crate) struct Lane {
     pub(crate) movement: LaneMovement,
     /// The records this turn is filling, if any.
     pub(crate) outgoing: Option<Outgoing>,
+    /// The byte of DSCP and ECN in the outer headers of what it is filling.
+    pub(crate) class: u8,
+    /// Whether its device is the bottleneck.
+    pub(crate) push_back: PushBack,
     /// The worker will come back to it at the end of the turn.
     pub(crate) is_filling: bool,
     /// Where the record stands that was opened last.
@@ -78,6 +83,16 @@ impl Lanes {
     /// The lane that owns a socket slot of this very generation.
     pub(crate) fn get_mut(&mut self, slot: SocketSlot) -> Option<&mut Lane> {
         self.by_slot.get_mut(slot.position())?.as_mut().filter(|lane| lane.socket == slot)
+    }
+
+    /// The same, to be looked at.
+    pub(crate) fn get(&self, slot: SocketSlot) -> Option<&Lane> {
+        self.by_slot.get(slot.position())?.as_ref().filter(|lane| lane.socket == slot)
+    }
+
+    /// The slots of all lanes to a peer.
+    pub(crate) fn of_peer(&self, peer: PeerIndex) -> &[SocketSlot] {
+        self.by_peer.get(peer.position()).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The lane that carries a flow to a peer: always the same one while the worker's lanes to it stay the same.

@@ -4,12 +4,14 @@
 //! Start reading at `worker.rs`, then `outbound.rs` and `inbound.rs`.
 
 mod echoes;
+mod egress;
 mod fragments;
 mod hand_over;
 mod icmp;
 mod inbound;
 pub mod io;
 mod lane;
+mod marks;
 mod outbound;
 mod sleep;
 mod sys;
@@ -20,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
 use ringlane_shared::id::WorkerId;
@@ -33,12 +35,13 @@ use tracing::{debug, warn};
 pub use crate::io::engine::NoIoUring;
 pub use crate::io::tun::{Tun, TunError};
 
+use crate::egress::pace::LinkClock;
 use crate::hand_over::HandOver;
 use crate::io::engine::choose;
 use crate::io::offload::{probe_udp, report};
 use crate::sys::ring::{Epoll, PacketRing, RingConfig, Uring};
 use crate::wake::Wake;
-use crate::worker::{State, Worker};
+use crate::worker::{EgressQueue, State, Worker};
 
 /// How often a worker that has stopped tries to say so, and how long it waits in between: a second in all.
 const STOPPED_TRIES: u32 = 100;
@@ -107,7 +110,8 @@ fn spawn_on<E: sys::ring::Engine>(
     settings: &WorkerSettings,
     events: &PlaneSender<PlaneEvent>,
 ) -> Result<Dataplane, SpawnError> {
-    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, rekey, keep_alive, fragments, .. } = *settings;
+    let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, rekey, keep_alive, fragments, outer_marks, .. } =
+        *settings;
     let count = tun.queues.len();
     if count > WORKERS_MAX {
         return Err(SpawnError::TooMany(count));
@@ -116,6 +120,8 @@ fn spawn_on<E: sys::ring::Engine>(
     let wakes: Vec<_> =
         (0..count).map(|worker| Wake::new().map(Arc::new).map_err(system(worker))).collect::<Result<_, _>>()?;
     let hand_overs = HandOver::between(&wakes, mtu);
+    // Shared by all: the rate is the node's.
+    let clock = settings.rate_bits_per_s.map(|rate| Arc::new(LinkClock::new(Instant::now(), rate)));
     let wanted = tun.wanted;
     let offloads = probe_udp(tun.offloads).map_err(system(0))?;
 
@@ -125,6 +131,7 @@ fn spawn_on<E: sys::ring::Engine>(
         let waker = Arc::clone(&wake);
         let (sender, commands) = plane_queue(move || waker.wake());
         let counters = Arc::new(WorkerCounters::default());
+        let egress = EgressQueue::new(mtu, outer_marks, clock.clone());
         dataplane.commands.push(sender);
         dataplane.counters.push(Arc::clone(&counters));
         let (events, report_start) = (events.clone(), started.clone());
@@ -164,7 +171,7 @@ fn spawn_on<E: sys::ring::Engine>(
                 events,
                 hand_over,
                 counters,
-                state: State::new(mtu, offloads, keep_alive),
+                state: State::new(mtu, offloads, keep_alive, egress),
             };
             run_to_end(worker, &reports);
         });

@@ -170,6 +170,11 @@ impl TrainFill {
         body..body + bytes
     }
 
+    /// Nothing yet; outer headers will have this byte of DSCP and ECN.
+    pub(crate) fn of_class(class: u8) -> Self {
+        Self { train: Train { class, ..Train::default() }, ..Self::default() }
+    }
+
     /// Where the record that is being filled begins, counted from the room's start.
     pub(crate) fn record_at(&self) -> usize {
         self.train.bytes
@@ -206,7 +211,9 @@ impl TrainFill {
     /// Takes the sealed records, if there are any.
     pub(crate) fn take(&mut self) -> Option<LoadedTrain> {
         self.ended = false;
-        let taken = (std::mem::take(&mut self.train), std::mem::take(&mut self.packets));
+        // What is being filled behind it is of the same class.
+        let empty = Train { class: self.train.class, ..Train::default() };
+        let taken = (std::mem::replace(&mut self.train, empty), std::mem::take(&mut self.packets));
         (taken.0.records > 0).then_some(taken)
     }
 }
@@ -346,7 +353,7 @@ mod tests {
         assert_eq!(sealed(1449), (None, false, 2898));
         assert_eq!(sealed(700), (None, true, 3598));
         let (train, packets) = fill.take().unwrap();
-        assert_eq!((train, packets), (Train { bytes: 3598, record_bytes: 1449, records: 3 }, 6));
+        assert_eq!((train, packets), (Train { bytes: 3598, record_bytes: 1449, records: 3, class: 0 }, 6));
         assert_eq!(fill.take(), None);
 
         let mut sealed = |bytes| {

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! turn:   completions of the last enter -> commands -> packets of other workers -> QUIC timers
-//!         -> write what the turn has opened -> seal what it has gathered -> one enter (submits all of it, takes in
-//!         what is new)
+//!         -> write what the turn has opened -> what waited and may leave now -> seal what it has gathered
+//!         -> one enter (submits all of it, takes in what is new)
 //! ```
-//! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/lanes.rs` the upkeep.
+//! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/egress.rs` is what waits to leave while
+//! something is slower than the worker, `worker/lanes.rs` the upkeep.
 //!
 //! While anything happens the worker stays here; when nothing does, it lets others run once, looks again, and then sleeps
 //! until the packet ring, control or another worker or the next QUIC deadline wakes it.
 
 pub(crate) mod carrier;
+mod egress;
 mod lanes;
 mod movement;
 mod oversized;
@@ -18,6 +20,8 @@ mod path;
 mod receiving;
 mod rekey;
 mod sending;
+
+pub(crate) use self::egress::EgressQueue;
 
 use std::io;
 use std::sync::Arc;
@@ -74,6 +78,8 @@ pub(crate) struct Worker<E: Engine> {
 pub(crate) struct State {
     snapshot: Arc<Snapshot>,
     lanes: Lanes,
+    /// What waits to leave, and what it waits for.
+    egress: EgressQueue,
     /// Lanes whose records of this turn are not all on their way yet.
     filling: Vec<SocketSlot>,
     /// Records that this turn has opened.
@@ -109,11 +115,12 @@ pub(crate) struct State {
 impl State {
     /// Of a worker for packets of up to `mtu` bytes, whose kernel takes what `offloads` says, and whose lanes are used every
     /// `keep_alive` at least.
-    pub(crate) fn new(mtu: u16, offloads: Offloads, keep_alive: Duration) -> Self {
+    pub(crate) fn new(mtu: u16, offloads: Offloads, keep_alive: Duration, egress: EgressQueue) -> Self {
         let coalesces = offloads.has(Offload::TunCoalesce);
         Self {
             snapshot: Arc::new(Snapshot::empty()),
             lanes: Lanes::default(),
+            egress,
             filling: Vec::with_capacity(usize::from(SENDS_IN_FLIGHT)),
             opened: Vec::with_capacity(TURN_RECORDS),
             held: Vec::with_capacity(usize::from(UDP_RECEIVES_IN_FLIGHT)),
@@ -195,6 +202,7 @@ impl<E: Engine> Worker<E> {
         }
         self.drive_movement(now)?;
         self.drive_connections(now)?;
+        happened |= self.depart(now)?;
         self.flush(now)?;
         self.drive_paths(now)?;
         self.state.untold.retain_mut(|event| {
@@ -232,7 +240,8 @@ impl<E: Engine> Worker<E> {
     /// When there is something to do though nothing happens.
     fn wake_at(&self) -> Option<Instant> {
         let retry = (!self.state.untold.is_empty()).then(|| Instant::now() + UNTOLD_PAUSE);
-        let deadlines = [self.state.deadline, self.state.paths.deadline(), self.state.movement.deadline, retry];
+        let State { deadline, paths, movement, egress, .. } = &self.state;
+        let deadlines = [*deadline, paths.deadline(), movement.deadline, egress.wake_at(), retry];
         deadlines.into_iter().flatten().min()
     }
 
@@ -290,6 +299,7 @@ impl<E: Engine> Worker<E> {
                     _ => DropReason::SendFailed,
                 };
                 self.count_drop(Some(tag.peer), reason, u64::from(tag.packets));
+                self.note_refusal(tag.peer, &error, now);
             }
             Completion::TrainRefused { train, error } => {
                 self.counters.trains_resent.add(1);

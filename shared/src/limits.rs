@@ -263,6 +263,31 @@ pub const QUIC_RECEIVE_BYTES: usize = 64 << 10;
 /// Packets of a lane's QUIC connection that are neither acknowledged nor lost, each a hundred-odd bytes of memory; 150 ms
 /// of full-size ones at 2.5 Gbit/s.
 pub const QUIC_PACKETS_IN_FLIGHT_MAX: u64 = 1 << 15;
+/// Bytes of memory for packets that one worker queues because a rate is configured or a socket pushes back; made when
+/// first needed, and touched only as far as used. At 1 Gbit/s it is 67 ms, of which CoDel leaves 5.
+pub const EGRESS_POOL_BYTES: usize = 8 << 20;
+/// The least of it that a low rate leaves: ten super-segments, so that a burst of a few flows fits.
+pub const EGRESS_BYTES_MIN: usize = 640 << 10;
+/// Longest time in milliseconds that the queue would take to leave at the configured rate.
+pub const EGRESS_MS_MAX: u64 = 250;
+/// Queues of one worker that flows are hashed to (RFC 8290, section 5.2.1).
+pub const EGRESS_FLOWS: usize = 1024;
+/// Packets dropped in one go when the pool is full: at most so many, and half of what the fattest flow has (RFC 8290,
+/// section 5.1, and Linux). Looking for that flow again for each would take longer than the packets.
+pub const EGRESS_DROP_BATCH: u32 = 64;
+const _: () = assert!(EGRESS_FLOWS.is_power_of_two() && EGRESS_BYTES_MIN <= EGRESS_POOL_BYTES);
+
+/// Bytes that the kernel may hold of one lane's datagrams before the worker takes its device for the bottleneck: 0.4 ms at
+/// 10 Gbit/s, 40 ms at 100 Mbit/s.
+pub const UNSENT_BYTES_NOTICED: u32 = 512 << 10;
+/// Bytes that the kernel may hold again and again before the same: half a train.
+pub const UNSENT_BYTES_STANDING: u32 = 32 << 10;
+/// Bytes that the kernel may hold of a lane whose device is the bottleneck, at first.
+pub const UNSENT_BYTES_FIRST: u32 = 128 << 10;
+/// The least of it: a few datagrams, as the kernel counts them.
+pub const UNSENT_BYTES_MIN: u32 = 16 << 10;
+/// The most of it.
+pub const UNSENT_BYTES_MAX: u32 = 2 << 20;
 
 /// Default length of each TUN queue in packets, a super-segment counting as one: a burst of a few milliseconds, not a
 /// standing queue.

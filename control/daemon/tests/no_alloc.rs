@@ -21,8 +21,8 @@ use ringlane_shared::lane::keys::Role;
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{
-    CarrierChoice, Engine, LaneChange, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver,
-    Snapshot, WorkerSettings,
+    CarrierChoice, EgressState, Engine, LaneChange, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent,
+    PlaneReceiver, Snapshot, WorkerSettings,
 };
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, Offer, OfferSecret};
@@ -101,8 +101,20 @@ fn allocates_nothing(test: &str, engine: Engine, underlay_mtu: u16) {
     if env::var_os(INSIDE).is_none() {
         return run_in_namespace(test);
     }
+    carries_without_allocating(engine, underlay_mtu, None);
+}
+
+#[test]
+fn packets_that_queue_for_a_rate_allocate_nothing_either() {
+    if env::var_os(INSIDE).is_none() {
+        return run_in_namespace("packets_that_queue_for_a_rate_allocate_nothing_either");
+    }
+    carries_without_allocating(Engine::IoUring, 1500, Some(500_000_000));
+}
+
+fn carries_without_allocating(engine: Engine, underlay_mtu: u16, rate_bits_per_s: Option<u64>) {
     ip(&format!("link set lo up mtu {underlay_mtu}"));
-    let mut sides = [0, 1].map(|number| Side::new(number, engine));
+    let mut sides = [0, 1].map(|number| Side::new(number, engine, rate_bits_per_s));
     let lanes = establish();
     for (side, lane) in sides.iter_mut().zip(lanes) {
         side.own(lane);
@@ -130,6 +142,7 @@ fn allocates_nothing(test: &str, engine: Engine, underlay_mtu: u16) {
         assert!(counters.records_received.get() < counters.packets_received.get(), "some shared a record");
         let worker = &side.dataplane.counters[0];
         assert!(worker.super_segments_read.get() > 0 && worker.super_segments_written.get() > 0);
+        assert_eq!(worker.egress.state() == EgressState::Queueing, rate_bits_per_s.is_some());
         let others = std::iter::from_fn(|| side.events.try_recv())
             .filter(|event| !matches!(event, PlaneEvent::LaneChanged { change: LaneChange::PathMtu(_), .. }));
         assert_eq!(others.count(), 0, "the lane and the worker live");
@@ -171,9 +184,9 @@ struct Side {
 impl Side {
     /// Side n has 10.n.0.1 on its TUN and routes the other side's network into it; the kernel, which has both, throws
     /// away what arrives there.
-    fn new(number: u8, engine: Engine) -> Self {
+    fn new(number: u8, engine: Engine, rate_bits_per_s: Option<u64>) -> Self {
         let interface = format!("rlna{number}");
-        let settings = WorkerSettings { engine, ..WorkerSettings::new(MTU, 1) };
+        let settings = WorkerSettings { engine, rate_bits_per_s, ..WorkerSettings::new(MTU, 1) };
         let tun = Tun::create(&interface, 1, settings.offloads).unwrap();
         ip(&format!("address add 10.{number}.0.1/32 dev {interface}"));
         ip(&format!("link set {interface} up mtu {MTU}"));

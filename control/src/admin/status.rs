@@ -256,9 +256,25 @@ pub struct WorkerStatus {
     /// Trains that the kernel did not take whole and that were sent again, record by record.
     #[serde(default)]
     pub trains_resent: u64,
+    /// What waits to leave.
+    #[serde(default)]
+    pub egress: EgressStatus,
     /// What became of each offload, by the offload's stable name: `on`, `off`, `unavailable`, `failed` or `unknown`.
     #[serde(default)]
     pub offloads: BTreeMap<String, String>,
+}
+
+/// The packets that wait in a worker to leave.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct EgressStatus {
+    /// `direct`, or `queueing` while a rate is configured or a lane's device is slower than the worker.
+    pub state: String,
+    /// How many.
+    pub queued_packets: u32,
+    /// Their bytes.
+    pub queued_bytes: u32,
+    /// Packets marked instead of dropped because they had waited for too long.
+    pub marked: u64,
 }
 
 /// Who opened a libp2p connection.
@@ -348,6 +364,12 @@ impl WorkerStatus {
             trains_sent: counters.trains_sent.get(),
             trains_received: counters.trains_received.get(),
             trains_resent: counters.trains_resent.get(),
+            egress: EgressStatus {
+                state: counters.egress.state().name().to_owned(),
+                queued_packets: counters.egress.queued_packets(),
+                queued_bytes: counters.egress.queued_bytes(),
+                marked: counters.egress.marked.get(),
+            },
             offloads: Offload::ALL
                 .map(|offload| (offload.name().to_owned(), counters.offloads.get(offload).name().to_owned()))
                 .into(),
@@ -370,7 +392,7 @@ pub fn sum_drops<'a>(counters: impl IntoIterator<Item = &'a DropCounters>) -> Dr
 
 #[cfg(test)]
 mod tests {
-    use ringlane_shared::plane::{Engine, OffloadState};
+    use ringlane_shared::plane::{EgressState, Engine, OffloadState};
 
     use super::*;
 
@@ -390,14 +412,16 @@ mod tests {
             &counters.trains_sent,
             &counters.trains_received,
             &counters.trains_resent,
+            &counters.egress.marked,
         ];
         for (figure, value) in figures.iter().zip(1..) {
             figure.add(value);
         }
+        counters.egress.set(EgressState::Queueing, 14, 15);
         counters.engine.set(Engine::Epoll).unwrap();
         counters.offloads.set(Offload::UdpGso, OffloadState::Failed);
         counters.offloads.set(Offload::TunTso, OffloadState::On);
-        let expected = r#"{"worker":3,"engine":"epoll","turns":1,"enters":2,"sleeps":3,"handed_over":4,"tun_buffer_shortages":5,"udp_buffer_shortages":6,"super_segments_read":7,"super_segments_written":8,"tun_writes":9,"trains_sent":10,"trains_received":11,"trains_resent":12,"offloads":{"huge_pages":"unknown","tun_checksum":"unknown","tun_coalesce":"unknown","tun_tso":"on","tun_uso":"unknown","udp_gro":"unknown","udp_gso":"failed","udp_sentinel":"unknown"}}"#;
+        let expected = r#"{"worker":3,"engine":"epoll","turns":1,"enters":2,"sleeps":3,"handed_over":4,"tun_buffer_shortages":5,"udp_buffer_shortages":6,"super_segments_read":7,"super_segments_written":8,"tun_writes":9,"trains_sent":10,"trains_received":11,"trains_resent":12,"egress":{"state":"queueing","queued_packets":14,"queued_bytes":15,"marked":13},"offloads":{"huge_pages":"unknown","tun_checksum":"unknown","tun_coalesce":"unknown","tun_tso":"on","tun_uso":"unknown","udp_gro":"unknown","udp_gso":"failed","udp_sentinel":"unknown"}}"#;
         assert_eq!(serde_json::to_string(&WorkerStatus::new(3, &counters)).unwrap(), expected);
     }
 

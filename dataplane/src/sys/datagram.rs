@@ -3,13 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
+use ringlane_shared::packet::marks::Ecn;
+
 /// Room for an IPv6 socket address.
 pub(super) const NAME_BYTES: usize = size_of::<libc::sockaddr_in6>();
 /// Length, level and type of a control message.
 const CONTROL_HEADER_BYTES: usize = 16;
 const _: () = assert!(size_of::<libc::cmsghdr>() == CONTROL_HEADER_BYTES, "control messages are read as 64-bit ones");
-/// Room for two control messages of four bytes each: `SO_RXQ_OVFL` and `UDP_GRO`.
-pub(super) const CONTROL_BYTES: usize = 2 * (CONTROL_HEADER_BYTES + 8);
+/// Room for three control messages of up to four bytes each: `SO_RXQ_OVFL`, `UDP_GRO`, and `IP_TOS` or `IPV6_TCLASS`.
+pub(super) const CONTROL_BYTES: usize = 3 * (CONTROL_HEADER_BYTES + 8);
 
 /// Where and from whom a received datagram, or a train of them, is.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Control {
     pub(crate) overflow: Option<u32>,
     /// The size of each datagram but the last, which may be shorter, when there can be several.
     pub(crate) segment_bytes: Option<u16>,
+    /// What the outer headers say of congestion, if the kernel was asked.
+    pub(crate) ecn: Ecn,
 }
 
 impl Control {
@@ -43,12 +47,18 @@ impl Control {
             let [level, kind] = *kind.as_chunks::<4>().0 else { break };
             let value_bytes = usize::try_from(length).ok().and_then(|bytes| bytes.checked_sub(CONTROL_HEADER_BYTES));
             let Some(value) = value_bytes.and_then(|bytes| rest.get(..bytes)) else { break };
-            if let Some(number) = value.first_chunk().map(|number| i32::from_ne_bytes(*number)) {
+            // The only one of a single byte, when it comes as that.
+            if let (libc::IPPROTO_IP, libc::IP_TOS, Some(class)) =
+                (i32::from_ne_bytes(level), i32::from_ne_bytes(kind), value.first())
+            {
+                parsed.ecn = Ecn::of(*class);
+            } else if let Some(number) = value.first_chunk().map(|number| i32::from_ne_bytes(*number)) {
                 match (i32::from_ne_bytes(level), i32::from_ne_bytes(kind)) {
                     (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => parsed.overflow = Some(number as u32),
                     (libc::SOL_UDP, libc::UDP_GRO) => {
                         parsed.segment_bytes = u16::try_from(number).ok().filter(|bytes| *bytes > 0);
                     }
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => parsed.ecn = Ecn::of(number as u8),
                     _ => {}
                 }
             }
@@ -80,6 +90,36 @@ impl SegmentControl {
             padding: [0; 6],
         }
     }
+}
+
+/// The control message that gives datagrams a byte of DSCP and ECN (`IP_TOS`, `IPV6_TCLASS`).
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct ClassControl {
+    length: usize,
+    level: i32,
+    kind: i32,
+    class: i32,
+    padding: [u8; 4],
+}
+
+impl ClassControl {
+    /// That byte, over IPv6 or IPv4.
+    pub(super) fn new(class: u8, is_ipv6: bool) -> Self {
+        let (level, kind) = match is_ipv6 {
+            true => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+            false => (libc::IPPROTO_IP, libc::IP_TOS),
+        };
+        Self { length: CONTROL_HEADER_BYTES + size_of::<i32>(), level, kind, class: class.into(), padding: [0; 4] }
+    }
+}
+
+/// What a send may say, in the order in which it is said.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct SendControl {
+    pub(super) segments: SegmentControl,
+    pub(super) class: ClassControl,
 }
 
 /// Reads a socket address (`sockaddr_in` or `sockaddr_in6`).
@@ -120,11 +160,19 @@ mod tests {
         let overflow = message(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &7u32.to_ne_bytes());
         let segments = message(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
         let other = message(libc::SOL_SOCKET, libc::SCM_TIMESTAMP, &[9; 16]);
-        let both = Control { overflow: Some(7), segment_bytes: Some(1452) };
+        let [tos, class] = [&[0xbb][..], &0xbbi32.to_ne_bytes()].map(|value| match value.len() {
+            1 => message(libc::IPPROTO_IP, libc::IP_TOS, value),
+            _ => message(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, value),
+        });
+        let both = Control { overflow: Some(7), segment_bytes: Some(1452), ecn: Ecn::NotEct };
         assert_eq!(Control::parse(&[&overflow[..], &segments].concat()), both);
         assert_eq!(Control::parse(&[&segments[..], &other, &overflow].concat()), both);
+        for marked in [tos, class] {
+            let expected = Control { ecn: Ecn::Ce, ..both };
+            assert_eq!(Control::parse(&[&overflow[..], &marked, &segments].concat()), expected);
+            assert!(overflow.len() + segments.len() + marked.len() <= CONTROL_BYTES);
+        }
         assert_eq!(Control::parse(&[]), Control::default());
-        assert!(overflow.len() + segments.len() <= CONTROL_BYTES);
     }
 
     #[test]

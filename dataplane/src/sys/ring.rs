@@ -101,6 +101,7 @@ struct SocketEntry {
     closing: bool,
     /// Whether its network device takes trains, as far as is known.
     sends_trains: bool,
+    is_ipv6: bool,
     sends: u16,
 }
 

@@ -106,9 +106,13 @@ impl<E: Engine> Worker<E> {
         if lane.carriage.is_quic() {
             return egress.drive_in_trains(lane);
         }
-        let Egress { ring, now, .. } = egress;
-        // A datagram that cannot be sent is a lost one.
-        let due = lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
+        let Egress { ring, now, queue, .. } = egress;
+        let is_ipv6 = lane.remote.is_ipv6();
+        let due = lane.connection.drive(now, |datagram| {
+            queue.sent(datagram.len(), is_ipv6);
+            // A datagram that cannot be sent is a lost one.
+            drop(ring.send_now(slot, datagram));
+        });
         lane.deadline = deadline(lane, due);
         Ok(())
     }
@@ -244,10 +248,14 @@ impl<E: Engine> Egress<'_, E> {
 
     /// Has a connection that carries packets send what it has.
     pub(super) fn drive_in_trains(&mut self, lane: &mut Lane) -> io::Result<()> {
-        let Lane { connection, peer, socket, .. } = lane;
+        let Lane { connection, peer, socket, remote, push_back, .. } = lane;
         let (now, mut buffer, mut sent) = (self.now, None, Ok(()));
         let due = connection.drive_in_trains(now, |train| {
             if sent.is_ok() {
+                for packet in train.bytes.chunks(train.each_bytes.max(1)) {
+                    push_back.sent(packet.len());
+                    self.queue.sent(packet.len(), remote.is_ipv6());
+                }
                 sent = self.send_quic(SendTag { peer: *peer, packets: train.frames }, *socket, &mut buffer, train);
             }
         });
@@ -289,7 +297,7 @@ impl<E: Engine> Egress<'_, E> {
         };
         self.ring.send_room(buffer)[..bytes.len()].copy_from_slice(bytes);
         let records = bytes.len().div_ceil(each_bytes.max(1)) as u16;
-        let train = Train { bytes: bytes.len(), record_bytes: each_bytes, records };
+        let train = Train { bytes: bytes.len(), record_bytes: each_bytes, records, class: 0 };
         self.send(socket, tag.peer, buffer, (train, tag.packets), 0)
     }
 }

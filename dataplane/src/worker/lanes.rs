@@ -19,6 +19,7 @@ use super::carrier::Carriage;
 use super::movement::LaneMovement;
 use super::rekey::{CLOSE_REKEY, drive_rekey};
 use super::{Worker, peer_counters};
+use crate::egress::push_back::PushBack;
 use crate::inbound::{Arrival, admit};
 use crate::lane::Lane;
 use crate::sys::ring::{Engine, PacketRing, SocketSlot};
@@ -75,6 +76,10 @@ impl<E: Engine> Worker<E> {
                 return Ok(());
             }
         };
+        if self.state.egress.reads_marks() {
+            // Without them congestion on the path is told by loss, as ever.
+            let _ = self.ring.report_marks(slot);
+        }
         lane.gauges.set_suite(lane.secrets.suite());
         let path = self.new_path(slot, remote, now);
         let mut connection = lane.connection;
@@ -98,6 +103,8 @@ impl<E: Engine> Worker<E> {
             gauges: lane.gauges,
             path,
             outgoing: None,
+            class: 0,
+            push_back: PushBack::default(),
             is_filling: false,
             newest: Sequence::default(),
             deadline: None,

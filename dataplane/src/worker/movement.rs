@@ -18,6 +18,7 @@ use ringlane_shared::plane::{LaneChange, PassedOn, PlaneEvent, TrialPath};
 use ringlane_shared::wire::echo::Echo;
 
 use super::{State, Worker};
+use crate::egress::push_back::PushBack;
 use crate::lane::Lane;
 use crate::sys::ring::{Engine, SocketSlot};
 
@@ -152,6 +153,9 @@ impl<E: Engine> Worker<E> {
             self.close_path(own, replaced)?;
         }
         let Ok(slot) = self.ring.add_socket(UdpSocket::from(socket)) else { return Ok(()) };
+        if self.state.egress.reads_marks() {
+            let _ = self.ring.report_marks(slot);
+        }
         let Some(lane) = self.state.lanes.get_mut(own) else { return Ok(()) };
         lane.movement.others.push((slot, ends));
         self.state.movement.owners.insert(slot, own);
@@ -248,7 +252,8 @@ impl<E: Engine> Worker<E> {
         lane.movement.others.retain(|(slot, _)| *slot != to);
         lane.movement.others.push((from, Ends { local: lane.local, remote: lane.remote }));
         (lane.socket, lane.local, lane.remote) = (to, local, remote);
-        lane.overflow = 0;
+        // What was known of the old socket and its device says nothing of the new one.
+        (lane.overflow, lane.push_back) = (0, PushBack::default());
         lane.gauges.moves.add(1);
         let change = LaneChange::Moved { local, remote };
         let moved = PlaneEvent::LaneChanged { serial: lane.serial, peer: lane.peer, index: lane.index, change };

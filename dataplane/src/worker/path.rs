@@ -381,6 +381,7 @@ impl<E: Engine> Worker<E> {
         let frames = &mut room[RECORD_HEADER_BYTES..][..record_bytes - RECORD_OVERHEAD_BYTES];
         let frame_bytes = echo.write_frames(frames);
         let bytes = lane.sealer.seal(room, frame_bytes).map_err(io::Error::other)?;
+        self.state.egress.sent(bytes, lane.remote.is_ipv6());
         self.ring.send_now(socket, &room[..bytes])
     }
 }

@@ -6,6 +6,7 @@ use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::lane::seal::Opened;
 use ringlane_shared::limits::RECORD_HEADER_BYTES;
 use ringlane_shared::packet::coalesce::Span;
+use ringlane_shared::packet::marks::Ecn;
 use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
 use ringlane_shared::wire::echo::{ECHO_RECORD_BYTES, Echo};
 
@@ -13,6 +14,7 @@ use super::movement::Ends;
 use super::{State, Worker, carrier, count_drop, peer_counters};
 use crate::fragments::Assembler;
 use crate::inbound::{Arrival, OpenedRecord};
+use crate::marks::carry_inward;
 use crate::sys::datagram::Datagram;
 use crate::sys::ring::{Engine, ReceiveBuffer, SocketSlot};
 
@@ -57,6 +59,7 @@ impl<E: Engine> Worker<E> {
         let id = buffer.id();
         let Some(bytes) = self.ring.receive_bytes(buffer).get_mut(datagram.range.clone()) else { return };
         let each = datagram.control.segment_bytes.map_or(bytes.len(), usize::from).max(1);
+        let ecn = datagram.control.ecn;
         let (mut records, mut datagrams, mut requests) = (0, 0, 0);
         let mut offset = datagram.range.start;
         for bytes in bytes.chunks_mut(each) {
@@ -68,6 +71,9 @@ impl<E: Engine> Worker<E> {
                 Arrival::Record => match lane.opener.open(bytes) {
                     Ok(Opened { sequence, frames }) => {
                         records += 1;
+                        if ecn.concerns_inner() {
+                            counters.drops.count_many(DropReason::CeNotEct, carry_inward(frames, ecn));
+                        }
                         requests += u64::from(Echo::is_request(frames));
                         let is_next = opened.last().is_none_or(|last: &OpenedRecord| last.slot == slot);
                         *is_out_of_order |= !is_next || sequence < lane.newest;
@@ -80,8 +86,8 @@ impl<E: Engine> Worker<E> {
                         let offset = (at + RECORD_HEADER_BYTES) as u32;
                         let frames = Span { buffer: id, offset, bytes: frames.len() as u32 };
                         let (held, peer) = (held.len() as u16, lane.peer);
-                        let record = OpenedRecord { slot, socket, sequence, peer, held, frames, is_datagram: false };
-                        opened.push(record);
+                        let is_datagram = false;
+                        opened.push(OpenedRecord { slot, socket, sequence, peer, ecn, held, frames, is_datagram });
                     }
                     Err(error) => counters.drops.count(error.into()),
                 },
@@ -101,6 +107,8 @@ impl<E: Engine> Worker<E> {
                             socket: slot,
                             sequence,
                             peer,
+                            // QUIC packets are not ECN-capable.
+                            ecn: Ecn::NotEct,
                             held,
                             frames,
                             is_datagram: true,

@@ -12,7 +12,8 @@ use ringlane_shared::plane::{LaneEnd, Snapshot, WorkerCounters};
 use ringlane_shared::wire::frame::FramedPacket;
 
 use super::lanes::CLOSE_WORN;
-use super::{Worker, peer_counters};
+use super::{Worker, egress, peer_counters};
+use crate::egress::fq::Label;
 use crate::lane::{Lane, Outgoing};
 use crate::outbound::{Content, Joined, LoadedTrain, Routed, TrainFill, has_room, route};
 use crate::sys::ring::{Engine, PacketRing, SendBuffer, SendTag, SocketSlot, TunBuffer};
@@ -71,11 +72,27 @@ impl<E: Engine> Worker<E> {
                 }
             };
         let slot = self.state.lanes.for_flow(peer, flow_hash);
+        let class = self.state.egress.class(packet);
+        if let Some(slot) = slot
+            && self.must_queue(slot)
+        {
+            let content = match content {
+                Content::SuperSegment(split) => {
+                    let Some(split) = self.fit_split(Some(slot), peer, buffer, bytes, split)? else { return Ok(()) };
+                    Content::SuperSegment(split)
+                }
+                packet => packet,
+            };
+            self.queue_read(peer, flow_hash, buffer, bytes, &content);
+            return Ok(());
+        }
         match content {
             Content::Packet { is_partial } => {
                 let what = if is_partial { FramedPacket::Partial } else { FramedPacket::Complete };
                 match slot {
-                    Some(slot) => self.send_packet(slot, peer, what, bytes, Source::Tun { buffer, bytes }).map(drop),
+                    Some(slot) => {
+                        self.send_packet(slot, peer, what, bytes, class, Source::Tun { buffer, bytes }).map(drop)
+                    }
                     None => {
                         let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
                         let packet = read.get(VNET_HEADER_BYTES..).unwrap_or_default();
@@ -100,7 +117,8 @@ impl<E: Engine> Worker<E> {
                     match slot {
                         Some(slot) => {
                             let source = Source::Piece { buffer, bytes, split: &split, index };
-                            has_piece_before = self.send_packet(slot, peer, what, split.piece_bytes(index), source)?;
+                            let piece_bytes = split.piece_bytes(index);
+                            has_piece_before = self.send_packet(slot, peer, what, piece_bytes, class, source)?;
                         }
                         None => self.pass_piece_on(peer, flow_hash, buffer, bytes, &split, index),
                     }
@@ -155,7 +173,14 @@ impl<E: Engine> Worker<E> {
     ) -> io::Result<()> {
         let what = if is_partial { FramedPacket::Partial } else { FramedPacket::Complete };
         match self.state.lanes.for_flow(peer, flow_hash) {
-            Some(slot) => self.send_packet(slot, peer, what, packet.len(), Source::Slice(packet)).map(drop),
+            Some(slot) if self.must_queue(slot) => {
+                self.queue_handed_over(Label { peer, flow_hash, is_partial }, packet);
+                Ok(())
+            }
+            Some(slot) => {
+                let class = self.state.egress.class(packet);
+                self.send_packet(slot, peer, what, packet.len(), class, Source::Slice(packet)).map(drop)
+            }
             None => {
                 self.count_drop(Some(peer), DropReason::NoLane, 1);
                 Ok(())
@@ -163,24 +188,30 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Puts a packet of `bytes` into the record its lane is filling. Returns whether it could.
-    fn send_packet(
+    /// Puts a packet of `bytes` into the record its lane is filling, whose outer header has `class`. Returns whether it
+    /// could.
+    pub(super) fn send_packet(
         &mut self,
         slot: SocketSlot,
         peer: PeerIndex,
         what: FramedPacket,
         bytes: usize,
+        class: u8,
         source: Source<'_>,
     ) -> io::Result<bool> {
         if self.state.filling.len() >= usize::from(SEND_BUFFERS) {
             // Each of them holds a buffer.
             self.flush(self.state.now)?;
         }
-        for _ in 0..2 {
+        for _ in 0..3 {
             let Some(lane) = self.state.lanes.get_mut(slot) else {
                 self.count_drop(Some(peer), DropReason::NoLane, 1);
                 return Ok(false);
             };
+            if lane.class != class {
+                self.change_class(slot, class)?;
+                continue;
+            }
             let record_bytes = lane.record_bytes();
             // No counter tells which datagram came before, so there pieces are ordinary packets.
             let what = if lane.carriage.is_quic() { what.alone() } else { what };
@@ -205,6 +236,12 @@ impl<E: Engine> Worker<E> {
         Ok(false)
     }
 
+    /// What leaves by a lane from now on has another `class`.
+    #[cold]
+    fn change_class(&mut self, slot: SocketSlot, class: u8) -> io::Result<()> {
+        self.egress(slot).map_or(Ok(()), |(mut egress, lane)| egress.change_class(lane, class))
+    }
+
     /// A lane, and what it takes to seal and send for it.
     pub(super) fn egress(&mut self, slot: SocketSlot) -> Option<(Egress<'_, E>, &mut Lane)> {
         let lane = self.state.lanes.get_mut(slot)?;
@@ -214,6 +251,7 @@ impl<E: Engine> Worker<E> {
             counters: &self.counters,
             id: self.id,
             now: self.state.now,
+            queue: &mut self.state.egress,
         };
         Some((egress, lane))
     }
@@ -232,6 +270,7 @@ impl<E: Engine> Worker<E> {
             let Some(lane) = self.state.lanes.get_mut(slot) else { continue };
             lane.is_filling = false;
             self.finish_lane(slot)?;
+            self.watch_socket(slot, now);
             self.state.notice_keys(slot);
             self.note_sent(slot, now);
             self.note_carried(slot);
@@ -252,7 +291,7 @@ pub(super) fn outgoing<'l, E: Engine>(
 ) -> io::Result<Option<&'l mut Outgoing>> {
     if lane.outgoing.is_none() {
         let Some(buffer) = ring.take_send_buffer()? else { return Ok(None) };
-        lane.outgoing = Some(Outgoing { buffer, fill: TrainFill::default() });
+        lane.outgoing = Some(Outgoing { buffer, fill: TrainFill::of_class(lane.class) });
         if !std::mem::replace(&mut lane.is_filling, true) {
             filling.push(lane.socket);
         }
@@ -268,6 +307,7 @@ pub(super) struct Egress<'w, E: Engine> {
     pub(super) id: WorkerId,
     /// When the turn began.
     pub(super) now: Instant,
+    pub(super) queue: &'w mut egress::EgressQueue,
 }
 
 impl<E: Engine> Egress<'_, E> {
@@ -277,7 +317,7 @@ impl<E: Engine> Egress<'_, E> {
             return self.give_datagram(lane);
         }
         let record_bytes = lane.record_bytes();
-        let Lane { outgoing, sealer, peer, socket, path, .. } = lane;
+        let Lane { outgoing, sealer, peer, socket, remote, path, push_back, .. } = lane;
         let Some(Outgoing { buffer, fill }) = outgoing.as_mut() else { return Ok(()) };
         let record = fill.record;
         if record.frame_bytes > 0 {
@@ -291,6 +331,8 @@ impl<E: Engine> Egress<'_, E> {
                         counters.packets_sent.add(u64::from(record.packets));
                         counters.bytes_sent.add(record.packet_bytes);
                     }
+                    push_back.sent(bytes);
+                    self.queue.sent(bytes, remote.is_ipv6());
                     if let Some(before) = fill.sealed(bytes) {
                         self.send(*socket, *peer, buffer, before, bytes)?;
                     }
@@ -315,6 +357,15 @@ impl<E: Engine> Egress<'_, E> {
             }
         }
         Ok(())
+    }
+
+    /// Seals and sends whatever a lane has begun. What comes then has `class` in its outer headers.
+    fn change_class(&mut self, lane: &mut Lane, class: u8) -> io::Result<()> {
+        self.finish_record(lane)?;
+        lane.class = class;
+        let Some(Outgoing { buffer, fill }) = lane.outgoing.as_mut() else { return Ok(()) };
+        let begun = std::mem::replace(fill, TrainFill::of_class(class)).take();
+        begun.map_or(Ok(()), |train| self.send(lane.socket, lane.peer, buffer, train, 0))
     }
 
     /// Seals and sends whatever a lane has.

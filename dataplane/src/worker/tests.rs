@@ -17,7 +17,9 @@ use ringlane_shared::limits::{
 };
 use ringlane_shared::packet::segment::Transport;
 use ringlane_shared::plane::queue::plane_queue;
-use ringlane_shared::plane::{CarrierChoice, LaneChange, LaneGauges, LaneHandOver, PeerCounters, PeerEntry};
+use ringlane_shared::plane::{
+    CarrierChoice, LaneChange, LaneGauges, LaneHandOver, OuterMarks, PeerCounters, PeerEntry,
+};
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::echo::{ECHO_RECORD_BYTES, Echo};
 use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
@@ -32,6 +34,8 @@ use crate::worker::*;
 
 #[path = "tests/carrier.rs"]
 mod carrier;
+#[path = "tests/egress.rs"]
+mod egress;
 #[path = "tests/moving.rs"]
 mod moving;
 
@@ -50,14 +54,24 @@ struct Bed {
     far_opener: Opener,
 }
 
+/// The queue of a worker without a rate.
+fn no_queue() -> EgressQueue {
+    EgressQueue::new(MTU, OuterMarks::default(), None)
+}
+
 impl Bed {
     /// A worker with one lane, whose next record is number `sealed`.
     fn new(sealed: u64) -> Self {
-        Self::with(sealed, CarrierChoice::Lane, connection)
+        Self::with(sealed, CarrierChoice::Lane, no_queue(), connection)
     }
 
     /// As [`Self::new`], with what `connect` makes of the far end's address as the lane's QUIC connection.
-    fn with(sealed: u64, carrier: CarrierChoice, connect: impl FnOnce(SocketAddr) -> LaneConnection) -> Self {
+    fn with(
+        sealed: u64,
+        carrier: CarrierChoice,
+        egress: EgressQueue,
+        connect: impl FnOnce(SocketAddr) -> LaneConnection,
+    ) -> Self {
         let (ours, tun) = UnixDatagram::pair().unwrap();
         [&ours, &tun].into_iter().for_each(|end| end.set_nonblocking(true).unwrap());
         let wake = Arc::new(Wake::new().unwrap());
@@ -81,7 +95,7 @@ impl Bed {
             events: sent_events,
             hand_over,
             counters: Arc::default(),
-            state: State::new(MTU, offloads, Duration::from_secs(25)),
+            state: State::new(MTU, offloads, Duration::from_secs(25), egress),
         };
         let counters: Arc<[PeerCounters]> = Arc::new([PeerCounters::default()]);
         worker.state.snapshot = Arc::new(snapshot(Arc::clone(&counters)));

@@ -5,6 +5,7 @@ pub mod coalesce;
 pub mod flow;
 mod headers;
 pub mod ip;
+pub mod marks;
 pub mod reassembly;
 mod run;
 pub mod segment;

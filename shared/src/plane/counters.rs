@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::egress::EgressGauges;
 use super::offload::OffloadGauges;
 use super::settings::Engine;
 use crate::drop_reason::DropReason;
@@ -104,6 +105,8 @@ pub struct WorkerCounters {
     pub trains_resent: Counter,
     /// Drops that belong to no peer.
     pub drops: DropCounters,
+    /// What waits to leave.
+    pub egress: EgressGauges,
     /// What became of the offloads this worker uses.
     pub offloads: OffloadGauges,
     /// What it runs on; nothing before it has started.

@@ -10,6 +10,7 @@
 
 pub mod command;
 pub mod counters;
+pub mod egress;
 pub mod event;
 pub mod offload;
 pub mod queue;
@@ -18,6 +19,7 @@ pub mod snapshot;
 
 pub use command::{LaneHandOver, PassedOn, PlaneCommand, TrialPath};
 pub use counters::{LaneCarrier, LaneGauges, PeerCounters, WorkerCounters};
+pub use egress::{EgressGauges, EgressState};
 pub use event::{LaneChange, LaneEnd, PlaneEvent, Stray};
 pub use offload::{Offload, OffloadGauges, OffloadState, Offloads};
 pub use queue::{PlaneReceiver, PlaneSender, QueueFull};

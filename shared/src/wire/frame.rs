@@ -154,6 +154,11 @@ impl Iterator for Frames<'_> {
     }
 }
 
+/// Makes a pad of the frame whose header begins with this byte: it stays as long, and means nothing any more.
+pub fn make_pad(first_byte: &mut u8) {
+    *first_byte &= LENGTH_FLAG;
+}
+
 /// What a frame says of the packet in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FramedPacket {

@@ -9,7 +9,7 @@ use ringlane_control::admin::status::{
     Carrier, Drops, LaneState, LaneStatus, NodeStatus, PeerState, PeerStatus, TunStatus, WorkerStatus,
 };
 use ringlane_control::admin::{AdminCommand, request};
-use ringlane_shared::plane::{Offload, OffloadState};
+use ringlane_shared::plane::{EgressState, Offload, OffloadState};
 
 use super::text::{self, Table};
 use crate::cli::InterfaceArgs;
@@ -31,6 +31,7 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     detail(&mut out, "mtu", &format!("{} bytes", node.mtu_bytes));
     detail(&mut out, "workers", &workers(node.workers, &status.workers));
     detail(&mut out, "tun queue", &queue(&status.tun));
+    detail(&mut out, "queueing", &queueing(&status.workers));
     detail(&mut out, "offloads", &offloads(&status.workers));
     for (position, address) in node.listen.iter().enumerate() {
         detail(&mut out, if position == 0 { "listens on" } else { "" }, address);
@@ -119,6 +120,16 @@ fn queue(tun: &TunStatus) -> String {
         (Some(packets), Some(dropped)) => format!("{packets} packets for each worker, {dropped} dropped"),
         _ => String::new(),
     }
+}
+
+/// The workers whose packets wait their turn, and how much waits; nothing where all leave at once.
+fn queueing(workers: &[WorkerStatus]) -> String {
+    let queueing = workers.iter().filter(|worker| worker.egress.state == EgressState::Queueing.name());
+    let describe = |worker: &WorkerStatus| {
+        let bytes = text::bytes(worker.egress.queued_bytes.into());
+        format!("w{}: {} packets, {bytes}", worker.worker, worker.egress.queued_packets)
+    };
+    queueing.map(describe).collect::<Vec<_>>().join("; ")
 }
 
 /// How many there are, and on what they run once they have said so.
@@ -308,6 +319,9 @@ mod tests {
         counters.engine.set(Engine::IoUring).unwrap();
         counters.offloads.set(Offload::TunUso, OffloadState::Unavailable);
         counters.offloads.set(Offload::TunCoalesce, OffloadState::Off);
+        if number == 1 {
+            counters.egress.set(EgressState::Queueing, 45, 63_900);
+        }
         counters.offloads.set(Offload::UdpGso, udp_gso);
         counters.offloads.set(Offload::UdpSentinel, OffloadState::Off);
         WorkerStatus::new(number, &counters)
@@ -325,6 +339,7 @@ ring0, up for 3 d 4 h, ringlane 0.1.0
   mtu         1420 bytes
   workers     2, on io_uring
   tun queue   500 packets for each worker, 34 dropped
+  queueing    w1: 45 packets, 62.4 KiB
   offloads    tun_checksum, tun_tso, udp_gso (w0), udp_gro, huge_pages; unavailable: tun_uso; failed: udp_gso (w1)
   listens on  /ip4/10.201.0.1/udp/8001/quic-v1
               /ip4/10.201.0.1/tcp/8001

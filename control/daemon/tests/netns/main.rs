@@ -30,6 +30,7 @@ mod carrier;
 mod carries;
 mod cut;
 mod engine;
+mod fair;
 mod hijack;
 mod lanes;
 mod lifecycle;

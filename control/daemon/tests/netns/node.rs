@@ -397,6 +397,13 @@ impl Status {
         workers.iter().map(|worker| worker[counter].as_u64().expect("a worker has this counter")).collect()
     }
 
+    /// How each worker's packets leave, in the workers' order.
+    pub(crate) fn egress_states(&self) -> Vec<String> {
+        let workers = self.0["workers"].as_array().expect("status lists the workers");
+        let state = |worker: &Value| worker["egress"]["state"].as_str().expect("a worker says so").to_owned();
+        workers.iter().map(state).collect()
+    }
+
     /// The node's own built-in addresses.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         serde_json::from_value(self.0["node"]["addresses"].clone()).expect("addresses")

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::packet::coalesce::Span;
+use ringlane_shared::packet::marks::Ecn;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::UnderTest;
@@ -99,7 +100,7 @@ impl Bed {
         let buffer = self.ring.take_send_buffer().unwrap().unwrap();
         let all = records.concat();
         self.ring.send_room(&buffer)[..all.len()].copy_from_slice(&all);
-        let train = Train { bytes: all.len(), record_bytes, records: records.len() as u16 };
+        let train = Train { bytes: all.len(), record_bytes, records: records.len() as u16, class: 0 };
         self.ring.send(slot, &buffer, train, 0, SendTag { packets: records.len() as u32, ..TAG }).unwrap();
         self.ring.release_send_buffer(buffer);
     }
@@ -399,8 +400,8 @@ fn a_sentinel_makes_room_between_a_train_and_the_longer_record_that_lies_behind_
     let buffer = bed.ring.take_send_buffer().unwrap().unwrap();
     let all = records.concat();
     bed.ring.send_room(&buffer)[..all.len()].copy_from_slice(&all);
-    bed.ring.send(slot, &buffer, Train { bytes: 1400, record_bytes: 700, records: 2 }, 1400, TAG).unwrap();
-    bed.ring.send(slot, &buffer, Train { bytes: 1400, record_bytes: 1400, records: 1 }, 0, TAG).unwrap();
+    bed.ring.send(slot, &buffer, Train { bytes: 1400, record_bytes: 700, records: 2, class: 0 }, 1400, TAG).unwrap();
+    bed.ring.send(slot, &buffer, Train { bytes: 1400, record_bytes: 1400, records: 1, class: 0 }, 0, TAG).unwrap();
     bed.ring.release_send_buffer(buffer);
     bed.until_idle();
     assert_eq!(datagrams(&far), [records[0], records[1], &[0], records[2]]);
@@ -460,6 +461,55 @@ fn a_dropped_ring_lets_go_of_everything_whatever_was_under_way() {
         UdpSocket::bind(address).expect("closed");
     }
     assert!(bed.tun.send(b"nobody reads").is_err());
+}
+
+#[test]
+fn what_the_outer_headers_say_of_congestion_reaches_the_far_end_with_one_record_and_with_many() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let [near, far] = [(); 2].map(|()| UdpSocket::bind(address).unwrap());
+        near.connect(far.local_addr().unwrap()).unwrap();
+        far.connect(near.local_addr().unwrap()).unwrap();
+        let mut bed = Bed::new();
+        let [near, far] = [near, far].map(|socket| bed.ring.add_socket(socket).unwrap());
+        bed.ring.report_marks(far).unwrap();
+        for class in [0, 0b01, 0b10, 0xbb, 0xb8] {
+            for records in [1, 3] {
+                let buffer = bed.ring.take_send_buffer().unwrap().unwrap();
+                let train = Train { bytes: 700 * usize::from(records), record_bytes: 700, records, class };
+                bed.ring.send(near, &buffer, train, 0, TAG).unwrap();
+                bed.ring.release_send_buffer(buffer);
+                let mut bytes = 0;
+                let completions = bed.until(|_, completions| {
+                    let received = completions.iter().filter_map(|completion| match completion {
+                        Completion::Received { datagram, .. } => Some(datagram.range.len()),
+                        _ => None,
+                    });
+                    bytes = received.sum();
+                    bytes == train.bytes
+                });
+                for completion in completions {
+                    let Completion::Received { datagram, buffer, .. } = completion else { panic!("{completion:?}") };
+                    assert_eq!(datagram.control.ecn, Ecn::of(class), "{class:#04x} over {address}");
+                    let frozen = bed.ring.freeze(buffer);
+                    bed.ring.release(frozen);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_loopback_has_taken_is_not_held_by_the_kernel_any_more() {
+    let mut bed = Bed::new();
+    let (ours, far) = pair();
+    let slot = bed.ring.add_socket(ours).unwrap();
+    bed.send(slot, 7);
+    bed.until_idle();
+    assert_eq!(far.recv(&mut [0; 8]).unwrap(), 4);
+    assert_eq!(bed.ring.unsent_bytes(slot), 0);
+    bed.ring.close_socket(slot).unwrap();
+    bed.until_idle();
+    assert_eq!(bed.ring.unsent_bytes(slot), 0, "a socket that is gone");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use ringlane_shared::limits::UDP_RECEIVES_IN_FLIGHT;
 
 use super::{Completion, Engine, PacketRing, SocketEntry, SocketSlot};
 use crate::sys::datagram::{CONTROL_BYTES, Datagram, NAME_BYTES};
-use crate::sys::socket::{receive_trains, report_receive_overflow};
+use crate::sys::socket::{receive_trains, report_class, report_receive_overflow};
 
 /// `io_uring_recvmsg_out`, then room for an IPv6 socket address and for the control messages we ask for.
 pub(super) const RECEIVE_PREFIX_BYTES: usize = 16 + NAME_BYTES + CONTROL_BYTES;
@@ -62,12 +62,15 @@ impl<E: Engine> PacketRing<E> {
                     receiving: false,
                     closing: false,
                     sends_trains: false,
+                    is_ipv6: false,
                     sends: 0,
                 });
                 index
             }
         };
+        let is_ipv6 = socket.local_addr().is_ok_and(|address| address.is_ipv6());
         let entry = &mut self.sockets[usize::from(index)];
+        entry.is_ipv6 = is_ipv6;
         entry.generation = entry.generation.wrapping_add(1);
         entry.socket = Some(socket);
         entry.closing = false;
@@ -78,6 +81,12 @@ impl<E: Engine> PacketRing<E> {
             return Err(error);
         }
         Ok(slot)
+    }
+
+    /// Has the kernel tell what outer headers say of congestion, from now on.
+    pub(crate) fn report_marks(&mut self, slot: SocketSlot) -> io::Result<()> {
+        let entry = self.entry(slot).and_then(|entry| Some((entry.socket.as_ref()?, entry.is_ipv6)));
+        entry.map_or(Ok(()), |(socket, is_ipv6)| report_class(socket.as_fd(), is_ipv6))
     }
 
     /// Starts receiving on a socket if it is not being received on.

@@ -2,14 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::SEND_BUFFER_BYTES;
 use rustix::net::sockopt::{ip_mtu, ipv6_mtu};
 
 use super::{Completion, Engine, PacketRing, SocketSlot, TunBuffer};
-use crate::sys::datagram::SegmentControl;
+use crate::sys::datagram::{ClassControl, SegmentControl, SendControl};
+use crate::sys::socket::unsent_bytes;
 
 /// Without DONTWAIT a send that meets a full socket buffer is parked while later ones pass it.
 pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -55,6 +56,8 @@ pub(crate) struct Train {
     pub(crate) record_bytes: usize,
     /// How many.
     pub(crate) records: u16,
+    /// The byte of DSCP and ECN in their outer headers.
+    pub(crate) class: u8,
 }
 
 /// How much of a send buffer is the kernel's.
@@ -71,7 +74,7 @@ pub(super) struct SendEntry {
     /// Points at the two behind it.
     pub(super) message: libc::msghdr,
     pub(super) vector: libc::iovec,
-    control: SegmentControl,
+    control: SendControl,
     pub(super) socket: SocketSlot,
     buffer: u16,
     /// Where it begins in the buffer.
@@ -87,7 +90,7 @@ impl SendEntry {
             // SAFETY: all-zero is a valid `msghdr`: null pointers and lengths.
             message: unsafe { std::mem::zeroed() },
             vector: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
-            control: SegmentControl::default(),
+            control: SendControl::default(),
             socket: SocketSlot { index: 0, generation: 0 },
             buffer: 0,
             at: 0,
@@ -108,6 +111,14 @@ impl<E: Engine> PacketRing<E> {
             Err(error) if error.raw_os_error().is_some_and(may_be_past) => socket.send(datagram).map(drop),
             sent => sent.map(drop),
         }
+    }
+
+    /// How much the kernel holds of what was sent on a socket, in bytes of its memory. What is queued in the ring does not
+    /// count yet.
+    pub(crate) fn unsent_bytes(&mut self, slot: SocketSlot) -> u32 {
+        let socket = self.entry(slot).and_then(|entry| entry.socket.as_ref());
+        // A kernel that does not tell holds nothing back either.
+        socket.and_then(|socket| unsent_bytes(socket.as_fd()).ok()).unwrap_or(0)
     }
 
     /// What the kernel says of the route to the other end of a socket: the MTU of its IP packets. An ICMP message may have
@@ -241,7 +252,7 @@ impl<E: Engine> PacketRing<E> {
             // Which record has how many packets is not known any more; a drop is counted as its fair share.
             let share = packets / left.max(1);
             (packets, left) = (packets - share, left.saturating_sub(1));
-            let record = Train { bytes, record_bytes: bytes, records: 1 };
+            let record = Train { bytes, record_bytes: bytes, records: 1, class: train.class };
             self.queue_send(slot, buffer, at, record, SendTag { packets: share, ..tag })?;
         }
         Ok(())
@@ -271,7 +282,8 @@ impl<E: Engine> PacketRing<E> {
     fn submit_send(&mut self, id: u16) -> io::Result<()> {
         let SendEntry { socket: slot, buffer, at, train, .. } = self.sends[usize::from(id)];
         let address = self.slab.address(self.send_at(buffer) + at, train.bytes);
-        let Some(socket) = self.entry(slot).and_then(|entry| entry.socket.as_ref()).map(AsRawFd::as_raw_fd) else {
+        let entry = self.entry(slot).and_then(|entry| Some((entry.socket.as_ref()?.as_raw_fd(), entry.is_ipv6)));
+        let Some((socket, is_ipv6)) = entry else {
             self.end_send(id);
             return Ok(());
         };
@@ -279,10 +291,19 @@ impl<E: Engine> PacketRing<E> {
         entry.vector = libc::iovec { iov_base: address.as_ptr().cast(), iov_len: train.bytes };
         entry.message.msg_iov = &raw mut entry.vector;
         entry.message.msg_iovlen = 1;
+        if train.class != 0 {
+            entry.control.class = ClassControl::new(train.class, is_ipv6);
+        }
         if train.records > 1 {
-            entry.control = SegmentControl::new(train.record_bytes as u16);
+            entry.control.segments = SegmentControl::new(train.record_bytes as u16);
             entry.message.msg_control = (&raw mut entry.control).cast();
-            entry.message.msg_controllen = size_of::<SegmentControl>() as _;
+            entry.message.msg_controllen = match train.class {
+                0 => size_of::<SegmentControl>(),
+                _ => size_of::<SendControl>(),
+            } as _;
+        } else if train.class != 0 {
+            entry.message.msg_control = (&raw mut entry.control.class).cast();
+            entry.message.msg_controllen = size_of::<ClassControl>() as _;
         } else {
             entry.message.msg_control = std::ptr::null_mut();
             entry.message.msg_controllen = 0;

@@ -121,7 +121,7 @@ impl Engine for Uring {
 
     fn send(ring: &mut PacketRing<Self>, id: u16, socket: RawFd) -> io::Result<()> {
         let entry = &ring.sends[usize::from(id)];
-        let send = if entry.train.records > 1 {
+        let send = if entry.message.msg_controllen > 0 {
             opcode::SendMsg::new(Fd(socket), &raw const entry.message).flags(SEND_FLAGS as u32).build()
         } else {
             let (bytes, length) = (entry.vector.iov_base.cast_const().cast(), entry.vector.iov_len);

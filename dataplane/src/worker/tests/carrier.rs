@@ -128,7 +128,7 @@ struct QuicBed {
 impl QuicBed {
     fn new(far_takes_datagrams: bool) -> Self {
         let mut far = None;
-        let bed = Bed::with(0, CarrierChoice::Quic, |remote| {
+        let bed = Bed::with(0, CarrierChoice::Quic, no_queue(), |remote| {
             let (near, other) = connected(remote, far_takes_datagrams);
             far = Some(other);
             near

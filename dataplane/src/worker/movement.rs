@@ -185,7 +185,12 @@ impl<E: Engine> Worker<E> {
         let mut deadline = self.state.movement.deadline;
         for own in due.drain(..) {
             self.drive_trials(own, now)?;
-            if self.state.lanes.get_mut(own).is_some_and(|lane| lane.movement.lull.poll(now))
+            // Where packets leave by QUIC, a record would not arrive, or is not wanted on the wire.
+            if self
+                .state
+                .lanes
+                .get_mut(own)
+                .is_some_and(|lane| lane.movement.lull.poll(now) && !lane.carriage.is_quic())
                 && let Ok(token) = self.draw_token()
             {
                 let _ = self.send_echo(own, own, Echo::Request(token), None);

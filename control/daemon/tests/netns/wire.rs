@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::lab::{Namespace, SILENCE};
+use crate::node::LANE_PORT;
 use crate::traffic::uninterrupted;
 
 const CAPTURE_BYTES_MAX: usize = 256 << 20;
@@ -101,9 +102,10 @@ impl Datagram {
         })
     }
 
-    /// Whether this is a record, by its first byte.
+    /// Whether this is a record, by its first byte; at other ports than lanes', QUIC may look the same (RFC 9287).
     pub(crate) fn is_record(&self) -> bool {
-        self.payload.len() > 28 && self.payload[0] >> 4 == 3
+        let is_lanes = (LANE_PORT..LANE_PORT + 64).contains(&self.destination.port());
+        is_lanes && self.payload.len() > 28 && self.payload[0] >> 4 == 3
     }
 
     /// The packet that carries it, without a UDP checksum; the kernel fills in IP's.

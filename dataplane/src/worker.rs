@@ -299,12 +299,19 @@ impl<E: Engine> Worker<E> {
                     _ => DropReason::SendFailed,
                 };
                 self.count_drop(Some(tag.peer), reason, u64::from(tag.packets));
-                self.note_refusal(tag.peer, &error, now);
+                // The socket that a lane has left says nothing of its new one.
+                if self.state.lanes.get(socket).is_some() {
+                    self.note_refusal(tag.peer, &error, now);
+                }
             }
             Completion::TrainRefused { train, error } => {
                 self.counters.trains_resent.add(1);
                 let (socket, record_bytes) = self.ring.refused(&train);
                 let is_new = self.ring.resend_singly(train)?;
+                if self.state.lanes.get(socket).is_none() {
+                    // One that its lane has left.
+                    return Ok(0);
+                }
                 if self.is_too_big(socket, record_bytes) {
                     // Kernels before 6.14 say so of trains whose records are too large for the device.
                     self.ring.trust_trains(socket);

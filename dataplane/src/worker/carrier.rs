@@ -160,6 +160,8 @@ impl<E: Engine> Worker<E> {
         if lane.connection.send_datagram(&frames[..bytes]).is_ok() {
             lane.has_quic_news = true;
             self.state.has_quic_news = true;
+            // It may be asked behind the connections' part of the turn: then they have another before any sleep.
+            self.state.deadline = Some(self.state.now);
         }
     }
 
@@ -203,6 +205,7 @@ impl<E: Engine> Worker<E> {
         if lane.connection.lost().is_some() {
             lane.has_quic_news = true;
             self.state.has_quic_news = true;
+            self.state.deadline = Some(now);
         }
     }
 }

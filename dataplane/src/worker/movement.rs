@@ -249,6 +249,8 @@ impl<E: Engine> Worker<E> {
 
     /// Makes another path the lane's own. What it has begun leaves by the new one.
     fn move_lane(&mut self, from: SocketSlot, to: SocketSlot, now: Instant) -> io::Result<()> {
+        // What has begun was made for the old path.
+        self.finish_lane(from)?;
         let Some(mut lane) = self.state.lanes.remove(from) else { return Ok(()) };
         let Some(Ends { local, remote }) = lane.movement.ends(to) else {
             self.state.lanes.insert(lane);

@@ -175,6 +175,8 @@ impl<E: Engine> Worker<E> {
         if let Some(lane) = self.state.lanes.get_mut(slot) {
             (lane.path.rtt, lane.path.mtu, lane.path.asked) = (rtt, mtu, asked);
             lane.path.liveness.note_heard(now);
+            // Also where packets leave by QUIC, which has no use for it before it does not.
+            lane.record_bytes = usize::from(lane.path.mtu.bytes());
         }
         self.drive_path(slot, now)
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::lane::seal::Opened;
-use ringlane_shared::limits::RECORD_HEADER_BYTES;
+use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
 use ringlane_shared::packet::coalesce::Span;
 use ringlane_shared::packet::marks::Ecn;
 use ringlane_shared::plane::{PlaneEvent, PlaneSender, Stray};
@@ -60,7 +60,7 @@ impl<E: Engine> Worker<E> {
         let Some(bytes) = self.ring.receive_bytes(buffer).get_mut(datagram.range.clone()) else { return };
         let each = datagram.control.segment_bytes.map_or(bytes.len(), usize::from).max(1);
         let ecn = datagram.control.ecn;
-        let (mut records, mut datagrams, mut requests) = (0, 0, 0);
+        let (mut records, mut datagrams, mut requests, mut has_packets) = (0, 0, 0, false);
         let mut offset = datagram.range.start;
         for bytes in bytes.chunks_mut(each) {
             let at = offset;
@@ -75,9 +75,10 @@ impl<E: Engine> Worker<E> {
                             counters.drops.count_many(DropReason::CeNotEct, carry_inward(frames, ecn));
                         }
                         requests += u64::from(Echo::is_request(frames));
+                        has_packets |= is_more_than_an_echo(frames);
                         let is_next = opened.last().is_none_or(|last: &OpenedRecord| last.slot == slot);
                         *is_out_of_order |= !is_next || sequence < lane.newest;
-                        lane.newest = sequence;
+                        lane.newest = lane.newest.max(sequence);
                         lane.carriage.handle_record();
                         if lane.movement.note(sequence) && socket != slot {
                             lane.movement.note_path(socket);
@@ -98,6 +99,7 @@ impl<E: Engine> Worker<E> {
                     carrier::take_datagrams(lane, bytes, now, |lane, frames, place| {
                         datagrams += 1;
                         requests += u64::from(Echo::is_request(frames));
+                        has_packets |= is_more_than_an_echo(frames);
                         *is_out_of_order |= opened.last().is_some_and(|last: &OpenedRecord| last.slot != slot);
                         let offset = (at + place.start) as u32;
                         let frames = Span { buffer: id, offset, bytes: place.len() as u32 };
@@ -123,7 +125,7 @@ impl<E: Engine> Worker<E> {
         counters.quic_datagrams_received.add(datagrams);
         if records + datagrams > 0 {
             paths.note_arrivals(lane, socket == slot && records + datagrams > requests, now);
-            movement.note_arrivals(lane, requests == 0 && each > ECHO_RECORD_BYTES, now);
+            movement.note_arrivals(lane, requests == 0 && has_packets, now);
         }
     }
 
@@ -197,6 +199,11 @@ impl<E: Engine> Worker<E> {
 fn hand_back(events: &PlaneSender<PlaneEvent>, ends: Ends, from: Option<std::net::SocketAddr>, datagram: &[u8]) {
     let from = from.unwrap_or(ends.remote);
     let _ = events.try_send(PlaneEvent::Stray(Stray { local: ends.local, from, datagram: datagram.into() }));
+}
+
+/// Whether frames are longer than an echo alone.
+fn is_more_than_an_echo(frames: &[u8]) -> bool {
+    frames.len() + RECORD_OVERHEAD_BYTES > ECHO_RECORD_BYTES
 }
 
 /// Compares what identifies a sender; flow label and scope do not.

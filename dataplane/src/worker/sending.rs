@@ -208,6 +208,8 @@ impl<E: Engine> Worker<E> {
                 self.count_drop(Some(peer), DropReason::NoLane, 1);
                 return Ok(false);
             };
+            // QUIC's packets have no marks, whatever is in them.
+            let class = if lane.carriage.is_quic() { 0 } else { class };
             if lane.class != class {
                 self.change_class(slot, class)?;
                 continue;

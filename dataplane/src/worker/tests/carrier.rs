@@ -349,3 +349,26 @@ fn a_peer_that_takes_no_datagrams_gets_records() {
     let slot = bed.bed.worker.state.lanes.slots()[0];
     assert_eq!(bed.bed.worker.state.lanes.get_mut(slot).unwrap().gauges.carrier(), LaneCarrier::Records);
 }
+
+/// It is asked behind the connections' part of the turn, and nothing else would wake the worker.
+#[test]
+fn an_echo_that_is_asked_by_quic_does_not_wait_while_the_worker_sleeps() {
+    let mut bed = QuicBed::new(true);
+    bed.bed.until(|bed| bed.worker.ring.is_idle().then_some(()));
+    let at = Instant::now() + Duration::from_millis(24_999);
+    let at = at.max(bed.bed.worker.state.paths.deadline().unwrap());
+    let asked = |bed: &mut QuicBed| bed.bed.lane().gauges.echoes_sent.get();
+    let before = asked(&mut bed);
+    bed.bed.worker.turn(at).unwrap();
+    assert!(asked(&mut bed) > before, "the keep-alive is due");
+    assert_eq!(bed.bed.worker.wake_at().map(|wake| wake <= at), Some(true));
+}
+
+#[test]
+fn a_lane_that_moves_while_its_packets_leave_by_quic_forgets_what_records_the_old_path_carried() {
+    let mut bed = QuicBed::new(true);
+    bed.bed.settle(8972);
+    let slot = bed.bed.worker.state.lanes.slots()[0];
+    bed.bed.worker.restart_path(slot, Instant::now()).unwrap();
+    assert_eq!(bed.bed.lane().record_bytes, 1200);
+}

@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
+use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::ASSEMBLY_BUFFERS;
 use ringlane_shared::packet::coalesce::Span;
+use ringlane_shared::packet::marks::{Ecn, decapsulate};
 use ringlane_shared::packet::reassembly::Reassembly;
 use ringlane_shared::wire::fragment::Fragment;
 
@@ -52,17 +54,27 @@ pub(crate) struct Assembler<'w, L> {
     pub(crate) fragments: &'w mut Fragments,
     pub(crate) memory: Assemblies<'w>,
     pub(crate) now: Instant,
-    /// Learns whose packet was given up.
+    /// Learns whose packet was given up, and why.
     pub(crate) lost: L,
 }
 
-impl<L: FnMut(PeerIndex)> Assemble for Assembler<'_, L> {
+impl<L: FnMut(PeerIndex, DropReason)> Assemble for Assembler<'_, L> {
     fn take(&mut self, record: &OpenedRecord, fragment: &Fragment<'_>) -> Option<Assembled<'_>> {
         let Self { fragments: Fragments { reassembly, whole }, memory, now, lost } = self;
-        let placed = reassembly.place((record.peer, record.slot), fragment, *now, |(peer, _)| lost(peer))?;
+        let incomplete = |(peer, _)| lost(peer, DropReason::FragmentIncomplete);
+        let met_congestion = record.ecn == Ecn::Ce;
+        let placed = reassembly.place((record.peer, record.slot), fragment, met_congestion, *now, incomplete)?;
         let is_written = memory.write(placed.buffer, placed.range.start, fragment.bytes);
         debug_assert!(is_written, "a buffer that is being filled is not frozen and holds any packet");
         let packet = placed.whole?;
+        if packet.met_congestion
+            && let Some(bytes) = memory.bytes_mut(placed.buffer, packet.bytes)
+            && decapsulate(bytes, Ecn::Ce).is_err()
+        {
+            reassembly.give_back(placed.buffer);
+            lost(record.peer, DropReason::CeNotEct);
+            return None;
+        }
         let frozen = memory.freeze(placed.buffer)?;
         let span = Span { buffer: frozen.id(), offset: 0, bytes: packet.bytes as u32 };
         whole.push(frozen);

@@ -6,7 +6,8 @@ use ringlane_shared::wire::frame::{FrameKind, Frames, make_pad};
 /// Marks the whole packets and segments of an opened record as its outer header is marked. A packet whose transport does
 /// not understand congestion marks becomes a pad, which nobody reads: returns how many did.
 ///
-/// Fragments are left as they are: their packet's header comes with one of them only.
+/// Fragments are left as they are, as their packet's header comes with one of them only: whoever puts them together marks
+/// the packet.
 pub(crate) fn carry_inward(frames: &mut [u8], outer: Ecn) -> u64 {
     let (mut at, mut dropped) = (0, 0);
     while let Some(Ok(frame)) = Frames::new(&frames[at..]).next() {

@@ -1,12 +1,14 @@
 //! A worker: one thread on one core that does all of a packet's work, and the order in which it does it.
 //!
 //! ```text
-//! turn:   completions of the last enter -> commands -> packets of other workers -> QUIC timers
-//!         -> write what the turn has opened -> what waited and may leave now -> seal what it has gathered
+//! turn:   tell control what it had no room for -> completions of the last enter -> write what they have opened -> answer the echoes among it
+//!         -> commands -> packets of other workers -> lanes that move -> QUIC, keys and carriers
+//!         -> what waited and may leave now -> seal what it has gathered -> ask what is due on paths -> tell control
 //!         -> one enter (submits all of it, takes in what is new)
 //! ```
 //! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/egress.rs` is what waits to leave while
-//! something is slower than the worker, `worker/lanes.rs` the upkeep.
+//! something is slower than the worker, `worker/lanes.rs` the upkeep, `worker/path.rs` the echoes, `worker/movement.rs`
+//! the lanes that move.
 //!
 //! While anything happens the worker stays here; when nothing does, it lets others run once, looks again, and then sleeps
 //! until the packet ring, control or another worker or the next QUIC deadline wakes it.
@@ -29,8 +31,10 @@ use std::time::{Duration, Instant};
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
+use ringlane_shared::lane::bucket::Bucket;
 use ringlane_shared::limits::{
-    COMMAND_BUDGET, HAND_OVER_BUDGET, INNER_MTU_MAX, SENDS_IN_FLIGHT, TURN_BYTES, TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT,
+    COMMAND_BUDGET, HAND_OVER_BUDGET, INNER_MTU_MAX, SENDS_IN_FLIGHT, STRAYS_BURST, STRAYS_PER_SECOND, TURN_BYTES,
+    TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT, UNTOLD_MAX,
 };
 use ringlane_shared::plane::{
     LaneEnd, Offload, OffloadState, Offloads, PeerCounters, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender,
@@ -105,8 +109,10 @@ pub(crate) struct State {
     /// The earliest QUIC deadline of all lanes.
     deadline: Option<Instant>,
     has_quic_news: bool,
-    /// Ends of lanes that control's queue had no room for yet: at most as many as there were lanes.
+    /// What control has yet to be told of lanes: the ends of all that there were, and at most [`UNTOLD_MAX`] other things.
     untold: Vec<PlaneEvent>,
+    /// How many datagrams may be given back to control.
+    strays: Bucket,
     stopping: bool,
     /// When the turn began.
     now: Instant,
@@ -135,6 +141,7 @@ impl State {
             deadline: None,
             has_quic_news: false,
             untold: Vec::new(),
+            strays: Bucket::new(STRAYS_BURST, STRAYS_PER_SECOND, Instant::now()),
             stopping: false,
             now: Instant::now(),
         }
@@ -176,6 +183,8 @@ impl<E: Engine> Worker<E> {
     /// One pass over everything that may have happened. Returns whether anything had.
     fn turn(&mut self, now: Instant) -> io::Result<bool> {
         self.state.now = now;
+        // Before anybody else's datagrams take what room there is in the queue.
+        self.tell_control();
         let mut happened = self.ring.completion_count() > 0;
         // What handling them brings in waits for the next turn: under load there would be no end, and nothing else. So
         // does what is more than the other end should wait for.
@@ -205,6 +214,15 @@ impl<E: Engine> Worker<E> {
         happened |= self.depart(now)?;
         self.flush(now)?;
         self.drive_paths(now)?;
+        self.tell_control();
+        self.ring.enter()?;
+        self.counters.turns.add(1);
+        self.count_enters();
+        Ok(happened)
+    }
+
+    /// Tells control what it had no room for, and what is new. What it has no room for now waits.
+    fn tell_control(&mut self) {
         self.state.untold.retain_mut(|event| {
             let told = std::mem::replace(event, PlaneEvent::Stopped { worker: self.id });
             match self.events.try_send(told) {
@@ -215,10 +233,14 @@ impl<E: Engine> Worker<E> {
                 }
             }
         });
-        self.ring.enter()?;
-        self.counters.turns.add(1);
-        self.count_enters();
-        Ok(happened)
+    }
+
+    /// Has control told something of a lane that it can do without.
+    fn tell_if_room(&mut self, event: PlaneEvent) {
+        // Beyond that control does not listen, and has other things to worry about.
+        if self.state.untold.len() < UNTOLD_MAX {
+            self.state.untold.push(event);
+        }
     }
 
     /// Announces sleep and looks once more at everything that could have been missed.

@@ -30,7 +30,8 @@ pub enum DropReason {
     SendFailed,
     /// The lane's key has sealed as many records as it may.
     EpochExhausted,
-    /// A datagram on a lane's socket that is neither record, QUIC nor sentinel, or too short to be one.
+    /// A datagram on a lane's socket that is neither record, QUIC nor sentinel, or too short to be one; or one of too many
+    /// for the listener.
     InboundMalformed,
     /// A record whose lane id is not this lane's.
     UnknownLane,

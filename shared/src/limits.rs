@@ -96,6 +96,16 @@ pub const REKEY_RECORDS_MIN: u64 = 256;
 /// they need. Larger records count as [`HEAVY_RECORD_WEAR`].
 pub const REKEY_RECORDS_MAX: u64 = RECORDS_PER_EPOCH_MAX / 2;
 
+/// Rekeyings that a peer may begin at once on one lane, each a few Diffie-Hellman operations of ours: thousands of short
+/// epochs are for tests.
+pub const REKEYS_BURST_MAX: u32 = 1000;
+/// And per second after that: 64 lanes of a peer that does nothing else keep a core busy for a third of its time.
+pub const REKEYS_PER_SECOND_MAX: u32 = 50;
+/// Rekeyings that we begin at once on one lane: a tenth less, as clocks differ and the network gathers messages.
+pub const REKEYS_BEGUN_BURST: u32 = REKEYS_BURST_MAX / 10 * 9;
+/// And per second after that.
+pub const REKEYS_BEGUN_PER_SECOND: u32 = REKEYS_PER_SECOND_MAX / 10 * 9;
+
 /// Shortest keep-alive interval that can be configured.
 pub const KEEP_ALIVE_SECONDS_MIN: u16 = 1;
 /// Longest keep-alive interval that can be configured.
@@ -356,6 +366,15 @@ const _: () = assert!((PASSED_ON_MAX + PASSED_ON_ANYHOW_MAX) as usize * 4 <= PLA
 /// Other paths that control makes a socket for in a second, for one lane.
 pub const PATHS_TRIED_PER_LANE_MAX: u32 = 8;
 const _: () = assert!(PATHS_TRIED_PER_LANE_MAX as usize >= 2 * LANE_OTHER_PATHS_MAX);
+
+/// Datagrams for the listener that one worker gives back to control at once, because they came to the socket of a lane:
+/// the first ones of all lanes of a peer that has come back. A stranger who knows where a lane ends could send more.
+pub const STRAYS_BURST: u32 = 64;
+/// And per second after that.
+pub const STRAYS_PER_SECOND: u32 = 640;
+
+/// Events of one worker that wait for room in control's queue, besides the ends of its lanes.
+pub const UNTOLD_MAX: usize = LANES_PER_WORKER_MAX;
 
 /// Length prefix of a message on the link stream: big-endian.
 pub const LINK_EXCHANGE_LENGTH_BYTES: usize = 2;

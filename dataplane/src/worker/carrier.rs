@@ -90,6 +90,18 @@ impl Carriage {
         self.selector.handle_silent(now);
     }
 
+    /// Whether it is in question that records pass.
+    #[cfg(test)]
+    pub(super) fn is_asking(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// The lane has moved: an answer to what was asked on the path before says nothing of this one.
+    pub(super) fn handle_moved(&mut self, now: Instant) {
+        self.token = None;
+        self.selector.handle_moved(now);
+    }
+
     /// The size of a record that has as much room for frames as the carrier gives, where records may have
     /// `record_bytes`.
     #[inline]
@@ -181,14 +193,18 @@ impl<E: Engine> Worker<E> {
         Ok(())
     }
 
-    /// Tells control that packets leave in another way; when control is that busy, status says so at least.
-    fn tell_carrier(&mut self, slot: SocketSlot, to: LaneCarrier) {
+    /// Tells control that packets leave in another way.
+    pub(super) fn tell_carrier(&mut self, slot: SocketSlot, to: LaneCarrier) {
         let Some(Lane { serial, peer, index, gauges, .. }) = self.state.lanes.get_mut(slot) else { return };
         gauges.set_carrier(to);
         let (serial, peer, index, change) = (*serial, *peer, *index, LaneChange::Carrier(to));
         // What is asked on the path is asked by the carrier.
-        self.state.paths.wake(slot, self.state.now);
-        let _ = self.events.try_send(PlaneEvent::LaneChanged { serial, peer, index, change });
+        match to {
+            // What it carried before the records failed is long ago.
+            LaneCarrier::Records => self.restart_search(slot, self.state.now),
+            LaneCarrier::Quic => self.state.paths.wake(slot, self.state.now),
+        }
+        self.tell_if_room(PlaneEvent::LaneChanged { serial, peer, index, change });
     }
 
     /// Packets have left by a lane, at the end of a turn.

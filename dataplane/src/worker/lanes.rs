@@ -120,7 +120,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// A datagram that control has had first, because it came before the lane did or to the listener: the same as any
-    /// other, but not in a buffer of ours. Of an authentic record, returns whether it is the newest so far or asks
+    /// other, but not in a buffer of ours, and an answer in it says nothing of any path of the lane. Of an authentic record, returns whether it is the newest so far or asks
     /// something.
     pub(super) fn handle_loose(&mut self, slot: SocketSlot, mut datagram: Vec<u8>, now: Instant) -> Option<bool> {
         let lane = self.state.lanes.get_mut(slot)?;
@@ -135,7 +135,12 @@ impl<E: Engine> Worker<E> {
                     let mut is_worth_asking = lane.movement.note(sequence);
                     let echoes = &mut self.state.rebuilder.echoes;
                     let take_echo = |payload: &[u8]| {
-                        is_worth_asking |= matches!(Echo::parse(payload), Ok(Echo::Request(_)));
+                        match Echo::parse(payload) {
+                            // Whatever it answers, it has not come by the path that was asked.
+                            Ok(Echo::Reply(_)) => return Ok(()),
+                            Ok(Echo::Request(_)) => is_worth_asking = true,
+                            Err(_) => {}
+                        }
                         echoes.take(slot, slot, false, payload)
                     };
                     write_early(&self.ring, peer, counters, frames, take_echo);

@@ -131,8 +131,7 @@ impl<E: Engine> Worker<E> {
         let is_soon = movement.seen_at.is_some_and(|at| now.saturating_duration_since(at) < SEEN_PAUSE);
         if is_worth_asking && !is_known && !is_soon {
             movement.seen_at = Some(now);
-            // When control is that busy, the next record will tell.
-            let _ = self.events.try_send(PlaneEvent::PathSeen { serial, local, from });
+            self.tell_if_room(PlaneEvent::PathSeen { serial, local, from });
         }
     }
 
@@ -262,6 +261,10 @@ impl<E: Engine> Worker<E> {
         // What was known of the old socket and its device says nothing of the new one.
         (lane.overflow, lane.push_back) = (0, PushBack::default());
         lane.gauges.moves.add(1);
+        lane.carriage.handle_moved(now);
+        // To be driven in this turn.
+        lane.has_quic_news = true;
+        self.state.has_quic_news = true;
         let change = LaneChange::Moved { local, remote };
         let moved = PlaneEvent::LaneChanged { serial: lane.serial, peer: lane.peer, index: lane.index, change };
         let others = &lane.movement.others;

@@ -13,10 +13,17 @@ use ringlane_shared::wire::frame::FramedPacket;
 use super::sending::{Source, outgoing};
 use super::{State, Worker};
 use crate::icmp::{ANSWER_BYTES_MAX, Oversized, answer};
-use crate::lane::Outgoing;
+use crate::lane::{Lane, Outgoing};
 use crate::outbound::{Joined, packet_bytes_max};
 use crate::sys::ring::{Engine, SocketSlot, TunBuffer};
 use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
+
+/// Whether packets that do not fit what a lane sends are cut, whatever the configuration says.
+fn always_cuts(lane: &Lane) -> bool {
+    // What a DATAGRAM frame holds is QUIC's to say, and may be different in a second; the carrier itself may be. And while
+    // it is being found out what passes, nobody is told less: senders remember it for minutes.
+    lane.carriage.is_quic() || lane.path.is_searching()
+}
 
 impl<E: Engine> Worker<E> {
     /// How a super-segment that goes to a lane is split, given what a record of the lane holds. TCP is a stream, so its
@@ -34,7 +41,7 @@ impl<E: Engine> Worker<E> {
         if split.piece_bytes(0) <= fits {
             return Ok(Some(split));
         }
-        if self.fragments || lane.path.is_searching() {
+        if self.fragments || always_cuts(lane) {
             let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
             return Ok(Some(split.narrowed(&read[VNET_HEADER_BYTES..], fits)));
         }
@@ -59,8 +66,7 @@ impl<E: Engine> Worker<E> {
     ) -> io::Result<bool> {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(false) };
         let fits = packet_bytes_max(lane.record_bytes());
-        // While it is being found out what passes, nobody is told less: senders remember it for minutes.
-        let is_told = !self.fragments && !lane.path.is_searching();
+        let is_told = !self.fragments && !always_cuts(lane);
         if is_told && self.tell_too_big(peer, fits, source) {
             self.count_drop(Some(peer), DropReason::TooBig, 1);
             return Ok(false);

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::limits::{
-    ECHO_REPLIES_PER_SECOND, ECHOES_ASKED_MAX, LANES_PER_WORKER_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES,
-    datagram_bytes_max,
+    ECHO_REPLIES_PER_SECOND, ECHOES_ASKED_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, datagram_bytes_max,
 };
 use ringlane_shared::path::liveness::{Liveness, LivenessAction};
 use ringlane_shared::path::mtu::{MtuProbe, PathMtu};
@@ -154,7 +153,7 @@ impl<E: Engine> Worker<E> {
     /// The path of a lane that was just heard, whose socket is in `slot`.
     pub(super) fn new_path(&mut self, slot: SocketSlot, remote: SocketAddr, now: Instant) -> LanePath {
         let header_bytes = if remote.is_ipv4() { 20 + 8 } else { 40 + 8 };
-        let ceiling = datagram_bytes_max(self.mtu).try_into().unwrap_or(u16::MAX);
+        let ceiling = self.largest_datagram();
         // Without chance every lane would ask at the same time; nothing worse.
         let chance = self.draw_token().unwrap_or_default();
         LanePath {
@@ -179,6 +178,23 @@ impl<E: Engine> Worker<E> {
             lane.record_bytes = usize::from(lane.path.mtu.bytes());
         }
         self.drive_path(slot, now)
+    }
+
+    /// Has what records a lane's path carries be found out anew.
+    pub(super) fn restart_search(&mut self, slot: SocketSlot, now: Instant) {
+        let route_mtu = self.ring.route_mtu(slot);
+        let ceiling = self.largest_datagram();
+        let Some(lane) = self.state.lanes.get_mut(slot) else { return };
+        let path = &mut lane.path;
+        path.mtu = PathMtu::new(path.mtu.header_bytes(), ceiling, route_mtu, now);
+        // What was asked before is not what is asked now.
+        path.asked.clear();
+        lane.record_bytes = usize::from(path.mtu.bytes());
+        self.state.paths.wake(slot, now);
+    }
+
+    fn largest_datagram(&self) -> u16 {
+        datagram_bytes_max(self.mtu).try_into().unwrap_or(u16::MAX)
     }
 
     /// A lane has sent what it had in this turn.
@@ -354,11 +370,8 @@ impl<E: Engine> Worker<E> {
     fn tell(&mut self, slot: SocketSlot, change: LaneChange) {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return };
         lane.gauges.set_silent(lane.path.liveness.is_silent());
-        // Beyond that control does not listen, and has other things to worry about.
-        if self.state.untold.len() < LANES_PER_WORKER_MAX {
-            let Lane { serial, peer, index, .. } = *lane;
-            self.state.untold.push(PlaneEvent::LaneChanged { serial, peer, index, change });
-        }
+        let Lane { serial, peer, index, .. } = *lane;
+        self.tell_if_room(PlaneEvent::LaneChanged { serial, peer, index, change });
     }
 
     /// A token for a request, which nobody can guess.

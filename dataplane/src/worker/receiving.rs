@@ -29,7 +29,7 @@ impl<E: Engine> Worker<E> {
     ) {
         self.counters.trains_received.add(1);
         self.open_train(slot, &mut buffer, datagram, now);
-        self.state.notice_keys(slot);
+        self.state.notice_keys(self.state.movement.lane_of(slot));
         let buffer = self.ring.freeze(buffer);
         if self.state.opened.last().is_some_and(|record| record.frames.buffer == buffer.id()) {
             self.state.held.push(buffer);
@@ -40,7 +40,7 @@ impl<E: Engine> Worker<E> {
     }
 
     fn open_train(&mut self, slot: SocketSlot, buffer: &mut ReceiveBuffer, datagram: &Datagram, now: Instant) {
-        let State { lanes, movement, snapshot, opened, held, is_out_of_order, has_quic_news, paths, .. } =
+        let State { lanes, movement, snapshot, opened, held, is_out_of_order, has_quic_news, paths, strays, .. } =
             &mut self.state;
         let (socket, slot) = (slot, movement.lane_of(slot));
         let Some(lane) = lanes.get_mut(slot) else { return };
@@ -66,8 +66,13 @@ impl<E: Engine> Worker<E> {
             let at = offset;
             offset += bytes.len();
             match Arrival::of(bytes) {
-                _ if is_strangers => hand_back(&self.events, ends, datagram.from, bytes),
-                Arrival::Stray => hand_back(&self.events, ends, datagram.from, bytes),
+                arrival if is_strangers || arrival == Arrival::Stray => {
+                    // Who is not in a hurry will try again; everybody's events share the queue.
+                    match strays.take(now) {
+                        true => hand_back(&self.events, ends, datagram.from, bytes),
+                        false => counters.drops.count(DropReason::InboundMalformed),
+                    }
+                }
                 Arrival::Record => match lane.opener.open(bytes) {
                     Ok(Opened { sequence, frames }) => {
                         records += 1;
@@ -117,7 +122,7 @@ impl<E: Engine> Worker<E> {
                         });
                     });
                 }
-                Arrival::Sentinel => {}
+                Arrival::Sentinel | Arrival::Stray => {}
                 Arrival::Garbage => counters.drops.count(DropReason::InboundMalformed),
             }
         }
@@ -152,7 +157,7 @@ impl<E: Engine> Worker<E> {
                     {
                         let start = record.frames.offset as usize;
                         let (bytes, memory) = self.ring.frozen_and_assemblies(buffer);
-                        let lost = |peer| drop_of(peer, DropReason::FragmentIncomplete, 1);
+                        let lost = |peer, reason| drop_of(peer, reason, 1);
                         let mut assembler = Assembler { fragments: &mut *fragments, memory, now: *now, lost };
                         let frames = &bytes[start..start + record.frames.bytes as usize];
                         rebuilder.record(peer, counters, &record, frames, &mut assembler);

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use ringlane_shared::lane::connection::StreamEnded;
+use ringlane_shared::lane::keys::Role;
 use ringlane_shared::lane::rekey::{RekeyError, RekeyOutput};
 use ringlane_shared::plane::{LaneChange, LaneEnd, PlaneEvent};
 use thiserror::Error;
@@ -53,6 +54,10 @@ pub(super) fn drive_rekey(lane: &mut Lane, now: Instant) -> Result<Option<PlaneE
             }
             RekeyOutput::Settled { epoch } => {
                 gauges.rekeys.add(1);
+                if connection.role() == Role::Client {
+                    // Packets in DATAGRAM frames forget the past in the same rhythm as records.
+                    connection.update_keys();
+                }
                 debug!(lane = %lane.index, remote = %lane.remote, epoch, asks_crossed = rekey.crossed(), "lane rekeyed");
             }
             RekeyOutput::RetireBefore { epoch } => opener.retire_before(epoch),

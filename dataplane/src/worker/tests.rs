@@ -456,3 +456,40 @@ fn a_guessed_reply_answers_nothing() {
     assert_eq!(bed.lane().record_bytes, 1200);
     assert_eq!(bed.lane().gauges.echoes_answered.get(), 0);
 }
+
+/// All workers' events share one queue.
+#[test]
+fn datagrams_for_the_listener_leave_room_for_what_control_must_hear_and_come_after_it() {
+    let mut bed = Bed::new(0);
+    bed.until(|bed| bed.worker.ring.is_idle().then_some(()));
+    let stray = [0x20; 40];
+    let strays = |bed: &mut Bed| {
+        let told = std::iter::from_fn(|| bed.events.try_recv());
+        told.filter(|event| matches!(event, PlaneEvent::Stray(_))).count()
+    };
+    assert_eq!(crate::inbound::Arrival::of(&stray), crate::inbound::Arrival::Stray);
+    let (start, sent) = (Instant::now(), 300);
+    for sent in 1..=sent {
+        bed.far.send(&stray).unwrap();
+        let counters = Arc::clone(&bed.worker.counters);
+        bed.until(|_| (counters.trains_received.get() >= sent).then_some(()));
+    }
+    let most = u64::from(STRAYS_BURST) + u64::from(STRAYS_PER_SECOND) * start.elapsed().as_millis() as u64 / 1000 + 1;
+    let dropped = bed.counters[0].drops.get(DropReason::InboundMalformed);
+    assert!((sent - most.min(sent)..=sent - u64::from(STRAYS_BURST)).contains(&dropped), "{dropped} of {sent}");
+    assert_eq!(strays(&mut bed) as u64, sent - dropped);
+
+    // With room for one only, it is the end of a lane that control hears of.
+    while bed.worker.events.try_send(PlaneEvent::Stopped { worker: WorkerId(1) }).is_ok() {}
+    let (serial, peer, index) = (SERIAL, PEER, LaneIndex::new(0).unwrap());
+    bed.worker.state.untold.push(PlaneEvent::LaneEnded { serial, peer, index, end: LaneEnd::TimedOut });
+    bed.far.send(&stray).unwrap();
+    while bed.worker.ring.completion_count() == 0 {
+        bed.worker.ring.enter().unwrap();
+    }
+    bed.worker.state.strays = Bucket::new(1, 1, Instant::now());
+    assert!(bed.events.try_recv().is_some());
+    bed.turn();
+    assert_eq!(bed.lane_end(), Some(LaneEnd::TimedOut));
+    assert!(bed.worker.state.untold.is_empty());
+}

@@ -236,6 +236,12 @@ impl LaneConnection {
         self.connection.ping();
     }
 
+    /// Has the next packets sealed with new keys (RFC 9001, section 6), and the peer follow. What is left of the rekeying
+    /// before, if anything, goes on instead.
+    pub fn update_keys(&mut self) {
+        self.connection.force_key_update();
+    }
+
     /// Frames received that acknowledge something.
     pub fn acknowledgements(&self) -> u64 {
         self.connection.stats().frame_rx.acks

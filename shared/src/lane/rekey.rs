@@ -19,6 +19,8 @@
 //! The one thing that can cross is an ask with the init it asks for. **No epoch begins before both ends seal in the one
 //! before it**: what a new epoch finds on its way is of that one and, where the path changes the order, of few before.
 //!
+//! How often an end may begin is limited, as each rekeying costs the other one some work; who is due sooner waits.
+//!
 //! The old keys go on until the new ones are there, however long that takes; if it takes so long that they wear out, the
 //! lane ends ([`Sealer::is_exhausted`](super::seal::Sealer::is_exhausted)).
 
@@ -27,8 +29,10 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::bucket::Bucket;
 use super::epoch::{EpochError, EpochSecrets, Handshake, NOISE_MESSAGE_BYTES, Randomness};
 use super::keys::{DirectionKey, LaneKeys, Role};
+use crate::limits::{REKEYS_BEGUN_BURST, REKEYS_BEGUN_PER_SECOND, REKEYS_BURST_MAX, REKEYS_PER_SECOND_MAX};
 use crate::plane::RekeyLimits;
 use crate::wire::rekey::{MessageError, MessageReader, RekeyMessage};
 
@@ -49,6 +53,9 @@ pub enum RekeyError {
     /// The peer wrote something that it cannot mean, given what was said before.
     #[error("a rekey message out of turn")]
     OutOfTurn,
+    /// The peer begins more rekeyings than anybody needs.
+    #[error("rekeyed too often")]
+    TooOften,
     /// No keys came of it.
     #[error(transparent)]
     Epoch(#[from] EpochError),
@@ -97,6 +104,12 @@ pub struct Rekey {
     stage: Stage,
     /// When the next epoch is due.
     due_at: Instant,
+    /// It is due, and `ours` is empty.
+    is_delayed: bool,
+    /// The rekeyings that we may begin.
+    ours: Bucket,
+    /// Those that the peer may. One that both want is charged where it is wanted only.
+    theirs: Bucket,
     /// When the old epochs have had their time.
     retire_at: Option<Instant>,
     /// When a rekeying that is under way has taken too long.
@@ -133,6 +146,9 @@ impl Rekey {
             epoch: 0,
             stage: Stage::Settled,
             due_at: now,
+            is_delayed: false,
+            ours: Bucket::new(REKEYS_BEGUN_BURST, REKEYS_BEGUN_PER_SECOND, now),
+            theirs: Bucket::new(REKEYS_BURST_MAX, REKEYS_PER_SECOND_MAX, now),
             retire_at: None,
             overdue_at: None,
             has_heard_hello: role == Role::Client,
@@ -163,12 +179,19 @@ impl Rekey {
             (Role::Server, RekeyMessage::Hello) if !self.has_heard_hello => self.has_heard_hello = true,
             _ if !self.has_heard_hello => return Err(RekeyError::OutOfTurn),
             (Role::Client, RekeyMessage::Ask { epoch }) if epoch == next => match self.stage {
-                Stage::Settled => self.begin(now)?,
+                Stage::Settled => {
+                    self.charge_peer(now)?;
+                    self.begin(now)?;
+                }
                 Stage::Begun(_) => self.crossed += 1,
                 _ => return Err(RekeyError::OutOfTurn),
             },
             (Role::Server, RekeyMessage::Init { epoch, noise }) if epoch == next => match self.stage {
-                Stage::Settled | Stage::Asked => self.answer(&noise, now)?,
+                Stage::Settled => {
+                    self.charge_peer(now)?;
+                    self.answer(&noise, now)?;
+                }
+                Stage::Asked => self.answer(&noise, now)?,
                 _ => return Err(RekeyError::OutOfTurn),
             },
             (Role::Client, RekeyMessage::Reply { epoch, noise }) if epoch == next => {
@@ -204,9 +227,10 @@ impl Rekey {
         }
     }
 
-    /// Whether a sealing key that is worn this much is due to be replaced, and that has yet to begin.
+    /// Whether a sealing key that is worn this much is due to be replaced, and that has yet to begin
+    /// and need not wait.
     pub fn is_due(&self, wear: u64) -> bool {
-        wear >= self.limits.records && matches!(self.stage, Stage::Settled)
+        wear >= self.limits.records && matches!(self.stage, Stage::Settled) && !self.is_delayed
     }
 
     /// Does what the time, or the wear of the sealing key, has made due.
@@ -221,6 +245,11 @@ impl Rekey {
             self.outputs.push_back(RekeyOutput::Overdue);
         }
         if matches!(self.stage, Stage::Settled) && (self.due_at <= now || self.is_due(wear)) {
+            if !self.ours.take(now) {
+                // Until there is a token: the key wears on meanwhile.
+                (self.due_at, self.is_delayed) = (self.due_at.min(now), true);
+                return Ok(());
+            }
             match self.secrets.role() {
                 Role::Client => self.begin(now)?,
                 Role::Server => {
@@ -235,7 +264,8 @@ impl Rekey {
 
     /// When to call [`Self::handle_timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due_at = matches!(self.stage, Stage::Settled).then_some(self.due_at);
+        let due_at = self.ours.ready_at().into_iter().fold(self.due_at, Instant::max);
+        let due_at = matches!(self.stage, Stage::Settled).then_some(due_at);
         [due_at, self.retire_at, self.overdue_at].into_iter().flatten().min()
     }
 
@@ -257,6 +287,11 @@ impl Rekey {
     /// Asks that crossed with what they asked for, and were ignored.
     pub fn crossed(&self) -> u64 {
         self.crossed
+    }
+
+    /// The peer begins a rekeying that we have not asked for.
+    fn charge_peer(&mut self, now: Instant) -> Result<(), RekeyError> {
+        if self.theirs.take(now) { Ok(()) } else { Err(RekeyError::TooOften) }
     }
 
     fn begin(&mut self, now: Instant) -> Result<(), RekeyError> {
@@ -291,7 +326,7 @@ impl Rekey {
         self.stage = Stage::Settled;
         self.overdue_at = None;
         self.retire_at = Some(now + EPOCH_GRACE);
-        self.due_at = now + self.lifetime();
+        (self.due_at, self.is_delayed) = (now + self.lifetime(), false);
         self.outputs.push_back(RekeyOutput::Settled { epoch: self.epoch });
     }
 

@@ -36,6 +36,8 @@ pub struct Whole {
     pub bytes: usize,
     /// Whether its TCP or UDP checksum is partial.
     pub is_partial: bool,
+    /// Whether one of its fragments met congestion: then it has (RFC 3168, section 5.3).
+    pub met_congestion: bool,
 }
 
 /// One packet of which something has arrived.
@@ -44,6 +46,7 @@ struct Assembly<K> {
     key: K,
     packet: u32,
     is_partial: bool,
+    met_congestion: bool,
     begun: Instant,
     buffer: u16,
     /// Known when the last fragment is there.
@@ -82,7 +85,8 @@ impl<K> Assembly<K> {
     /// Its length, if nothing is missing: the fragments lie apart, and none goes beyond the last.
     fn whole(&self) -> Option<Whole> {
         let total = self.total.filter(|total| *total == self.arrived)?;
-        Some(Whole { bytes: usize::from(total), is_partial: self.is_partial })
+        let Self { is_partial, met_congestion, .. } = *self;
+        Some(Whole { bytes: usize::from(total), is_partial, met_congestion })
     }
 }
 
@@ -104,11 +108,19 @@ impl<K: Copy + Eq> Default for Reassembly<K> {
 }
 
 impl<K: Copy + Eq> Reassembly<K> {
-    /// Takes a fragment that came by `key`, and says where its bytes go. `None` if it belongs nowhere.
+    /// Takes a fragment that came by `key`, in a record that `met_congestion` or not, and says where its bytes go. `None` if
+    /// it belongs nowhere.
     ///
     /// `lost` learns of every packet that is given up: this fragment's own, as one that contradicts another; the oldest
     /// one, to make room; all that have waited for too long.
-    pub fn place(&mut self, key: K, fragment: &Fragment<'_>, now: Instant, mut lost: impl FnMut(K)) -> Option<Placed> {
+    pub fn place(
+        &mut self,
+        key: K,
+        fragment: &Fragment<'_>,
+        met_congestion: bool,
+        now: Instant,
+        mut lost: impl FnMut(K),
+    ) -> Option<Placed> {
         self.expire(now, &mut lost);
         let is_same = |other: &Assembly<K>| other.packet == fragment.packet && other.key == key;
         let position = self.assemblies.iter().rposition(is_same);
@@ -124,6 +136,7 @@ impl<K: Copy + Eq> Reassembly<K> {
             None => self.begin(key, fragment, now, &mut lost)?,
         };
         let assembly = &mut self.assemblies[position];
+        assembly.met_congestion |= met_congestion;
         let (is_taken, whole, buffer) = (assembly.take(fragment, start, end), assembly.whole(), assembly.buffer);
         if !is_taken {
             self.end(position);
@@ -165,6 +178,7 @@ impl<K: Copy + Eq> Reassembly<K> {
             key,
             packet: fragment.packet,
             is_partial: fragment.is_partial,
+            met_congestion: false,
             begun: now,
             buffer,
             total: None,
@@ -203,7 +217,7 @@ mod tests {
     /// What places it, and how many packets that lost.
     fn place(reassembly: &mut Reassembly<u8>, fragment: Fragment<'_>, now: Instant) -> (Option<Placed>, usize) {
         let mut lost = 0;
-        let placed = reassembly.place(1, &fragment, now, |_| lost += 1);
+        let placed = reassembly.place(1, &fragment, false, now, |_| lost += 1);
         (placed, lost)
     }
 
@@ -216,7 +230,7 @@ mod tests {
             let mut reassembly = Reassembly::default();
             for (nth, position) in order.into_iter().enumerate() {
                 let placed = place(&mut reassembly, fragments[position], now);
-                let whole = (nth == 2).then_some(Whole { bytes: 71, is_partial: false });
+                let whole = (nth == 2).then_some(Whole { bytes: 71, is_partial: false, met_congestion: false });
                 let at = usize::from(fragments[position].offset);
                 let range = at..at + fragments[position].bytes.len();
                 assert_eq!(placed, (Some(Placed { buffer: 0, range, whole }), 0));
@@ -249,6 +263,22 @@ mod tests {
             assert_eq!(reassembly.free_buffers(), usize::from(ASSEMBLY_BUFFERS) - 1);
             let (placed, lost) = place(&mut reassembly, fragment(8, 10, &[0; 10], false), now);
             assert!(placed.is_some_and(|placed| placed.whole.is_some()) && lost == 0);
+        }
+    }
+
+    #[test]
+    fn a_packet_has_met_congestion_if_any_of_its_fragments_has() {
+        let now = Instant::now();
+        for marked in [None, Some(0), Some(1), Some(2)] {
+            let mut reassembly = Reassembly::default();
+            let mut whole = None;
+            for at in 0..3_u16 {
+                let other = fragment(8, 40 * at, &[0; 40], true);
+                assert!(reassembly.place(1, &other, true, now, |_| ()).is_some());
+                let fragment = fragment(7, 40 * at, &[0; 40], at < 2);
+                whole = reassembly.place(1, &fragment, marked == Some(at), now, |_| ()).unwrap().whole;
+            }
+            assert_eq!(whole.map(|whole| whole.met_congestion), Some(marked.is_some()));
         }
     }
 

@@ -148,6 +148,12 @@ impl CarrierSelector {
         }
     }
 
+    /// The lane has moved to another path, by which a record has just been answered: what was found out on the one before
+    /// says nothing of it. By QUIC, records are asked about at once.
+    pub fn handle_moved(&mut self, now: Instant) {
+        (self.question, self.unheard_since, self.pause, self.ask_at) = (None, None, FIRST_PAUSE, now);
+    }
+
     /// A request of the question that is asked was answered, in a record. Returns the carrier if it is another now.
     pub fn handle_answer(&mut self, now: Instant) -> Option<LaneCarrier> {
         self.question.take()?;
@@ -455,6 +461,32 @@ mod tests {
         assert!((3..40).contains(&switches), "{switches} switches in 2000 s");
         lane.run(302.0);
         assert_eq!(lane.carriers(), [LaneCarrier::Records; 2]);
+    }
+
+    #[test]
+    fn on_a_new_path_records_carry_again_at_once_however_long_they_did_not_on_the_old_one() {
+        let mut lane = Lane::auto([QUIC; 2]);
+        lane.run(7200.0);
+        lane.pass([ALL; 2]);
+        let now = lane.now;
+        lane.ends.iter_mut().for_each(|end| end.selector.handle_moved(now));
+        lane.run(0.1);
+        assert_eq!(lane.carriers(), [LaneCarrier::Records; 2]);
+        // And where records do not pass, the pauses are short at first.
+        let mut lane = Lane::auto([QUIC; 2]);
+        lane.run(7200.0);
+        let now = lane.now;
+        lane.ends.iter_mut().for_each(|end| end.selector.handle_moved(now));
+        lane.run(3.0);
+        lane.pass([ALL; 2]);
+        lane.run(12.0);
+        assert_eq!(lane.carriers(), [LaneCarrier::Records; 2]);
+        // Who has no choice does not ask.
+        let mut lane = Lane::new([CarrierChoice::Quic, CarrierChoice::Lane], [ALL; 2]);
+        let now = lane.now;
+        lane.ends.iter_mut().for_each(|end| end.selector.handle_moved(now));
+        lane.run(1.0);
+        assert!(lane.ends.iter().all(|end| end.echoes == 0));
     }
 
     #[test]

@@ -28,6 +28,16 @@ impl Assemblies<'_> {
         true
     }
 
+    /// The first `bytes` of a buffer, unless it is frozen.
+    pub(crate) fn bytes_mut(&mut self, buffer: u16, bytes: usize) -> Option<&mut [u8]> {
+        self.states.get(usize::from(buffer)).filter(|state| !state.frozen)?;
+        let address = self.buffers.address(self.slab, buffer);
+        let bytes = bytes.min(ASSEMBLY_BUFFER_BYTES);
+        // SAFETY: the range lies within a buffer that is not frozen, so no queued write reads it, and no other slice of it
+        // is out while this one borrows `self`.
+        Some(unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), bytes) })
+    }
+
     /// Ends all changes to a buffer, so that TUN writes may be queued from it. `None` if that was done already.
     pub(crate) fn freeze(&mut self, buffer: u16) -> Option<FrozenBuffer> {
         let state = self.states.get_mut(usize::from(buffer)).filter(|state| !state.frozen)?;

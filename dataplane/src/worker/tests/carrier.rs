@@ -4,6 +4,7 @@
 use quinn_proto::crypto::rustls::QuicServerConfig;
 use quinn_proto::{ConnectionId, MtuDiscoveryConfig, ServerConfig, TransportConfig};
 use ringlane_shared::lane::congestion::UnhinderedFactory;
+use ringlane_shared::lane::rekey::Rekey;
 use ringlane_shared::limits::{QUIC_PACKETS_IN_FLIGHT_MAX, QUIC_QUEUE_BYTES, QUIC_RECEIVE_BYTES};
 use ringlane_shared::plane::LaneCarrier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -71,7 +72,7 @@ fn transport(takes_datagrams: bool) -> Arc<TransportConfig> {
 }
 
 /// A connection on which the handshake is done: our end and the far one.
-fn connected(remote: SocketAddr, far_takes_datagrams: bool) -> (LaneConnection, LaneConnection) {
+pub(super) fn connected(remote: SocketAddr, far_takes_datagrams: bool) -> (LaneConnection, LaneConnection) {
     let provider = Arc::new(default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -371,4 +372,97 @@ fn a_lane_that_moves_while_its_packets_leave_by_quic_forgets_what_records_the_ol
     let slot = bed.bed.worker.state.lanes.slots()[0];
     bed.bed.worker.restart_path(slot, Instant::now()).unwrap();
     assert_eq!(bed.bed.lane().record_bytes, 1200);
+}
+
+/// Counts what quinn-proto says when it has opened the first packet of new keys.
+#[derive(Default)]
+struct KeyUpdates(Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for KeyUpdates {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("quinn_proto")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message<'c>(&'c KeyUpdates);
+        impl tracing::field::Visit for Message<'_> {
+            fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if format!("{value:?}") == "key update authenticated" {
+                    self.0.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        }
+        event.record(&mut Message(self));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn when_a_lane_is_rekeyed_so_is_its_quic_connection() {
+    let mut bed = QuicBed::new(true);
+    let updates = KeyUpdates::default();
+    let count = Arc::clone(&updates.0);
+    let _subscriber = tracing::subscriber::set_default(updates);
+    let mut far_rekey = Rekey::new(secrets(Role::Server), RekeyLimits::default(), 1, Instant::now());
+    let slot = bed.bed.worker.state.lanes.slots()[0];
+    let lane = bed.bed.worker.state.lanes.get_mut(slot).unwrap();
+    lane.sealer.skip(RekeyLimits::default().records);
+    (lane.has_quic_news, bed.bed.worker.state.has_quic_news) = (true, true);
+    for _ in 0..1000 {
+        bed.bed.turn();
+        bed.far_turn();
+        let mut said = Vec::new();
+        bed.far.read_stream(|bytes| said.extend_from_slice(bytes)).unwrap();
+        far_rekey.handle_stream(&said, Instant::now()).unwrap();
+        let written = bed.far.write_stream(far_rekey.unsent()).unwrap();
+        far_rekey.handle_sent(written);
+        bed.far_turn();
+        if bed.bed.lane().gauges.rekeys.get() == 1 {
+            break;
+        }
+        assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 0);
+    }
+    assert_eq!(bed.bed.lane().gauges.rekeys.get(), 1);
+    bed.bed.leave(100);
+    assert_eq!(bed.datagrams(1), [[(FrameKind::Packet, false, 100)]]);
+    assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
+fn what_fits_no_datagram_frame_is_cut_even_where_records_have_settled_and_packets_are_not_to_be() {
+    let mut bed = QuicBed::new(true);
+    bed.bed.settle(1232);
+    bed.bed.worker.fragments = false;
+    let bytes = bed.far.datagram_bytes_max().unwrap() + 100;
+    let mut read = [&[0; VNET_HEADER_BYTES][..], &packet([10, 10, 0, 2], [10, 20, 0, 2], bytes)].concat();
+    read[VNET_HEADER_BYTES + 6] = 0x40;
+    bed.bed.tun.send(&read).unwrap();
+    assert!(bed.datagrams(2).iter().flatten().all(|(kind, ..)| *kind == FrameKind::Fragment));
+    assert_eq!((bed.dropped(DropReason::TooBig), bed.written().len()), (0, 0));
+}
+
+#[test]
+fn a_lane_that_comes_back_to_records_finds_out_anew_what_its_path_carries() {
+    let mut bed = Bed::new(0);
+    bed.settle(1232);
+    let slot = bed.worker.state.lanes.slots()[0];
+    bed.worker.tell_carrier(slot, LaneCarrier::Quic);
+    assert!(!bed.lane().path.is_searching());
+    bed.worker.tell_carrier(slot, LaneCarrier::Records);
+    let lane = bed.lane();
+    assert!(lane.path.is_searching());
+    assert_eq!(lane.record_bytes, usize::from(ringlane_shared::path::mtu::MTU_BASE));
+    bed.echoes();
+    bed.until(|bed| bed.echoes().iter().any(|(_, bytes)| *bytes > 1232).then_some(()));
 }

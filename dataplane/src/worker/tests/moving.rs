@@ -1,6 +1,6 @@
 //! A lane and its other paths.
 
-use ringlane_shared::plane::{LaneChange, PassedOn, TrialPath};
+use ringlane_shared::plane::{LaneCarrier, LaneChange, PassedOn, TrialPath};
 
 use super::*;
 
@@ -156,8 +156,10 @@ fn what_comes_to_the_listener_is_delivered_and_tells_of_a_path_only_if_it_is_aut
         datagram,
     };
     bed.worker.take_passed_on(passed(asking), later);
+    bed.turn();
     assert_eq!(bed.seen(), Some("127.0.0.1:5".parse().unwrap()));
     bed.worker.take_passed_on(passed(newest), later + Duration::from_millis(150));
+    bed.turn();
     assert_eq!(bed.seen(), Some("127.0.0.1:5".parse().unwrap()));
 }
 
@@ -173,4 +175,81 @@ fn a_lane_that_ends_takes_its_other_paths_along() {
     bed.send_record(1, 100);
     // Nobody is there any more: the second of two sends hears of it.
     bed.until(|bed| bed.far.send(&[0; 30]).is_err().then_some(()));
+}
+
+#[test]
+fn keys_are_seen_to_when_the_peer_is_heard_by_another_path_only() {
+    let mut bed = Bed::new(0);
+    let _before = bed.try_path();
+    bed.request();
+    bed.until(|bed| bed.worker.ring.is_idle().then_some(()));
+    bed.turn();
+    let slot = bed.worker.state.lanes.find(SERIAL).unwrap();
+    let lane = bed.worker.state.lanes.get_mut(slot).unwrap();
+    lane.sealer.skip(bed.worker.rekey.records);
+    assert!(lane.rekey.is_due(lane.sealer.wear()));
+    bed.send_record(1, 100);
+    bed.until(|bed| (bed.counters[0].packets_received.get() == 1).then_some(()));
+    let lane = bed.lane();
+    assert!(!lane.rekey.is_due(lane.sealer.wear()), "it has begun");
+}
+
+#[test]
+fn an_answer_that_comes_to_the_listener_says_nothing_of_the_lanes_own_path() {
+    let mut bed = Bed::new(0);
+    let before = bed.try_path();
+    let token = bed.request();
+    let other = std::mem::replace(&mut bed.far, before);
+    // Everything that is asked on the lane's own path is answered from elsewhere.
+    let asked = bed.echoes();
+    assert!(asked.len() >= 2, "what the path carries, and whether the peer is still there");
+    for (echo, _) in asked {
+        let Echo::Request(own) = echo else { continue };
+        let mut record = vec![0; ECHO_RECORD_BYTES];
+        let frame_bytes = Echo::Reply(own).write_frames(&mut record[RECORD_HEADER_BYTES..][..10]);
+        let bytes = bed.far_sealer.seal(&mut record, frame_bytes).unwrap();
+        bed.pass_on(&record[..bytes], "127.0.0.1:1");
+        bed.turn();
+    }
+    assert_eq!(bed.lane().gauges.echoes_answered.get(), 0);
+    bed.far = other;
+    bed.send_echo(Echo::Reply(token), ECHO_RECORD_BYTES);
+    assert_eq!(bed.until(Bed::moved), bed.far.local_addr().unwrap(), "it does not keep a client where it is");
+}
+
+#[test]
+fn a_request_that_comes_to_the_listener_is_answered_on_the_lanes_own_path() {
+    let mut bed = Bed::new(0);
+    let asking = bed.seal(true);
+    bed.pass_on(&asking, "127.0.0.1:1");
+    bed.until(|bed| bed.echoes().iter().any(|(echo, _)| *echo == Echo::Reply(1)).then_some(()));
+}
+
+#[test]
+fn a_path_that_was_seen_and_a_new_carrier_are_told_when_control_has_room_again() {
+    let mut bed = Bed::new(0);
+    while bed.worker.events.try_send(PlaneEvent::Stopped { worker: WorkerId(1) }).is_ok() {}
+    let record = bed.seal(false);
+    bed.pass_on(&record, "127.0.0.1:1");
+    let slot = bed.worker.state.lanes.find(SERIAL).unwrap();
+    bed.worker.tell_carrier(slot, LaneCarrier::Quic);
+    bed.turn();
+    while bed.events.try_recv().is_some() {}
+    bed.turn();
+    let told: Vec<_> = std::iter::from_fn(|| bed.events.try_recv()).collect();
+    assert!(matches!(
+        told[..],
+        [PlaneEvent::PathSeen { .. }, PlaneEvent::LaneChanged { change: LaneChange::Carrier(LaneCarrier::Quic), .. }]
+    ));
+}
+
+#[test]
+fn a_lane_that_moves_asks_anew_whether_records_pass_and_believes_no_earlier_answer() {
+    let mut bed = Bed::with(0, CarrierChoice::Auto, no_queue(), |remote| carrier::connected(remote, true).0);
+    bed.until(|bed| bed.lane().carriage.is_asking().then_some(()));
+    let _before = bed.try_path();
+    let token = bed.request();
+    bed.send_echo(Echo::Reply(token), ECHO_RECORD_BYTES);
+    bed.until(Bed::moved);
+    assert!(!bed.lane().carriage.is_asking());
 }

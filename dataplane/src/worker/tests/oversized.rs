@@ -2,7 +2,10 @@
 
 use ringlane_shared::limits::{ASSEMBLY_BUFFERS, INNER_MTU_MAX, RECORD_BYTES_MIN};
 use ringlane_shared::packet::PacketHeader;
+use ringlane_shared::packet::marks::{Ecn, class_of};
 use ringlane_shared::wire::fragment::{Fragment, FragmentHeader, Uncut};
+
+use socket2::SockRef;
 
 use super::*;
 use crate::outbound::packet_bytes_max;
@@ -305,4 +308,31 @@ fn a_fragment_that_makes_no_sense_ends_its_record_and_a_contradicting_one_its_pa
     assert_eq!((bed.dropped(DropReason::FrameMalformed), bed.dropped(DropReason::FragmentIncomplete)), (1, 1));
     let frame = Frames::new(&overlap).next().unwrap().unwrap();
     assert_eq!(Fragment::of(&frame, &overlap[frame.payload.clone()]).unwrap().bytes, [1, 2]);
+}
+
+/// The header comes with one of the records, the mark perhaps with another.
+#[test]
+fn a_packet_in_fragments_is_marked_if_one_of_its_records_was_and_dropped_if_nobody_would_hear_it() {
+    let mut bed = Bed::new(0);
+    let socket = bed.lane().socket;
+    bed.worker.ring.report_marks(socket).unwrap();
+    let mut number = 0;
+    for (inner, marked, expected) in
+        [(2, None, Some(2)), (2, Some(0), Some(3)), (2, Some(2), Some(3)), (0, Some(1), None), (1, Some(1), Some(3))]
+    {
+        number += 1;
+        let mut packet = packet_of_far(number, 3000);
+        packet[1] = inner;
+        for (at, frame) in cut(number.into(), &packet, 1150).iter().enumerate() {
+            let mark = if marked == Some(at) { Ecn::Ce } else { Ecn::Ect0 };
+            SockRef::from(&bed.far).set_tos_v4(mark as u32).unwrap();
+            bed.send_frames(frame);
+        }
+        match expected {
+            Some(expected) => assert_eq!(class_of(&bed.written()), expected),
+            None => bed.until(|bed| (bed.dropped(DropReason::CeNotEct) == 1).then_some(())),
+        }
+    }
+    assert_eq!(bed.dropped(DropReason::CeNotEct), 1);
+    assert_eq!(bed.counters[0].packets_received.get(), 4);
 }

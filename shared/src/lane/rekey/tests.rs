@@ -309,6 +309,63 @@ fn an_end_with_another_psk_and_a_forged_message_end_the_lane() {
     assert_eq!(client.sealer.epoch(), 0);
 }
 
+/// Rekeyings that one end begins as soon as it may, over and over for so long; how many, and when the other end has had
+/// enough if it is not limited.
+fn rekey_without_end(begins: usize, seconds: u64, is_limited: bool) -> (u64, Option<Duration>) {
+    let start = Instant::now();
+    let mut ends = pair(start);
+    for ms in 0..1000 * seconds {
+        let now = start + Duration::from_millis(ms);
+        for _ in 0..if ms == 0 { 2000 } else { 1 } {
+            if !is_limited {
+                ends[begins].rekey.ours = Bucket::new(1, 1, now);
+                ends[begins].rekey.is_delayed = false;
+            }
+            ends[begins].rekey.handle_timeout(LIMITS.records, now).unwrap();
+            ends[begins].follow();
+            while ends.iter().any(|end| !end.stream.is_empty()) {
+                for from in [0, 1] {
+                    let message = ends[from].message();
+                    match ends[1 - from].hear(&message, now) {
+                        Ok(()) => {}
+                        Err(RekeyError::TooOften) if from == begins => return (epochs(&ends)[0], Some(now - start)),
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        }
+    }
+    (epochs(&ends)[0], None)
+}
+
+#[test]
+fn a_peer_that_has_us_rekey_for_ever_is_left_and_one_that_keeps_to_the_limit_never() {
+    for begins in [0, 1] {
+        let (rekeyed, left) = rekey_without_end(begins, 10, true);
+        let most = u64::from(REKEYS_BEGUN_BURST + 10 * REKEYS_BEGUN_PER_SECOND);
+        assert!((most - 2..=most + 1).contains(&rekeyed) && left.is_none(), "{rekeyed} {left:?}");
+        let (rekeyed, left) = rekey_without_end(begins, 10, false);
+        assert_eq!((rekeyed, left), (REKEYS_BURST_MAX.into(), Some(Duration::ZERO)));
+    }
+}
+
+#[test]
+fn a_rekeying_that_has_to_wait_begins_when_it_may() {
+    let now = Instant::now();
+    let mut ends = pair(now);
+    while ends[0].rekey.ours.take(now) {}
+    ends[0].sealer.skip(LIMITS.records);
+    ends[0].tick(now);
+    assert!(ends[0].stream.is_empty() && !ends[0].rekey.is_due(ends[0].sealer.wear()), "nobody is to come back for it");
+    let next = ends[0].rekey.poll_timeout().unwrap();
+    assert_eq!(next, now + SECOND / REKEYS_BEGUN_PER_SECOND);
+    ends[0].tick(next);
+    converse(&mut ends, next);
+    assert_eq!(epochs(&ends), [1, 1]);
+    ends[0].sealer.skip(LIMITS.records);
+    assert!(ends[0].rekey.is_due(ends[0].sealer.wear()));
+}
+
 /// A generator whose draws a failing case can repeat.
 struct Draws(u64);
 

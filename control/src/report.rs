@@ -8,16 +8,16 @@ use ipnet::IpNet;
 use ringlane_shared::config::{PeerSettings, Settings};
 use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
-use ringlane_shared::limits::RECORD_OVERHEAD_BYTES;
+use ringlane_shared::limits::{FRAME_HEADER_BYTES_MIN, QUIC_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES};
 use ringlane_shared::plane::{LaneCarrier, WorkerCounters};
 
 use crate::admin::status::{
-    Carrier, ConnectionStatus, Direction, LaneState, LaneStatus, MovementStatus, NodeInfo, NodeStatus, PeerState,
-    PeerStatus, RoutePeer, RouteStatus, TunStatus, WorkerStatus, sum_drops,
+    Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo, NodeStatus,
+    PeerState, PeerStatus, RoutePeer, RouteStatus, TunStatus, WorkerStatus, sum_drops,
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
-use crate::lanes::MovementCounters;
+use crate::lanes::{ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
 use crate::swarm::{ConnectionInfo, Node};
 
@@ -30,6 +30,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) coordinator: &'a Coordinator<T>,
     pub(crate) node: &'a Node,
     pub(crate) movement: MovementCounters,
+    pub(crate) listener_drops: &'a ListenerDrops,
     pub(crate) workers: &'a [Arc<WorkerCounters>],
     /// The prefixes the kernel routes into the tunnel.
     pub(crate) installed: &'a [IpNet],
@@ -38,6 +39,12 @@ pub(crate) struct Reporter<'a, T> {
 fn movement_status(counters: MovementCounters) -> MovementStatus {
     let MovementCounters { passed_on, ignored, paths_seen, paths_refused, paths_tried } = counters;
     MovementStatus { records_passed_on: passed_on, records_ignored: ignored, paths_seen, paths_refused, paths_tried }
+}
+
+/// Those that occurred.
+fn listener_drops(drops: &ListenerDrops) -> Drops {
+    let occurred = drops.iter().filter(|(_, count)| *count > 0);
+    occurred.map(|(reason, count)| (reason.name().to_owned(), count)).collect()
 }
 
 impl<T> Reporter<'_, T> {
@@ -63,6 +70,7 @@ impl<T> Reporter<'_, T> {
             movement: movement_status(self.movement),
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
+            listener_drops: listener_drops(self.listener_drops),
             workers: workers.iter().zip(0..).map(|(worker, id)| WorkerStatus::new(id, worker)).collect(),
         }
     }
@@ -143,13 +151,8 @@ impl<T> Reporter<'_, T> {
         status
     }
 
-    /// The largest inner packet that all lanes are known to carry; before path MTU discovery has spoken, and where it
-    /// finds more than we need, the interface's MTU.
     fn inner_mtu(&self, lanes: &[LaneStatus]) -> u16 {
-        let mtu = self.settings.dataplane.mtu;
-        let path = lanes.iter().filter_map(|lane| lane.mtu_bytes).min();
-        // One byte of frame header.
-        path.map_or(mtu, |path| path.saturating_sub(RECORD_OVERHEAD_BYTES as u16 + 1).min(mtu))
+        inner_mtu(self.settings.dataplane.mtu, self.settings.dataplane.fragments, lanes)
     }
 
     fn connection(&self, connection: &ConnectionInfo) -> ConnectionStatus {
@@ -172,6 +175,20 @@ impl<T> Reporter<'_, T> {
             age_s: connection.established.elapsed().as_secs(),
         }
     }
+}
+
+/// The largest inner packet that gets through by all lanes. With fragments it is any that the interface, whose MTU is
+/// `mtu`, gives us; without, what travels whole, as far as path MTU discovery has spoken.
+fn inner_mtu(mtu: u16, fragments: bool, lanes: &[LaneStatus]) -> u16 {
+    let whole = |lane: &LaneStatus| {
+        let overhead = match lane.carrier {
+            Carrier::Quic => QUIC_OVERHEAD_BYTES,
+            Carrier::Lane | Carrier::Stream => RECORD_OVERHEAD_BYTES,
+        };
+        Some(lane.mtu_bytes?.saturating_sub((overhead + FRAME_HEADER_BYTES_MIN) as u16))
+    };
+    let smallest = if fragments { None } else { lanes.iter().filter_map(whole).min() };
+    smallest.map_or(mtu, |smallest| smallest.min(mtu))
 }
 
 fn builtin_addresses(peer: &PeerId) -> Vec<IpAddr> {
@@ -204,5 +221,56 @@ fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
         echoes_sent: lane.gauges.echoes_sent.get(),
         echoes_answered: lane.gauges.echoes_answered.get(),
         age_s: lane.since.elapsed().as_secs(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringlane_shared::id::{LaneSerial, WorkerId};
+
+    use super::*;
+    use crate::lanes::ListenerDrop;
+
+    fn lane(mtu_bytes: Option<u16>, carrier: Carrier) -> LaneStatus {
+        let address = ([192, 0, 2, 1], 8100).into();
+        let lane = LaneUp {
+            serial: LaneSerial(0),
+            worker: WorkerId(0),
+            local: address,
+            remote: address,
+            since: Instant::now(),
+            handshake_at: UNIX_EPOCH,
+            gauges: Arc::default(),
+        };
+        LaneStatus { mtu_bytes, carrier, ..lane_status(0, &lane) }
+    }
+
+    #[test]
+    fn the_mtu_to_a_peer_is_the_interfaces_with_fragments_and_what_travels_whole_without() {
+        let [record, quic] = [Carrier::Lane, Carrier::Quic].map(|carrier| move |bytes| lane(Some(bytes), carrier));
+        let unknown = lane(None, Carrier::Lane);
+        let cases = [
+            (vec![], 1420),
+            (vec![unknown.clone()], 1420),
+            (vec![record(1472)], 1420),
+            (vec![record(1400), unknown], 1371),
+            (vec![quic(1400)], 1361),
+            (vec![record(1390), quic(1400)], 1361),
+            (vec![record(1389), quic(1400)], 1360),
+            (vec![record(7)], 0),
+        ];
+        for (lanes, without) in cases {
+            assert_eq!(inner_mtu(1420, false, &lanes), without, "{lanes:?}");
+            assert_eq!(inner_mtu(1420, true, &lanes), 1420, "{lanes:?}");
+        }
+    }
+
+    #[test]
+    fn of_the_listeners_drops_those_are_told_that_occurred() {
+        let mut drops = ListenerDrops::default();
+        assert!(listener_drops(&drops).is_empty());
+        drops.count(ListenerDrop::Late);
+        drops.count(ListenerDrop::Late);
+        assert_eq!(listener_drops(&drops), Drops::from([("late".to_owned(), 2)]));
     }
 }

@@ -424,6 +424,7 @@ impl Control {
                 PlaneEvent::LaneEnded { serial, peer, index, end } => {
                     self.engine.handle_lane_ended(serial);
                     if self.coordinator.handle_lane_ended(peer, index, serial, now) {
+                        self.seek_if_lost(peer, &end);
                         let end = match end {
                             LaneEnd::Retired => "retired".to_owned(),
                             LaneEnd::Worn => "its key has sealed as many records as it may".to_owned(),
@@ -470,6 +471,15 @@ impl Control {
             }
             LaneChange::Heard | LaneChange::Moved { .. } => self.node.seek(&settings.id, false),
             _ => {}
+        }
+    }
+
+    /// A lane whose client has nothing to send may have ended here alone. It is the client's part to ask for another, and
+    /// it does when it has a new connection.
+    fn seek_if_lost(&mut self, peer: PeerIndex, end: &LaneEnd) {
+        let is_lost = matches!(end, LaneEnd::TimedOut) && self.coordinator.link(peer).is_some_and(Link::is_server);
+        if let Some(settings) = self.settings.peers.get(peer.position()).filter(|_| is_lost) {
+            self.node.seek(&settings.id, true);
         }
     }
 
@@ -551,6 +561,7 @@ impl Control {
             coordinator: &self.coordinator,
             node: &self.node,
             movement: self.engine.movement(),
+            listener_drops: self.engine.drops(),
             workers: &self.workers.counters,
             installed: &self.installed,
         }

@@ -302,7 +302,7 @@ impl World {
     fn mishap(&mut self) {
         let node = self.random.below(self.sites.len() as u64) as usize;
         let other = (node + 1) % self.sites.len();
-        match self.random.below(8) {
+        match self.random.below(9) {
             0 | 1 => self.connect(node, other),
             2 => {
                 let all: Vec<_> = self.connections.keys().copied().collect();
@@ -319,6 +319,7 @@ impl World {
                     self.end_lane(node, serial);
                 }
             }
+            7 => self.end_at_the_server_alone(node),
             _ => {
                 let address = IpAddr::from(Ipv4Addr::from(0xc000_0200 + self.random.below(200) as u32));
                 self.sites[node].coordinator.set_addresses(&[address], self.now);
@@ -390,6 +391,7 @@ impl World {
         let us = Us {
             id: self.ids[node],
             instance,
+            lane_ids_from: self.random.below(1 << 32) as u32,
             features: Features::AES_128_GCM,
             workers: self.workers[node],
             port: 8100,
@@ -547,6 +549,19 @@ impl World {
         let Some(Lane { peer, index, .. }) = self.sites[node].up.remove(&serial) else { return };
         let (delay, life) = (self.random.up_to(Duration::from_millis(2)), self.sites[node].life);
         self.plan(delay, Event::LaneEnded { node, life, serial, peer, index });
+    }
+
+    /// A lane times out at the server while its client has nothing to send: the close is lost, and the client never
+    /// notices. The server looks for the client.
+    fn end_at_the_server_alone(&mut self, node: usize) {
+        let is_server = |lane: &Lane| self.ids[node].to_bytes() > self.ids[self.peer_of(node, lane.peer)].to_bytes();
+        let found = self.sites[node].up.iter().find(|(_, lane)| is_server(lane));
+        let Some((serial, Lane { peer, index, .. })) = found.map(|(serial, lane)| (*serial, *lane)) else { return };
+        self.sites[node].up.remove(&serial);
+        self.sites[node].handed_over.remove(&serial);
+        assert!(self.sites[node].coordinator.handle_lane_ended(peer, index, serial, self.now));
+        self.carry_out(node);
+        self.connect(node, self.peer_of(node, peer));
     }
 
     fn close(&mut self, node: usize, serial: LaneSerial, is_told: bool) {

@@ -63,6 +63,10 @@ pub const FRAME_HEADER_BYTES_MAX: usize = FRAME_HEADER_BYTES_MIN + 2;
 /// have, so that a later version can say more of a packet without lowering anybody's MTU.
 pub const FRAME_HEADER_ROOM_BYTES: usize = 4;
 
+/// What a DATAGRAM frame costs of a UDP payload: a short header with an 8-byte connection id and a 4-byte packet number, the
+/// AEAD tag, and 9 bytes kept for the frame's type and length.
+pub const QUIC_OVERHEAD_BYTES: usize = 1 + 8 + 4 + RECORD_TAG_BYTES + 9;
+
 /// Counters a lane may be behind the newest and still be accepted once.
 pub const REPLAY_WINDOW: u64 = 8192;
 
@@ -353,12 +357,15 @@ pub const HANDED_OVER_MAX: usize = 1024;
 /// socket.
 pub const LANE_OTHER_PATHS_MAX: usize = 4;
 /// Records that control passes on to a lane's worker in 100 ms because they came from an address that is not the lane's,
-/// if their counter could be the next. One would do if none were lost; a stranger who does not see the lane cannot send
-/// any.
+/// if their epoch is that of the newest record opened and their counter could be the next. One would do if none were lost.
+/// A stranger who does not see the lane has to guess the counter, and the lane's id, which begins at random in every
+/// process.
 pub const PASSED_ON_PER_LANE_MAX: u32 = 8;
-/// As above, whatever their counter.
+/// As above, whatever their counter and epoch: also those that could be the first of the next epoch, which anybody who
+/// knows the lane's id can send.
 pub const PASSED_ON_ANYHOW_PER_LANE_MAX: u32 = 2;
-/// As [`PASSED_ON_PER_LANE_MAX`], of all lanes together.
+/// As [`PASSED_ON_PER_LANE_MAX`], of all lanes together; also, how many orders of the lane engine to workers may wait for the
+/// control loop before no further record is passed on.
 pub const PASSED_ON_MAX: u32 = 128;
 /// As [`PASSED_ON_ANYHOW_PER_LANE_MAX`], of all lanes together.
 pub const PASSED_ON_ANYHOW_MAX: u32 = 32;

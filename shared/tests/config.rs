@@ -427,6 +427,26 @@ fn a_core_that_no_worker_takes_is_a_warning() {
 }
 
 #[test]
+fn what_is_for_records_is_a_warning_where_all_packets_leave_in_quic_datagrams() {
+    let warnings = |dataplane: &str, peers: &str| {
+        parse_toml(&format!("[dataplane]\n{dataplane}\n{peers}"), toml_file()).unwrap().warnings
+    };
+    let warned = warnings("copy_dscp = true\ncarrier = \"quic\"\nfragments = false", &peer(ID_B));
+    let [dscp, fragments] = warned.as_slice() else { panic!("{warned:?}") };
+    assert!(dscp.contains("dataplane.copy_dscp = true: has no effect"), "{dscp}");
+    assert!(fragments.contains("dataplane.fragments = false: has no effect"), "{fragments}");
+    for (dataplane, peers) in [
+        ("carrier = \"quic\"", String::new()),
+        ("carrier = \"quic\"\ncopy_dscp = false\nfragments = true", String::new()),
+        ("carrier = \"auto\"\ncopy_dscp = true\nfragments = false", String::new()),
+        ("copy_dscp = true\nfragments = false", peer(ID_B) + "carrier = \"quic\"\n"),
+        ("carrier = \"quic\"\ncopy_dscp = true\nfragments = false", peer(ID_B) + "carrier = \"lane\"\n"),
+    ] {
+        assert_eq!(warnings(dataplane, &peers), Vec::<String>::new(), "{dataplane}\n{peers}");
+    }
+}
+
+#[test]
 fn a_core_the_process_may_not_use_is_refused_naming_those_it_may() {
     let settings = parse_toml("[dataplane]\ncores = [3, 9, 1]", toml_file()).unwrap();
     settings.core_checks(&[0, 1, 2, 3, 9]).unwrap();

@@ -147,7 +147,7 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
 
     let text = place.read("a.toml");
     let (settings, peers) = text.split_once("# One entry").expect("the file ends with an example of a peer");
-    let is_example = |line: &str| line.starts_with("# workers") || line.starts_with("# cores");
+    let is_example = |line: &str| ["# workers", "# cores", "# rate_mbit"].iter().any(|key| line.starts_with(key));
     let uncommented: Vec<_> = settings
         .lines()
         .map(|line| match line.strip_prefix("# ") {
@@ -156,8 +156,73 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
         })
         .collect();
     assert!(uncommented.contains(&"[dataplane.offload]") && uncommented.contains(&"udp_sentinel = \"auto\""));
+    for key in MOVING_KEYS {
+        let is_there = text.lines().any(|line| line.starts_with(&format!("# {key} = ")));
+        assert!(is_there && checked.get(key).is_some(), "{key}");
+    }
+    assert!(peers.contains("# carrier = "), "{peers}");
     place.write("a.toml", &format!("{}\n# One entry{peers}", uncommented.join("\n")));
     assert_eq!(place.check("a.toml", &["--json"]).succeeded().json(), checked);
+}
+
+/// The keys of `[dataplane]` that say how packets travel.
+const MOVING_KEYS: [&str; 10] = [
+    "engine",
+    "carrier",
+    "cipher",
+    "rekey_seconds",
+    "rekey_records",
+    "keep_alive_seconds",
+    "rate_mbit",
+    "fragments",
+    "copy_dscp",
+    "copy_ecn",
+];
+
+#[test]
+fn check_tells_how_packets_travel() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let usual = place.check("a.toml", &[]).succeeded().stdout;
+    for line in [
+        "engine      auto\n",
+        "carrier     auto\n",
+        "cipher      auto\n",
+        "rekey       after 120 s or 67108864 records\n",
+        "keep alive  every 25 s\n",
+        "fragments   on\n",
+        "copied      ecn\n",
+    ] {
+        assert!(usual.contains(line), "{usual}\nlacks {line}");
+    }
+    assert!(!usual.contains("\nrate "), "{usual}");
+    place.write(
+        "b.toml",
+        &format!(
+            "identity.key_file = \"a.key\"\n[dataplane]\nengine = \"epoll\"\ncarrier = \"lane\"\n\
+             cipher = \"chacha20-poly1305\"\nrekey_seconds = 60\nrekey_records = 1000\nkeep_alive_seconds = 5\n\
+             rate_mbit = 90\nfragments = false\ncopy_dscp = true\ncopy_ecn = false\n\
+             [[peers]]\nid = \"{ID_B}\"\ncarrier = \"quic\"\n"
+        ),
+    );
+    let json = place.check("b.toml", &["--json"]).succeeded().json();
+    let told: Vec<_> = MOVING_KEYS.iter().map(|key| json[key].clone()).collect();
+    let set = serde_json::json!(["epoll", "lane", "chacha20-poly1305", 60, 1000, 5, 90, false, true, false]);
+    assert_eq!((Json::Array(told), &json["peers"][0]["carrier"]), (set, &"quic".into()));
+    let summary = place.check("b.toml", &[]).succeeded().stdout;
+    for line in [
+        "engine      epoll\n",
+        "carrier     lane\n",
+        "cipher      chacha20-poly1305\n",
+        "rekey       after 60 s or 1000 records\n",
+        "keep alive  every 5 s\n",
+        "rate        90 Mbit/s\n",
+        "fragments   off\n",
+        "copied      dscp\n",
+        "  carrier   quic\n",
+    ] {
+        assert!(summary.contains(line), "{summary}\nlacks {line}");
+    }
 }
 
 #[test]

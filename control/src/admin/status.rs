@@ -32,6 +32,9 @@ pub struct NodeStatus {
     pub movement: MovementStatus,
     /// Drops that belong to no peer.
     pub drops: Drops,
+    /// Datagrams that came to the lanes' ports by no lane and were dropped there.
+    #[serde(default)]
+    pub listener_drops: Drops,
     /// What each worker did.
     pub workers: Vec<WorkerStatus>,
 }

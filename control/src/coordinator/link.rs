@@ -8,6 +8,9 @@
 //! client: connected, or a lane missing --> ask (with backoff) --> answer --> set up what both agree on
 //! server: offer --> retire the lanes it asks for --> answer --> set them up
 //! ```
+//!
+//! A lane can end at the server alone, its close lost on the way. The server's answer therefore names all that it lacks,
+//! and the client ends and asks for those of them that it still had.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -122,6 +125,11 @@ impl Link {
         }
     }
 
+    /// Whether it is the peer's part to ask for lanes.
+    pub fn is_server(&self) -> bool {
+        self.role == Role::Server
+    }
+
     /// Whether libp2p connects us to the peer.
     pub fn is_connected(&self) -> bool {
         self.connected
@@ -220,7 +228,9 @@ impl Link {
         for index in lanes.iter() {
             self.retire(index, context);
         }
-        let ours = context.offer(self.peer, lanes);
+        let mut ours = context.offer(self.peer, lanes);
+        // Those we lack besides: the client may take them for standing, and then would never ask for them.
+        ours.lanes.0 |= self.missing().0;
         context.intents.push_back(Intent::Answer { token, answer: Answer::Offer(Box::new(ours.clone())) });
         self.set_up(ours, theirs, lanes, context);
     }
@@ -250,9 +260,16 @@ impl Link {
                     }
                     return;
                 }
+                // What the peer lacks though we have not asked for it is gone there, and only we can ask for it again.
+                let gone = LaneSet(theirs.lanes.0 & !ours.lanes.0 & self.standing().0);
                 let lanes = ours.lanes.intersection(theirs.lanes).intersection(self.missing());
                 self.set_up(ours, *theirs, lanes, context);
-                if !self.missing().is_empty() && self.setting_up.is_empty() {
+                if !gone.is_empty() {
+                    for index in gone.iter() {
+                        self.retire(index, context);
+                    }
+                    self.ask(now, context);
+                } else if !self.missing().is_empty() && self.setting_up.is_empty() {
                     self.retry_later(now, context);
                 }
             }
@@ -365,8 +382,11 @@ impl Link {
     }
 
     fn missing(&self) -> LaneSet {
-        let up = self.up.keys().fold(0, |set, index| set | bit(*index));
-        LaneSet(self.expected.0 & !up & !self.setting_up.0)
+        LaneSet(self.expected.0 & !self.standing().0 & !self.setting_up.0)
+    }
+
+    fn standing(&self) -> LaneSet {
+        self.up.keys().copied().collect()
     }
 
     fn ask<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {

@@ -19,7 +19,7 @@ use std::time::Instant;
 use ringlane_shared::config::PeerSettings;
 use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerId, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
-use ringlane_shared::limits::{CANDIDATES_MAX, LANES_PER_LINK_MAX};
+use ringlane_shared::limits::{CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, PEERS_MAX};
 use ringlane_shared::plane::{LaneChange, PeerCounters, Snapshot};
 use ringlane_shared::wire::offer::{Answer, Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret};
 
@@ -34,6 +34,8 @@ pub struct Us {
     pub id: PeerId,
     /// Random per process start.
     pub instance: [u8; 16],
+    /// Random per process start: where the blocks of lane ids begin, so that nobody can tell which ids stand.
+    pub lane_ids_from: u32,
     /// What our CPU can do.
     pub features: Features,
     /// How many workers run.
@@ -113,7 +115,7 @@ impl<T> Context<'_, T> {
             features: self.us.features,
             workers: self.us.workers,
             port: self.us.port,
-            lane_id_base: lane_id_base(peer),
+            lane_id_base: lane_id_base(self.us.lane_ids_from, peer),
             lanes,
             candidates: self.candidates.to_vec(),
         }
@@ -132,14 +134,16 @@ impl<T> Context<'_, T> {
     }
 }
 
-/// Each peer has a block of lane ids of its own.
-fn lane_id_base(peer: PeerIndex) -> LaneId {
-    let [_, a, b, c] = (u32::from(peer.0) * LANES_PER_LINK_MAX as u32).to_be_bytes();
+/// Each peer has a block of lane ids of its own; the first peer's is block `from`, whatever number that is.
+fn lane_id_base(from: u32, peer: PeerIndex) -> LaneId {
+    let block = from.wrapping_add(u32::from(peer.0)) % LANE_ID_BLOCKS;
+    let [_, a, b, c] = (block * LANES_PER_LINK_MAX as u32).to_be_bytes();
     LaneId::from_be_bytes([a, b, c])
 }
 
-const _: () =
-    assert!(ringlane_shared::limits::PEERS_MAX * LANES_PER_LINK_MAX <= ringlane_shared::limits::LANE_ID_MAX as usize);
+/// How many blocks there are. It divides 2^32, so that one wraps as the other does.
+const LANE_ID_BLOCKS: u32 = (LANE_ID_MAX + 1) / LANES_PER_LINK_MAX as u32;
+const _: () = assert!(PEERS_MAX <= LANE_ID_BLOCKS as usize && LANE_ID_BLOCKS.is_power_of_two());
 
 /// The decisions of the control thread. `T` is what answers go to; the coordinator only passes it on.
 pub struct Coordinator<T> {
@@ -314,5 +318,24 @@ impl<T> Coordinator<T> {
         let Self { us, links, candidates, random, asks, intents, .. } = self;
         let mut context = Context { us, candidates, random: &mut **random, asks, intents };
         links.iter_mut().for_each(|link| act(link, &mut context));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn blocks_of_lane_ids_begin_anywhere_do_not_overlap_and_end_in_bounds() {
+        for from in [0, 5, LANE_ID_BLOCKS - 1, u32::MAX, 0xdead_beef] {
+            let bases: BTreeSet<_> =
+                (0..PEERS_MAX as u16).map(|peer| lane_id_base(from, PeerIndex(peer)).get()).collect();
+            assert_eq!(bases.len(), PEERS_MAX, "{from}");
+            assert!(bases.iter().all(|base| base % 64 == 0 && base + 63 <= LANE_ID_MAX), "{from}");
+        }
+        assert_eq!(lane_id_base(LANE_ID_BLOCKS - 1, PeerIndex(0)).get(), 0x00ff_ffc0);
+        assert_eq!(lane_id_base(LANE_ID_BLOCKS - 1, PeerIndex(1)).get(), 0);
     }
 }

@@ -71,7 +71,7 @@ impl ListenerDrop {
 pub struct ListenerDrops([u64; ListenerDrop::ALL.len()]);
 
 impl ListenerDrops {
-    pub(super) fn count(&mut self, reason: ListenerDrop) {
+    pub(crate) fn count(&mut self, reason: ListenerDrop) {
         self.0[reason as usize] += 1;
     }
 

@@ -148,6 +148,8 @@ pub struct LaneEngine {
     /// Lanes that workers own.
     pub(super) standing: Standing,
     pub(super) outcomes: VecDeque<LaneOutcome>,
+    /// How many of them are orders.
+    pub(super) orders: usize,
     pub(super) drops: ListenerDrops,
     serials: u64,
     buffer: Vec<u8>,
@@ -180,6 +182,7 @@ impl LaneEngine {
             handed_over: BTreeMap::new(),
             standing: Standing::default(),
             outcomes: VecDeque::new(),
+            orders: 0,
             drops: ListenerDrops::default(),
             serials: 0,
             // One byte more than the largest datagram tells that one from a truncated larger one.
@@ -267,11 +270,16 @@ impl LaneEngine {
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<LaneOutcome> {
         loop {
+            // First, so that whatever comes in, no more waits than one look at everything adds.
+            if let Some(outcome) = self.outcomes.pop_front() {
+                self.orders -= usize::from(matches!(outcome, LaneOutcome::Order { .. }));
+                return Poll::Ready(outcome);
+            }
             let now = now();
             let more = self.receive(context, now);
             self.tick(now);
-            if let Some(outcome) = self.outcomes.pop_front() {
-                return Poll::Ready(outcome);
+            if !self.outcomes.is_empty() {
+                continue;
             }
             if std::mem::take(&mut self.socket_added) {
                 // It has not been read yet, so nothing would wake us for it.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerIndex, WorkerId};
 use ringlane_shared::limits::{
     CANDIDATES_MAX, LANE_OTHER_PATHS_MAX, PASSED_ON_ANYHOW_MAX, PASSED_ON_ANYHOW_PER_LANE_MAX, PASSED_ON_MAX,
-    PASSED_ON_PER_LANE_MAX, PATHS_TRIED_PER_LANE_MAX,
+    PASSED_ON_PER_LANE_MAX, PATHS_TRIED_PER_LANE_MAX, PLANE_QUEUE_MESSAGES,
 };
 use ringlane_shared::path::candidate::{AddressPolicy, Pair};
 use ringlane_shared::plane::{LaneChange, LaneGauges, LaneHandOver, PassedOn, PlaneCommand, TrialPath};
@@ -153,11 +153,13 @@ impl Standing {
         self.lanes.values().filter_map(|lane| lane.search).map(|search| search.at).min()
     }
 
-    /// To whom a record goes that came to a listener by `path`, if to anybody. `None`: no lane of that id stands.
+    /// To whom a record goes that came to a listener by `path`, if to anybody. `None`: no lane of that id stands. Without
+    /// room for an order to its worker, to nobody.
     fn owner(
         &mut self,
         header: RecordHeader,
         path: Path,
+        has_room: bool,
         now: Instant,
     ) -> Option<Result<(LaneSerial, WorkerId), ListenerDrop>> {
         let lane = self.lanes.get_mut(&header.lane)?;
@@ -166,7 +168,9 @@ impl Standing {
         }
         // Garbage must not use up what there is for a peer that has moved, or whoever floods us would hold it fast.
         let could_be_next = lane.gauges.could_be_next(header.epoch, header.counter, AHEAD_MAX);
-        let is_left = if could_be_next {
+        let is_left = if !has_room {
+            false
+        } else if could_be_next {
             lane.passed.take(PASSED_ON_PER_LANE_MAX, PASS_ON_PERIOD, now)
                 && self.passed.take(PASSED_ON_MAX, PASS_ON_PERIOD, now)
         } else {
@@ -183,7 +187,8 @@ impl LaneEngine {
     /// A record that belongs to no handshake: if it names a lane that stands, the lane's peer may have moved.
     pub(super) fn pass_on(&mut self, path: Path, datagram: &[u8], now: Instant) -> Result<(), ListenerDrop> {
         let header = RecordHeader::parse(datagram).map_err(|_| ListenerDrop::UnknownRecord)?;
-        let (serial, worker) = match self.standing.owner(header, path, now) {
+        let has_room = self.orders < PASSED_ON_MAX as usize;
+        let (serial, worker) = match self.standing.owner(header, path, has_room, now) {
             Some(owner) => owner?,
             None if self.handed_over.contains_key(&path) => return Err(ListenerDrop::Late),
             None => return Err(ListenerDrop::UnknownRecord),
@@ -307,6 +312,9 @@ impl LaneEngine {
 
     /// Has a lane's worker try a path. Returns whether that could be begun.
     fn try_path(&mut self, serial: LaneSerial, path: Path, now: Instant) -> bool {
+        if self.orders >= PLANE_QUEUE_MESSAGES {
+            return false;
+        }
         let Some(lane) = self.standing.get_mut(serial) else { return false };
         if !lane.tried.take(PATHS_TRIED_PER_LANE_MAX, TRY_PERIOD, now) {
             return false;
@@ -321,6 +329,7 @@ impl LaneEngine {
     }
 
     fn order(&mut self, worker: WorkerId, command: PlaneCommand) {
+        self.orders += 1;
         self.outcomes.push_back(LaneOutcome::Order { worker, command });
     }
 }

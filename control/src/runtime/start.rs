@@ -119,11 +119,13 @@ impl Control {
             }
         };
 
-        let mut instance = [0; 16];
+        let (mut instance, mut lane_ids_from) = ([0; 16], [0; 4]);
         random(&mut instance);
+        random(&mut lane_ids_from);
         let us = Us {
             id,
             instance,
+            lane_ids_from: u32::from_ne_bytes(lane_ids_from),
             features: features(settings.dataplane.cipher),
             workers: workers.commands.len() as u8,
             port: settings.dataplane.port,

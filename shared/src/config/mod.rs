@@ -18,7 +18,7 @@ use multiaddr::Multiaddr;
 use self::error::Report;
 pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
-pub use self::toml::parse_toml;
+pub use self::toml::{carrier_word, cipher_word, parse_toml};
 use self::tree::Place;
 use crate::id::PeerId;
 use crate::lane::keys::CipherChoice;

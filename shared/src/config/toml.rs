@@ -169,6 +169,20 @@ const CIPHERS: [(&str, CipherChoice); 4] = [
     ("chacha20-poly1305", CipherChoice::ChaCha20Poly1305),
 ];
 
+/// What `carrier` says for this choice.
+pub fn carrier_word(choice: CarrierChoice) -> &'static str {
+    word_of(&CARRIERS, choice)
+}
+
+/// What `dataplane.cipher` says for this choice.
+pub fn cipher_word(choice: CipherChoice) -> &'static str {
+    word_of(&CIPHERS, choice)
+}
+
+fn word_of<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words.iter().find(|(_, means)| *means == value).map_or("", |(word, _)| word)
+}
+
 /// How packets travel: what carries and protects them, and how fast they go.
 fn moving(table: &Table<'_>, draft: &mut Draft, report: &mut Report<'_>) {
     if let Some(engine) = table.get("engine").and_then(|item| item.word(&ENGINES, report)) {
@@ -198,14 +212,15 @@ fn moving(table: &Table<'_>, draft: &mut Draft, report: &mut Report<'_>) {
     if let Some(rate) = table.get("rate_mbit").and_then(|item| item.integer(rates, "Mbit/s", report)) {
         draft.rate_mbit = Some(rate);
     }
-    if let Some(fragments) = table.get("fragments").and_then(|item| item.boolean(report)) {
-        draft.fragments = fragments;
-    }
-    if let Some(copies) = table.get("copy_dscp").and_then(|item| item.boolean(report)) {
-        draft.outer_marks.copies_dscp = copies;
+    for (key, target) in [("fragments", &mut draft.fragments), ("copy_dscp", &mut draft.copy_dscp)] {
+        if let Some(item) = table.get(key)
+            && let Some(value) = item.boolean(report)
+        {
+            *target = Placed::new(value, item.place());
+        }
     }
     if let Some(copies) = table.get("copy_ecn").and_then(|item| item.boolean(report)) {
-        draft.outer_marks.copies_ecn = copies;
+        draft.copy_ecn = copies;
     }
 }
 

@@ -59,8 +59,9 @@ pub(super) struct Draft {
     pub(super) cipher: CipherChoice,
     pub(super) rekey: RekeyLimits,
     pub(super) rate_mbit: Option<u32>,
-    pub(super) fragments: bool,
-    pub(super) outer_marks: OuterMarks,
+    pub(super) fragments: Placed<bool>,
+    pub(super) copy_dscp: Placed<bool>,
+    pub(super) copy_ecn: bool,
     pub(super) keep_alive_seconds: u16,
     pub(super) peers: Vec<PeerDraft>,
 }
@@ -78,6 +79,7 @@ impl Draft {
     /// What an empty file says.
     pub(super) fn new(format: Format, report: &mut Report<'_>) -> Self {
         let network = network_name(report);
+        let marks = OuterMarks::default();
         let listen = DEFAULT_LISTEN.iter().filter_map(|text| {
             Some(Placed::new(text.parse().ok()?, Place::default_of("control.listen", format!("{text:?}"))))
         });
@@ -100,8 +102,9 @@ impl Draft {
             cipher: CipherChoice::default(),
             rekey: RekeyLimits::default(),
             rate_mbit: None,
-            fragments: true,
-            outer_marks: OuterMarks::default(),
+            fragments: Placed::new(true, Place::default_of("dataplane.fragments", true)),
+            copy_dscp: Placed::new(marks.copies_dscp, Place::default_of("dataplane.copy_dscp", marks.copies_dscp)),
+            copy_ecn: marks.copies_ecn,
             keep_alive_seconds: KEEP_ALIVE_SECONDS_DEFAULT,
             peers: Vec::new(),
         }
@@ -124,6 +127,7 @@ impl Draft {
         self.check_lane_ports(&mut report);
         self.check_cores(&mut report);
         let offloads = self.settle_offloads(&mut report);
+        self.check_carriers(&mut report);
         self.check_peers(&mut report);
         self.check_routes(&mut report);
         let Some(identity) = self.identity.filter(|_| report.is_clean()) else {
@@ -161,8 +165,8 @@ impl Draft {
                 cipher: self.cipher,
                 rekey: self.rekey,
                 rate_mbit: self.rate_mbit,
-                fragments: self.fragments,
-                outer_marks: self.outer_marks,
+                fragments: self.fragments.value,
+                outer_marks: OuterMarks { copies_dscp: self.copy_dscp.value, copies_ecn: self.copy_ecn },
                 keep_alive_seconds: self.keep_alive_seconds,
             },
             peers: self.peers.into_iter().filter_map(peer).collect(),
@@ -227,6 +231,21 @@ impl Draft {
             offloads = offloads.with(offload, false);
         }
         offloads
+    }
+
+    /// What is for records is of no use where there are none.
+    fn check_carriers(&self, report: &mut Report<'_>) {
+        let mut carriers = self.peers.iter().map(|peer| peer.carrier.unwrap_or(self.carrier));
+        if self.carrier != CarrierChoice::Quic || carriers.any(|carrier| carrier != CarrierChoice::Quic) {
+            return;
+        }
+        for (place, is_set) in
+            [(&self.copy_dscp.place, self.copy_dscp.value), (&self.fragments.place, !self.fragments.value)]
+        {
+            if is_set {
+                report.warn(place, "has no effect where packets leave in QUIC datagrams: carrier is \"quic\"");
+            }
+        }
     }
 
     fn check_peers(&self, report: &mut Report<'_>) {

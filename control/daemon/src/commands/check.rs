@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use ringlane_shared::config::{ConfigError, DataplaneSettings, IdentitySettings, Problem, Switch};
+use ringlane_shared::config::{
+    ConfigError, DataplaneSettings, IdentitySettings, Problem, Switch, carrier_word, cipher_word,
+};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::plane::Offload;
 use serde::Serialize;
@@ -37,6 +39,16 @@ struct Summary<'a> {
     busy_poll_us: u32,
     tun_queue_packets: u32,
     offload: BTreeMap<&'static str, Json>,
+    engine: &'static str,
+    carrier: &'static str,
+    cipher: &'static str,
+    rekey_seconds: u64,
+    rekey_records: u64,
+    keep_alive_seconds: u16,
+    rate_mbit: Option<u32>,
+    fragments: bool,
+    copy_dscp: bool,
+    copy_ecn: bool,
     peers: Vec<Peer<'a>>,
     warnings: &'a [String],
 }
@@ -49,6 +61,7 @@ struct Peer<'a> {
     builtin_ipv6: Ipv6Addr,
     addresses: Vec<String>,
     routes: Vec<String>,
+    carrier: Option<&'static str>,
 }
 
 /// What is wrong with one that is refused.
@@ -90,7 +103,9 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         builtin_ipv6: builtin_ipv6(&peer.id),
         addresses: texts(&peer.addresses),
         routes: peer.routes.iter().map(ToString::to_string).collect(),
+        carrier: peer.carrier.map(carrier_word),
     });
+    let dataplane = &settings.dataplane;
     Summary {
         ok: true,
         file: &settings.file,
@@ -106,12 +121,22 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         listen: texts(&settings.control.listen),
         mdns: settings.control.mdns,
         workers: load::workers(settings),
-        port: settings.dataplane.port,
-        mtu: settings.dataplane.mtu,
-        cores: &settings.dataplane.cores,
-        busy_poll_us: settings.dataplane.busy_poll_us,
-        tun_queue_packets: settings.dataplane.tun_queue_packets,
-        offload: offload_keys(&settings.dataplane),
+        port: dataplane.port,
+        mtu: dataplane.mtu,
+        cores: &dataplane.cores,
+        busy_poll_us: dataplane.busy_poll_us,
+        tun_queue_packets: dataplane.tun_queue_packets,
+        offload: offload_keys(dataplane),
+        engine: dataplane.engine.name(),
+        carrier: carrier_word(dataplane.carrier),
+        cipher: cipher_word(dataplane.cipher),
+        rekey_seconds: dataplane.rekey.after.as_secs(),
+        rekey_records: dataplane.rekey.records,
+        keep_alive_seconds: dataplane.keep_alive_seconds,
+        rate_mbit: dataplane.rate_mbit,
+        fragments: dataplane.fragments,
+        copy_dscp: dataplane.outer_marks.copies_dscp,
+        copy_ecn: dataplane.outer_marks.copies_ecn,
         peers: peers.collect(),
         warnings: &settings.warnings,
     }
@@ -150,6 +175,18 @@ fn describe(summary: &Summary<'_>) -> String {
     if !off.is_empty() {
         line("not used", text_list(&off));
     }
+    line("engine", summary.engine.to_owned());
+    line("carrier", summary.carrier.to_owned());
+    line("cipher", summary.cipher.to_owned());
+    line("rekey", format!("after {} s or {} records", summary.rekey_seconds, summary.rekey_records));
+    line("keep alive", format!("every {} s", summary.keep_alive_seconds));
+    if let Some(rate) = summary.rate_mbit {
+        line("rate", format!("{rate} Mbit/s"));
+    }
+    line("fragments", if summary.fragments { "on" } else { "off" }.to_owned());
+    let copied = [("dscp", summary.copy_dscp), ("ecn", summary.copy_ecn)];
+    let copied: Vec<_> = copied.into_iter().filter(|(_, is_copied)| *is_copied).map(|(field, _)| field).collect();
+    line("copied", if copied.is_empty() { "nothing".to_owned() } else { text_list(&copied) });
     for address in &summary.listen {
         line("listen", address.clone());
     }
@@ -159,6 +196,7 @@ fn describe(summary: &Summary<'_>) -> String {
         line("  addresses", format!("{} {}", peer.builtin_ipv4, peer.builtin_ipv6));
         peer.addresses.iter().for_each(|address| line("  dial", address.clone()));
         peer.routes.iter().for_each(|route| line("  route", route.clone()));
+        peer.carrier.iter().for_each(|carrier| line("  carrier", (*carrier).to_owned()));
     }
     for warning in summary.warnings {
         line("warning", warning.clone());

@@ -11,8 +11,9 @@ use multiaddr::{Multiaddr, Protocol};
 use ringlane_control::store::{self, Existing, NewFile};
 use ringlane_shared::config;
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
-use ringlane_shared::limits::TUN_QUEUE_PACKETS_DEFAULT;
-use ringlane_shared::plane::Offload;
+use ringlane_shared::lane::keys::CipherChoice;
+use ringlane_shared::limits::{KEEP_ALIVE_SECONDS_DEFAULT, TUN_QUEUE_PACKETS_DEFAULT};
+use ringlane_shared::plane::{CarrierChoice, Engine, Offload, OuterMarks, RekeyLimits};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -89,6 +90,7 @@ fn render(config_file: &Path, key_file: &Path, listen: &[Multiaddr]) -> anyhow::
         Offload::UdpSentinel => format!("# {} = \"auto\"", offload.name()),
         _ => format!("# {} = true", offload.name()),
     });
+    let (rekey, marks) = (RekeyLimits::default(), OuterMarks::default());
     Ok(format!(
         r#"# A Ringlane node. `ringlane check -c` validates this file; docs/configuration.md explains every key.
 
@@ -118,6 +120,25 @@ key_file = {key_file}
 # busy_poll_us = 0
 # How many packets wait for a worker before the kernel drops the next.
 # tun_queue_packets = {queue}
+# What moves packets between a worker and the kernel: "auto", "io_uring" or "epoll".
+# engine = "{engine}"
+# How packets leave: "auto", in records ("lane") or in QUIC datagrams ("quic"), which is slower and passes where records do
+# not.
+# carrier = "{carrier}"
+# What seals them: "auto", "aes-128-gcm", "aes-256-gcm" or "chacha20-poly1305".
+# cipher = "{cipher}"
+# A lane gets new keys after so many seconds, or so many records if that is sooner.
+# rekey_seconds = {rekey_seconds}
+# rekey_records = {rekey_records}
+# How long a lane that is not used may be silent.
+# keep_alive_seconds = {keep_alive}
+# How much the node sends, in Mbit/s; by default as much as there is.
+# rate_mbit = 100
+# Whether a packet larger than its path travels in fragments, or else its sender is told.
+# fragments = true
+# What of the inner IP header is repeated in the outer one.
+# copy_dscp = {copy_dscp}
+# copy_ecn = {copy_ecn}
 
 # What the kernel does for many packets at once; where it cannot, the node does without. docs/configuration.md says
 # which to switch off if a driver does one of them wrong.
@@ -130,11 +151,20 @@ key_file = {key_file}
 # id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.2/udp/8001/quic-v1"]   # optional: where to dial it
 # routes = ["10.20.0.0/16", "fd00:20::/64"]         # optional: the networks behind it
+# carrier = "quic"                                  # optional: how packets leave to it, if not as above
 "#,
         interface = quoted(stem),
         key_file = quoted(&key_name.to_string_lossy()),
         port = config::DEFAULT_PORT,
         queue = TUN_QUEUE_PACKETS_DEFAULT,
+        engine = Engine::default().name(),
+        carrier = config::carrier_word(CarrierChoice::default()),
+        cipher = config::cipher_word(CipherChoice::default()),
+        rekey_seconds = rekey.after.as_secs(),
+        rekey_records = rekey.records,
+        keep_alive = KEEP_ALIVE_SECONDS_DEFAULT,
+        copy_dscp = marks.copies_dscp,
+        copy_ecn = marks.copies_ecn,
         offloads = offloads.join("\n"),
     ))
 }

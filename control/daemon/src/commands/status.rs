@@ -37,6 +37,7 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
         detail(&mut out, if position == 0 { "listens on" } else { "" }, address);
     }
     detail(&mut out, "dropped", &drops(&status.drops));
+    detail(&mut out, "listeners", &drops(&status.listener_drops));
 
     if status.peers.is_empty() {
         out.push_str("\nno peers are configured\n");
@@ -307,6 +308,7 @@ mod tests {
             movement: MovementStatus::default(),
             peers,
             drops: Drops::from([("no_route".to_owned(), 12)]),
+            listener_drops: Drops::from([("late".to_owned(), 2), ("unknown_token".to_owned(), 7)]),
             workers: vec![worker(0, OffloadState::On), worker(1, OffloadState::Failed)],
         }
     }
@@ -344,6 +346,7 @@ ring0, up for 3 d 4 h, ringlane 0.1.0
   listens on  /ip4/10.201.0.1/udp/8001/quic-v1
               /ip4/10.201.0.1/tcp/8001
   dropped     no_route 12
+  listeners   late 2, unknown_token 7
 
 PEER           STATE    CARRIER  LANES  RTT     MTU   SENT     RECEIVED  HANDSHAKE
 site-b         direct   lane     2      350 us  1420  5.0 MiB  1000 B    1 min 15 s ago

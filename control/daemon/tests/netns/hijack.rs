@@ -117,9 +117,15 @@ fn flood(injector: &Injector, records: &[Datagram], goes_on: impl Fn() -> bool) 
             let host = 100 + (sent % 100) as u8;
             flood.source = SocketAddrV4::new(Ipv4Addr::new(10, 201, 0, host), 1024 + (sent % 50_000) as u16);
             flood.payload.truncate(200);
-            // Each second one claims to be far ahead.
-            if sent.is_multiple_of(2) {
-                flood.payload[4..12].copy_from_slice(&(1_u64 << 40).to_be_bytes());
+            match sent % 3 {
+                0 => {}
+                // It claims to be far ahead,
+                1 => flood.payload[4..12].copy_from_slice(&(1_u64 << 40).to_be_bytes()),
+                // or the first of the next epoch, which needs no knowledge but of the lane's id.
+                _ => {
+                    flood.payload[0] = 0x30 | (flood.payload[0] + 1) & 0x0f;
+                    flood.payload[4..12].fill(0);
+                }
             }
             injector.send(&flood);
         }

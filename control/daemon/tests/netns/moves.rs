@@ -292,3 +292,26 @@ fn lanes_leave_a_network_that_swallows_everything_for_another() {
     assert!(stream.stop() > 0);
     lanes_are_the_same(&nodes);
 }
+
+#[test]
+fn a_lane_that_ends_while_only_one_end_sends_is_made_anew_soon_after_the_path_is_back() {
+    /// Longer than anything waits for a peer, and shorter than it takes a client that sends nothing to ask.
+    const BLACKOUT: Duration = Duration::from_secs(10);
+    for (from, to) in [(Site::A, Site::B), (Site::B, Site::A)] {
+        let Some(lab) = Lab::up(2) else { return };
+        let nodes = direct(&wherever(&lab));
+        let routers = [lab.router(Site::A), lab.router(Site::B)];
+        let arrivals = OneWay::start(&lab.host(from), &lab.host(to), to.host_v4().into());
+        let silence = arrivals.silence_of(&format!("nothing passes for {BLACKOUT:?}, only {from:?} sends"), || {
+            for router in &routers {
+                router.run("nft add table netdev lab");
+                router.run("nft add chain netdev lab dark { type filter hook ingress device underlay priority 0 ; policy drop ; }");
+            }
+            std::thread::sleep(BLACKOUT);
+            routers.iter().for_each(|router| drop(router.run("nft delete table netdev lab")));
+        });
+        assert!(silence < BLACKOUT + Duration::from_secs(6), "{silence:?}");
+        arrivals.stop();
+        drop(nodes);
+    }
+}

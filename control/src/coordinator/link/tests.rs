@@ -26,6 +26,7 @@ impl Fixture {
         let us = Us {
             id: PeerId::random(),
             instance: [0; 16],
+            lane_ids_from: 7,
             features: Features::AES_128_GCM,
             workers: WORKERS,
             port: 8100,
@@ -145,7 +146,7 @@ fn a_client_asks_for_everything_then_for_what_is_missing_and_then_for_nothing() 
         client.time_out();
     }
     assert_eq!(client.wants(), ["ask for 0b100"]);
-    client.answer(2, Ok(offer(1)));
+    client.answer(2, Ok(Offer { lanes: LaneSet(0b100), ..offer(1) }));
     client.up(2);
     assert_eq!((client.wants(), client.link.poll_timeout()), (vec!["set up 0b100".to_owned()], None));
 }
@@ -174,6 +175,16 @@ fn a_peer_that_is_somebody_else_every_time_is_asked_ever_more_rarely() {
 }
 
 #[test]
+fn every_offer_of_a_process_names_the_same_lane_ids_and_they_begin_where_it_drew() {
+    let mut client = Fixture::new(Role::Client);
+    for from in [7, 8] {
+        client.us.lane_ids_from = from;
+        let offers = [0, 1].map(|_| client.act(|_, _, context| context.offer(PeerIndex(2), LaneSet(1))));
+        assert!(offers.iter().all(|offer| offer.lane_id_base.get() == (from + 2) * 64));
+    }
+}
+
+#[test]
 fn a_server_replaces_what_it_is_asked_for_and_nothing_else() {
     let mut server = Fixture::new(Role::Server);
     server.act(|link, _, context| link.handle_offer(offer(1), (), context));
@@ -184,7 +195,36 @@ fn a_server_replaces_what_it_is_asked_for_and_nothing_else() {
     assert_eq!(server.wants(), ["retire 1", "offer 0b10", "set up 0b10"]);
     let nothing = Offer { lanes: LaneSet(0), ..offer(2) };
     server.act(|link, _, context| link.handle_offer(nothing, (), context));
-    assert_eq!(server.wants(), ["retire 0", "retire 2", "cancel", "offer 0b0"]);
+    assert_eq!(server.wants(), ["retire 0", "retire 2", "cancel", "offer 0b111"], "it lacks all, and makes none");
+}
+
+#[test]
+fn a_server_names_what_it_lacks_besides_what_it_is_asked_for_but_not_what_it_is_making() {
+    let mut server = Fixture::new(Role::Server);
+    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    (0..2).for_each(|index| server.up(index));
+    server.end(1);
+    server.intents.clear();
+    let nothing = Offer { lanes: LaneSet(0), ..offer(1) };
+    server.act(|link, _, context| link.handle_offer(nothing, (), context));
+    assert_eq!(server.wants(), ["offer 0b10"], "lane 2 is being made");
+    let first = Offer { lanes: LaneSet(0b1), ..offer(1) };
+    server.act(|link, _, context| link.handle_offer(first, (), context));
+    assert_eq!(server.wants(), ["retire 0", "offer 0b11", "set up 0b1"]);
+}
+
+#[test]
+fn a_client_ends_what_the_server_lacks_and_asks_for_it_at_once() {
+    let mut client = Fixture::client_without(&[2]);
+    client.time_out();
+    assert_eq!(client.wants(), ["ask for 0b100"]);
+    client.answer(2, Ok(Offer { lanes: LaneSet(0b110), ..offer(1) }));
+    assert_eq!(client.wants(), ["set up 0b100", "retire 1", "ask for 0b10"]);
+    assert_eq!(client.link.workers_with_lane(), 0b1);
+    // What it has just agreed to make is not up yet, and nothing to be ended.
+    client.answer(3, Ok(Offer { lanes: LaneSet(0b110), ..offer(1) }));
+    assert_eq!(client.wants(), ["set up 0b10"]);
+    assert_eq!(client.link.poll_timeout(), None);
 }
 
 #[test]
@@ -291,7 +331,7 @@ fn what_keeps_a_lane_from_standing_is_told_until_all_of_them_stand_or_the_peer_i
     let mut client = Fixture::client_without(&[1]);
     assert_eq!(client.link.problem(), Some("lane 1 is blocked"));
     client.time_out();
-    client.answer(2, Ok(offer(1)));
+    client.answer(2, Ok(Offer { lanes: LaneSet(0b10), ..offer(1) }));
     client.up(1);
     assert_eq!(client.link.problem(), None);
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringlane_shared::lane::seal::Sequence;
+use ringlane_shared::limits::PASSED_ON_MAX;
 use ringlane_shared::plane::{LaneChange, PassedOn, PlaneCommand, TrialPath};
 use ringlane_shared::wire::record::{EpochTag, RecordHeader};
 
@@ -85,6 +86,14 @@ async fn a_flood_reaches_no_worker_and_does_not_keep_out_what_could_be_the_next_
     };
     let mut strays: Vec<_> =
         (1..=500).map(|port| Stray { datagram: record_like(lane.inbound_id, 1 << 40).into(), ..from(port) }).collect();
+    // Who knows the lane's id knows also how the next epoch begins.
+    let first_of_next = |lane| {
+        let mut record = record_like(lane, 0);
+        let header = RecordHeader { epoch: EpochTag::of_epoch(1), lane, counter: 0 };
+        record[..RECORD_HEADER_BYTES].copy_from_slice(&header.to_bytes());
+        record
+    };
+    strays.extend((1001..=1500).map(|port| Stray { datagram: first_of_next(lane.inbound_id).into(), ..from(port) }));
     strays.extend((501..=520).map(|port| Stray { datagram: record_like(lane.inbound_id, 1003).into(), ..from(port) }));
     for stray in &strays {
         b.engine.handle_stray(stray.clone(), now);
@@ -94,11 +103,51 @@ async fn a_flood_reaches_no_worker_and_does_not_keep_out_what_could_be_the_next_
         *by_counter.entry(RecordHeader::parse(&passed.datagram).unwrap().counter).or_default() += 1;
     }
     assert_eq!(by_counter, BTreeMap::from([(1 << 40, 2), (1003, 8)]));
-    assert_eq!(b.engine.drops().get(ListenerDrop::TooMany), 510);
+    assert_eq!(b.engine.drops().get(ListenerDrop::TooMany), 1010);
     // Later there is room again.
     b.engine.handle_stray(strays[0].clone(), now + Duration::from_millis(100));
     assert_eq!(orders(&mut b).await.len(), 1);
-    assert_eq!((b.engine.movement().passed_on, b.engine.movement().ignored), (11, 510));
+    assert_eq!((b.engine.movement().passed_on, b.engine.movement().ignored), (11, 1010));
+}
+
+#[tokio::test]
+async fn records_that_nobody_fetches_are_dropped_rather_than_gathered() {
+    let (_a, mut b, [_, lane]) = with_a_lane(45).await;
+    let begun = Instant::now().into_std();
+    let stray = Stray {
+        local: b.address(0),
+        from: "127.77.45.9:5".parse().unwrap(),
+        datagram: record_like(lane.inbound_id, 0).into(),
+    };
+    for period in 0..100 {
+        for _ in 0..8 {
+            b.engine.handle_stray(stray.clone(), begun + period * Duration::from_millis(100));
+        }
+    }
+    let most = PASSED_ON_MAX as usize;
+    assert_eq!(b.engine.drops().get(ListenerDrop::TooMany), 800 - most as u64);
+    assert_eq!(passed(orders(&mut b).await).len(), most);
+    b.engine.handle_stray(stray, begun + Duration::from_secs(60));
+    assert_eq!(orders(&mut b).await.len(), 1, "there is room again");
+}
+
+#[tokio::test]
+async fn what_waits_for_the_control_loop_is_given_out_before_anything_is_read() {
+    let (_a, mut b, [_, lane]) = with_a_lane(46).await;
+    let elsewhere = "127.77.46.9:77".parse().unwrap();
+    for _ in 0..3 {
+        b.engine.handle_path_seen(lane.serial, b.address(0), elsewhere, Instant::now().into_std());
+    }
+    let stranger = UdpSocket::bind("127.77.46.9:5").unwrap();
+    stranger.send_to(&record_like(LaneId::new(0x00ff_fff0).unwrap(), 0), b.address(0)).unwrap();
+    // Lets the runtime see that the socket can be read.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    for _ in 0..3 {
+        assert!(matches!(b.engine.next().await, LaneOutcome::Order { .. }));
+        assert_eq!(b.engine.drops().get(ListenerDrop::UnknownRecord), 0);
+    }
+    assert!(orders(&mut b).await.is_empty());
+    assert_eq!(b.engine.drops().get(ListenerDrop::UnknownRecord), 1);
 }
 
 #[tokio::test]

@@ -41,6 +41,11 @@ impl Fragments {
         }
     }
 
+    /// A lane has moved to another socket.
+    pub(crate) fn move_lane(&mut self, peer: PeerIndex, from: SocketSlot, to: SocketSlot) {
+        self.reassembly.rename((peer, from), (peer, to));
+    }
+
     /// Takes back the buffers whose writes are done.
     pub(crate) fn reclaim(&mut self, ring: &mut PacketRing<impl Engine>) {
         while let Some(buffer) = ring.next_finished_assembly() {

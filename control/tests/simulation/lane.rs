@@ -481,7 +481,7 @@ impl Lane {
 
 /// A worker's buffers for fragments, and its books.
 pub struct Assembler {
-    reassembly: Reassembly<LaneSerial>,
+    reassembly: Reassembly<((), LaneSerial)>,
     buffers: BTreeMap<u16, Vec<u8>>,
 }
 
@@ -492,7 +492,7 @@ impl Assembler {
 
     /// The packet that becomes whole with a fragment.
     fn take(&mut self, lane: LaneSerial, fragment: &Fragment<'_>, now: Instant) -> Option<Vec<u8>> {
-        let placed = self.reassembly.place(lane, fragment, now, |_| {})?;
+        let placed = self.reassembly.place(((), lane), fragment, false, now, |_| {})?;
         let buffer = self.buffers.entry(placed.buffer).or_insert_with(|| vec![0; usize::from(INNER_MTU_MAX)]);
         buffer[placed.range].copy_from_slice(fragment.bytes);
         let whole = placed.whole?;

@@ -271,6 +271,7 @@ impl<E: Engine> Worker<E> {
         self.state.movement.owners.remove(&to);
         self.state.movement.owners.extend(others.iter().map(|(slot, _)| (*slot, to)));
         self.state.filling.iter_mut().filter(|slot| **slot == from).for_each(|slot| *slot = to);
+        self.state.fragments.move_lane(lane.peer, from, to);
         self.state.lanes.insert(lane);
         self.state.untold.push(moved);
         self.state.paths.forget(from);

@@ -25,7 +25,7 @@ struct Slow {
 /// The state machine with memory of its own, and its twin beside it.
 #[derive(Default)]
 pub struct Beside {
-    reassembly: Reassembly<u8>,
+    reassembly: Reassembly<((), u8)>,
     memory: Vec<Vec<u8>>,
     slow: Vec<Slow>,
 }
@@ -34,7 +34,7 @@ impl Beside {
     /// Gives a fragment to both, which must agree. Returns the packet that is whole with it, and how many were lost.
     pub fn take(&mut self, lane: u8, fragment: &Fragment<'_>, now: Instant) -> (Option<Packet>, usize) {
         let mut lost = Vec::new();
-        let placed = self.reassembly.place(lane, fragment, false, now, |lane| lost.push(lane));
+        let placed = self.reassembly.place(((), lane), fragment, false, now, |((), lane)| lost.push(lane));
         let whole = placed.and_then(|placed| self.write(fragment, placed));
         let expected = self.take_slowly(lane, fragment, now);
         assert_eq!((&whole, &lost), (&expected.0, &expected.1), "{fragment:?}");

@@ -1,8 +1,8 @@
 //! aws-lc as the cryptography of `snow`: X25519, SHA-256 and ChaCha20-Poly1305.
 //!
-//! snow's own resolvers would bring a second implementation of each into the process. Private keys and shared secrets stay
-//! in AWS-LC's memory, which is cleansed when it is freed. snow itself overwrites nothing: its copies of the psk and of
-//! its chaining key outlive a handshake in freed memory. That is one reason why each psk serves for one epoch only
+//! snow's own resolvers would bring a second implementation of each into the process. Private keys stay in AWS-LC's memory,
+//! which is cleansed when it is freed. snow itself overwrites nothing: its copies of the psk, of its chaining key and of the
+//! shared secret outlive a handshake in freed memory. That is one reason why each psk serves for one epoch only
 //! ([`super::epoch`]).
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};

@@ -101,13 +101,25 @@ pub struct Reassembly<K> {
     free: Vec<u16>,
 }
 
-impl<K: Copy + Eq> Default for Reassembly<K> {
+/// Where a packet's number counts: a lane, whose peer shares the room with others.
+pub trait Origin: Copy + Eq {
+    /// Whether both are lanes of one peer.
+    fn is_same_peer(self, other: Self) -> bool;
+}
+
+impl<P: Copy + Eq, L: Copy + Eq> Origin for (P, L) {
+    fn is_same_peer(self, other: Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl<K: Origin> Default for Reassembly<K> {
     fn default() -> Self {
         Self { assemblies: Vec::with_capacity(ASSEMBLIES_MAX), free: (0..ASSEMBLY_BUFFERS).rev().collect() }
     }
 }
 
-impl<K: Copy + Eq> Reassembly<K> {
+impl<K: Origin> Reassembly<K> {
     /// Takes a fragment that came by `key`, in a record that `met_congestion` or not, and says where its bytes go. `None` if
     /// it belongs nowhere.
     ///
@@ -155,6 +167,11 @@ impl<K: Copy + Eq> Reassembly<K> {
         self.free.push(buffer);
     }
 
+    /// A lane is known by another name from now on.
+    pub fn rename(&mut self, from: K, to: K) {
+        self.assemblies.iter_mut().filter(|assembly| assembly.key == from).for_each(|assembly| assembly.key = to);
+    }
+
     /// How many packets can be begun before one that is not whole has to go.
     pub fn room(&self) -> usize {
         self.free.len().min(ASSEMBLIES_MAX - self.assemblies.len())
@@ -167,8 +184,12 @@ impl<K: Copy + Eq> Reassembly<K> {
 
     fn begin(&mut self, key: K, fragment: &Fragment<'_>, now: Instant, lost: &mut impl FnMut(K)) -> Option<usize> {
         if self.room() == 0 && !self.assemblies.is_empty() {
-            let oldest = self.end(0);
-            lost(oldest);
+            // Who has a good part of the room makes room for himself: one peer cannot push out all others.
+            let is_own = |other: &Assembly<K>| other.key.is_same_peer(key);
+            let has_much = self.assemblies.iter().filter(|other| is_own(other)).count() >= ASSEMBLIES_MAX / 4;
+            let oldest = if has_much { self.assemblies.iter().position(is_own) } else { None };
+            let given_up = self.end(oldest.unwrap_or(0));
+            lost(given_up);
         }
         let Some(buffer) = self.free.pop() else {
             lost(key);
@@ -215,9 +236,9 @@ mod tests {
     }
 
     /// What places it, and how many packets that lost.
-    fn place(reassembly: &mut Reassembly<u8>, fragment: Fragment<'_>, now: Instant) -> (Option<Placed>, usize) {
+    fn place(reassembly: &mut Reassembly<(u8, u8)>, fragment: Fragment<'_>, now: Instant) -> (Option<Placed>, usize) {
         let mut lost = 0;
-        let placed = reassembly.place(1, &fragment, false, now, |_| lost += 1);
+        let placed = reassembly.place((1, 0), &fragment, false, now, |_| lost += 1);
         (placed, lost)
     }
 
@@ -274,9 +295,9 @@ mod tests {
             let mut whole = None;
             for at in 0..3_u16 {
                 let other = fragment(8, 40 * at, &[0; 40], true);
-                assert!(reassembly.place(1, &other, true, now, |_| ()).is_some());
+                assert!(reassembly.place((1, 0), &other, true, now, |_| ()).is_some());
                 let fragment = fragment(7, 40 * at, &[0; 40], at < 2);
-                whole = reassembly.place(1, &fragment, marked == Some(at), now, |_| ()).unwrap().whole;
+                whole = reassembly.place((1, 0), &fragment, marked == Some(at), now, |_| ()).unwrap().whole;
             }
             assert_eq!(whole.map(|whole| whole.met_congestion), Some(marked.is_some()));
         }
@@ -319,5 +340,35 @@ mod tests {
         }
         assert_eq!(place(&mut reassembly, fragment(1, 2000, &[0], true), now), (None, 1));
         assert_eq!(reassembly.free_buffers(), usize::from(ASSEMBLY_BUFFERS));
+    }
+
+    #[test]
+    fn a_peer_that_begins_packets_without_end_pushes_out_its_own() {
+        let now = Instant::now();
+        let mut reassembly = Reassembly::<(u8, u8)>::default();
+        let mut lost = Vec::new();
+        assert!(reassembly.place((2, 0), &fragment(0, 0, &[0; 40], true), false, now, |key| lost.push(key)).is_some());
+        for packet in 0..1000 {
+            let lane = (packet % 7) as u8;
+            reassembly.place((1, lane), &fragment(packet, 0, &[0; 40], true), false, now, |(peer, _)| {
+                assert_eq!(peer, 1);
+            });
+        }
+        let last = fragment(0, 40, &[0; 4], false);
+        assert!(reassembly.place((2, 0), &last, false, now, |key| lost.push(key)).unwrap().whole.is_some());
+        // Room for another's is made by who has most of it.
+        reassembly.place((3, 0), &fragment(0, 0, &[0; 40], true), false, now, |_| ()).unwrap();
+        reassembly.place((4, 0), &fragment(0, 0, &[0; 40], true), false, now, |key| lost.push(key)).unwrap();
+        assert_eq!(lost.iter().map(|(peer, _)| *peer).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn a_packet_that_was_begun_under_a_lanes_old_name_ends_under_its_new_one() {
+        let now = Instant::now();
+        let mut reassembly = Reassembly::<(u8, u8)>::default();
+        reassembly.place((1, 4), &fragment(7, 0, &[0; 40], true), false, now, |_| ()).unwrap();
+        reassembly.rename((1, 4), (1, 5));
+        let placed = reassembly.place((1, 5), &fragment(7, 40, &[0; 4], false), false, now, |_| ());
+        assert_eq!(placed.unwrap().whole.map(|whole| whole.bytes), Some(44));
     }
 }

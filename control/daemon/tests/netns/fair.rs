@@ -15,11 +15,20 @@ use crate::node::{LANE_PORT, Node, Setup, mesh};
 use crate::traffic::{connected, expect_content, receiver, send_content, sender, uninterrupted};
 use crate::wire::{Capture, Datagram};
 
-/// How often a figure that a busy machine can spoil is measured before it counts. Whoever waits for a core sees
-/// milliseconds that no queue of ours has made.
-const TRIES: u32 = 12;
+/// Runs that must be good, and bad ones that end it: the median of five decides, and is known after three to five. Whoever
+/// waits for a core sees milliseconds that no queue of ours has made, and a queue that is at fault is so in every run.
+const MAJORITY: u32 = 3;
 const PINGS: usize = 200;
 const RATE_MBIT: u64 = 100;
+
+/// Whether most of five runs are good.
+fn mostly(mut run: impl FnMut() -> bool) -> bool {
+    let (mut good, mut bad) = (0, 0);
+    while good < MAJORITY && bad < MAJORITY {
+        *if run() { &mut good } else { &mut bad } += 1;
+    }
+    good == MAJORITY
+}
 
 /// Two sites whose nodes are as `change` says, both up.
 fn two_nodes(lab: &Lab, workers: u8, change: impl Fn(&mut Setup)) -> [Node; 2] {
@@ -122,7 +131,7 @@ fn beside_a_transfer_that_fills_the_configured_rate_every_ping_is_answered_withi
     let base = median(&ping_times(&a, address, 50));
 
     let mut figures = Vec::new();
-    for _ in 0..TRIES {
+    let is_quick = mostly(|| {
         let (times, mbit) = during_transfer(&a, &b, address, |arrived| {
             wait_for_bytes(arrived, 5_000_000);
             let began = Instant::now();
@@ -134,14 +143,13 @@ fn beside_a_transfer_that_fills_the_configured_rate_every_ping_is_answered_withi
         figures.push((p99(&times), mbit));
         // Never more than the rate, whatever the machine is busy with.
         assert!(mbit < RATE_MBIT as f64 * 1.02, "{figures:?} Mbit/s are too many");
-        if p99(&times) < base + Duration::from_millis(10) && mbit > RATE_MBIT as f64 * 0.95 {
-            let status = nodes[0].status();
-            assert_eq!(status.egress_states(), ["queueing"; 2]);
-            assert_eq!(status.dropped("send_failed") + status.dropped("send_buffer_full"), 0, "{status:?}");
-            return;
-        }
-    }
-    panic!("base {base:?}; p99 and Mbit/s: {figures:?}");
+        p99(&times) < base + Duration::from_millis(10) && mbit > RATE_MBIT as f64 * 0.95
+    });
+    println!("base {base:?}; p99 and Mbit/s: {figures:?}");
+    assert!(is_quick, "base {base:?}; p99 and Mbit/s: {figures:?}");
+    let status = nodes[0].status();
+    assert_eq!(status.egress_states(), ["queueing"; 2]);
+    assert_eq!(status.dropped("send_failed") + status.dropped("send_buffer_full"), 0, "{status:?}");
 }
 
 #[test]
@@ -163,7 +171,7 @@ fn beside_a_transfer_that_fills_a_slow_device_every_ping_is_answered_soon_and_no
         wait_for_bytes(arrived, 5_000_000);
         let queueing = |status: &crate::node::Status| status.egress_states().contains(&"queueing".to_owned());
         nodes[0].wait_until("the slow device to be noticed", queueing);
-        (0..TRIES).any(|_| {
+        mostly(|| {
             let before = (arrived.load(Ordering::Relaxed), Instant::now());
             let times = ping_times(&a, address, PINGS);
             let bytes = arrived.load(Ordering::Relaxed) - before.0;
@@ -173,6 +181,7 @@ fn beside_a_transfer_that_fills_a_slow_device_every_ping_is_answered_soon_and_no
             p99(&times) < base + Duration::from_millis(10) && mbit > RATE_MBIT as f64 * 0.8
         })
     });
+    println!("base {base:?}; p99 and Mbit/s: {figures:?}");
     let status = nodes[0].status();
     assert!(is_quick, "base {base:?}; p99 and Mbit/s: {figures:?}; {status:?}");
     assert_eq!(status.dropped("send_failed") + status.dropped("send_buffer_full"), 0, "{status:?}");

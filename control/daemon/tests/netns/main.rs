@@ -14,8 +14,9 @@
 //! `RINGLANE_TEST_ENGINE=epoll` runs the nodes of all of them on epoll.
 //!
 //! They need root and `ip`; without, each says so and passes, unless `RINGLANE_REQUIRE_NETNS=1` (as `scripts/check`
-//! sets) makes that a failure. Every lab has names of its own, so tests run side by side. Nothing waits for a fixed
-//! time: each wait is for a condition, bounded by [`lab::PATIENCE`].
+//! sets) makes that a failure. Every lab has names of its own, so tests run side by side. Each wait for
+//! something to happen is for a condition, bounded by [`lab::PATIENCE`]. Fixed times are only those that are part of what is
+//! tested: how long a node is stopped or an interface down, and for how long nothing may be seen of what must not happen.
 
 mod datagrams;
 mod delay;

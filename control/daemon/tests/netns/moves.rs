@@ -13,6 +13,9 @@ use crate::stream::{OneWay, Stream};
 /// are busy.
 const MOVED_WITHIN: Duration = Duration::from_secs(3);
 
+/// The same for nodes that have to find each other anew, by mDNS.
+const FOUND_WITHIN: Duration = Duration::from_secs(15);
+
 /// Configurations of A and B that listen at whatever addresses there are.
 fn wherever(lab: &Lab) -> [Setup; 2] {
     let mut setups = mesh(lab, [(Site::A, 2), (Site::B, 2)]);
@@ -89,57 +92,71 @@ pub(crate) fn translate(lab: &Lab, router: &Namespace, first: u16) {
     router.run(&format!("nft -f {}", file.display()));
 }
 
-#[test]
-fn a_translator_that_forgets_its_mapping_costs_no_lane() {
-    for site in [Site::A, Site::B] {
-        let Some(lab) = Lab::up(2) else { return };
-        let nodes = direct(&wherever(&lab));
-        let stream = Stream::start(&lab);
-        for first in [40_000, 41_000] {
-            let translated = format!("{}:{}", site.underlay(), first / 1000);
-            let what = format!("{site:?} is seen at port {first}");
-            let silence = stream.silence_of(
-                &what,
-                || translate(&lab, &lab.router(site), first),
-                || {
-                    let other = if site == Site::A { (&nodes[1], Site::A) } else { (&nodes[0], Site::B) };
-                    ends(other.0, other.1).iter().all(|(_, remote)| remote.starts_with(&translated)).then_some(())
-                },
-            );
-            assert_short(silence);
-        }
-        assert!(stream.stop() > 0);
-        lanes_are_the_same(&nodes);
-        let moves = moves(&nodes);
-        let (moved, other) = if site == Site::A { (moves[1], moves[0]) } else { (moves[0], moves[1]) };
-        assert!(moved >= 4 && other == 0, "who is translated sees nothing of it: {moves:?}");
+fn costs_no_lane_when_its_translator_forgets(site: Site) {
+    let Some(lab) = Lab::up(2) else { return };
+    let nodes = direct(&wherever(&lab));
+    let stream = Stream::start(&lab);
+    for first in [40_000, 41_000] {
+        let translated = format!("{}:{}", site.underlay(), first / 1000);
+        let what = format!("{site:?} is seen at port {first}");
+        let silence = stream.silence_of(
+            &what,
+            || translate(&lab, &lab.router(site), first),
+            || {
+                let other = if site == Site::A { (&nodes[1], Site::A) } else { (&nodes[0], Site::B) };
+                ends(other.0, other.1).iter().all(|(_, remote)| remote.starts_with(&translated)).then_some(())
+            },
+        );
+        assert_short(silence);
     }
+    assert!(stream.stop() > 0);
+    lanes_are_the_same(&nodes);
+    let moves = moves(&nodes);
+    let (moved, other) = if site == Site::A { (moves[1], moves[0]) } else { (moves[0], moves[1]) };
+    assert!(moved >= 4 && other == 0, "who is translated sees nothing of it: {moves:?}");
 }
 
 #[test]
-fn lanes_follow_a_node_to_its_new_address() {
-    for site in [Site::A, Site::B] {
-        let Some(lab) = Lab::up(2) else { return };
-        let nodes = direct(&wherever(&lab));
-        let stream = Stream::start(&lab);
-        let (old, new) = (site.underlay(), format!("10.201.0.1{}", if site == Site::A { 1 } else { 2 }));
-        let ends = match site {
-            Site::A => [new.clone(), Site::B.underlay().to_string()],
-            _ => [Site::A.underlay().to_string(), new.clone()],
-        };
-        let silence = stream.silence_of(
-            &format!("{site:?} is renumbered"),
-            || {
-                let router = lab.router(site);
-                router.run(&format!("ip address add {new}/24 dev underlay"));
-                router.run(&format!("ip address del {old}/24 dev underlay"));
-            },
-            || are_at(&nodes, &ends[0], &ends[1]),
-        );
-        assert_short(silence);
-        assert!(stream.stop() > 0);
-        lanes_are_the_same(&nodes);
-    }
+fn a_translator_of_site_a_that_forgets_its_mapping_costs_no_lane() {
+    costs_no_lane_when_its_translator_forgets(Site::A);
+}
+
+#[test]
+fn a_translator_of_site_b_that_forgets_its_mapping_costs_no_lane() {
+    costs_no_lane_when_its_translator_forgets(Site::B);
+}
+
+fn is_followed_to_its_new_address(site: Site) {
+    let Some(lab) = Lab::up(2) else { return };
+    let nodes = direct(&wherever(&lab));
+    let stream = Stream::start(&lab);
+    let (old, new) = (site.underlay(), format!("10.201.0.1{}", if site == Site::A { 1 } else { 2 }));
+    let ends = match site {
+        Site::A => [new.clone(), Site::B.underlay().to_string()],
+        _ => [Site::A.underlay().to_string(), new.clone()],
+    };
+    let silence = stream.silence_of(
+        &format!("{site:?} is renumbered"),
+        || {
+            let router = lab.router(site);
+            router.run(&format!("ip address add {new}/24 dev underlay"));
+            router.run(&format!("ip address del {old}/24 dev underlay"));
+        },
+        || are_at(&nodes, &ends[0], &ends[1]),
+    );
+    assert_short(silence);
+    assert!(stream.stop() > 0);
+    lanes_are_the_same(&nodes);
+}
+
+#[test]
+fn lanes_follow_node_a_to_its_new_address() {
+    is_followed_to_its_new_address(Site::A);
+}
+
+#[test]
+fn lanes_follow_node_b_to_its_new_address() {
+    is_followed_to_its_new_address(Site::B);
 }
 
 /// Joins the routers by a second network, 10.202.0.0/24 on interfaces called `second`.
@@ -184,26 +201,33 @@ fn lanes_of_two_nodes_that_lose_a_network_at_once_go_by_the_other() {
     lanes_are_the_same(&nodes);
 }
 
+fn keeps_its_lanes_when_its_interface_goes_down_and_up(site: Site) {
+    let Some(lab) = Lab::up(2) else { return };
+    let nodes = direct(&wherever(&lab));
+    let stream = Stream::start(&lab);
+    let router = lab.router(site);
+    let silence = stream.silence_of(
+        &format!("the interface of {site:?} is down for a second"),
+        || {
+            router.run("ip link set underlay down");
+            std::thread::sleep(Duration::from_secs(1));
+            router.run("ip link set underlay up");
+        },
+        || Some(()),
+    );
+    assert_short(silence);
+    assert!(stream.stop() > 0);
+    lanes_are_the_same(&nodes);
+}
+
 #[test]
-fn lanes_survive_an_interface_that_goes_down_and_comes_up() {
-    for site in [Site::A, Site::B] {
-        let Some(lab) = Lab::up(2) else { return };
-        let nodes = direct(&wherever(&lab));
-        let stream = Stream::start(&lab);
-        let router = lab.router(site);
-        let silence = stream.silence_of(
-            &format!("the interface of {site:?} is down for a second"),
-            || {
-                router.run("ip link set underlay down");
-                std::thread::sleep(Duration::from_secs(1));
-                router.run("ip link set underlay up");
-            },
-            || Some(()),
-        );
-        assert_short(silence);
-        assert!(stream.stop() > 0);
-        lanes_are_the_same(&nodes);
-    }
+fn lanes_survive_an_interface_of_a_that_goes_down_and_comes_up() {
+    keeps_its_lanes_when_its_interface_goes_down_and_up(Site::A);
+}
+
+#[test]
+fn lanes_survive_an_interface_of_b_that_goes_down_and_comes_up() {
+    keeps_its_lanes_when_its_interface_goes_down_and_up(Site::B);
 }
 
 #[test]
@@ -231,7 +255,7 @@ fn a_link_whose_ends_have_both_moved_to_where_nobody_knows_them_heals() {
     }
     let nodes = direct(&setups);
     let stream = Stream::start(&lab);
-    stream.silence_of(
+    let silence = stream.silence_of(
         "both are renumbered at once",
         || {
             for (site, new) in [(Site::A, "10.203.0.1"), (Site::B, "10.203.0.2")] {
@@ -242,30 +266,38 @@ fn a_link_whose_ends_have_both_moved_to_where_nobody_knows_them_heals() {
         },
         || are_at(&nodes, "10.203.0.1", "10.203.0.2"),
     );
+    assert!(silence.iter().all(|silence| *silence < FOUND_WITHIN), "{silence:?}");
+    assert!(stream.stop() > 0);
+}
+
+fn is_back_after_being_suspended(site: Site) {
+    /// Longer than a lane waits for a peer: 8 s.
+    const SUSPENDED: Duration = Duration::from_secs(10);
+    let Some(lab) = Lab::up(2) else { return };
+    let nodes = direct(&wherever(&lab));
+    let stream = Stream::start(&lab);
+    let node = if site == Site::A { &nodes[0] } else { &nodes[1] };
+    let silence = stream.silence_of(
+        &format!("{site:?} is suspended for {SUSPENDED:?}"),
+        || {
+            node.signal(rustix::process::Signal::STOP);
+            std::thread::sleep(SUSPENDED);
+            node.signal(rustix::process::Signal::CONT);
+        },
+        || Some(()),
+    );
+    assert!(silence.iter().all(|silence| *silence < SUSPENDED + Duration::from_secs(5)), "{silence:?}");
     assert!(stream.stop() > 0);
 }
 
 #[test]
-fn a_node_that_was_suspended_is_back_within_seconds() {
-    /// Longer than anything waits for a peer.
-    const SUSPENDED: Duration = Duration::from_secs(20);
-    for site in [Site::A, Site::B] {
-        let Some(lab) = Lab::up(2) else { return };
-        let nodes = direct(&wherever(&lab));
-        let stream = Stream::start(&lab);
-        let node = if site == Site::A { &nodes[0] } else { &nodes[1] };
-        let silence = stream.silence_of(
-            &format!("{site:?} is suspended for {SUSPENDED:?}"),
-            || {
-                node.signal(rustix::process::Signal::STOP);
-                std::thread::sleep(SUSPENDED);
-                node.signal(rustix::process::Signal::CONT);
-            },
-            || Some(()),
-        );
-        assert!(silence.iter().all(|silence| *silence < SUSPENDED + Duration::from_secs(5)), "{silence:?}");
-        assert!(stream.stop() > 0);
-    }
+fn node_a_is_back_within_seconds_of_being_suspended() {
+    is_back_after_being_suspended(Site::A);
+}
+
+#[test]
+fn node_b_is_back_within_seconds_of_being_suspended() {
+    is_back_after_being_suspended(Site::B);
 }
 
 #[test]

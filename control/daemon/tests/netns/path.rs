@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use toml::Value as Toml;
 
-use crate::lab::{Lab, Namespace, Site};
+use crate::lab::{Lab, Namespace, SILENCE, Site, wait_for};
 use crate::node::{CONTROL_PORT, LANE_PORT, Node, Setup, Status, mesh};
 use crate::traffic::tcp_both_ways;
 use crate::wire::{Capture, Datagram};
@@ -211,40 +211,65 @@ fn a_peer_that_stays_away_costs_the_lane() {
     assert!(nodes[0].log().contains("nothing heard from the peer"), "{}", nodes[0].log());
 }
 
-/// The datagrams that a lane's ends exchange in so long a time.
-fn lane_datagrams(lab: &Lab, time: Duration) -> usize {
+/// How many datagrams the ends of a lane exchange while `meanwhile` goes on.
+fn lane_datagrams(lab: &Lab, meanwhile: impl FnOnce()) -> u64 {
     let capture = Capture::start(&lab.router(Site::A));
-    thread::sleep(time);
+    meanwhile();
     let datagrams = capture.stop();
     let datagrams = datagrams.iter().filter_map(|packet| Datagram::parse(packet));
-    datagrams.filter(|datagram| datagram.source.port() == LANE_PORT).count()
+    datagrams.filter(|datagram| datagram.source.port() == LANE_PORT).count() as u64
+}
+
+/// Waits until what is left of the handshake and the search is over.
+fn wait_quiet(lab: &Lab, nodes: &mut [Node; 2]) {
+    let [a, b] = nodes;
+    wait_mtu(a, Site::B, 1472..=1472);
+    wait_mtu(b, Site::A, 1472..=1472);
+    let is_quiet = || lane_datagrams(lab, || thread::sleep(SILENCE)) == 0;
+    wait_for("a quiet lane", || is_quiet().then_some(()));
+}
+
+fn echoes(nodes: &[Node; 2], counter: &str) -> u64 {
+    nodes.iter().map(|node| node.status().sum(counter)).sum()
 }
 
 #[test]
-fn a_lane_that_is_not_used_is_quiet_and_kept_alive_as_often_as_configured() {
+fn a_lane_that_is_not_used_is_quiet() {
+    let Some(lab) = Lab::up(2) else { return };
+    let mut nodes = up_with_one_lane(&mesh(&lab, [(Site::A, 1), (Site::B, 1)]));
+    wait_quiet(&lab, &mut nodes);
+    let before = echoes(&nodes, "echoes_sent");
+    let datagrams = lane_datagrams(&lab, || thread::sleep(Duration::from_secs(4)));
+    let asked = echoes(&nodes, "echoes_sent") - before;
+    // Its keep-alive may be due, and nothing else ever is.
+    assert!(asked <= 2 && datagrams <= 2 * asked, "{datagrams} datagrams for {asked} keep-alives");
+}
+
+#[test]
+fn a_lane_that_is_not_used_is_kept_alive_as_often_as_configured() {
+    const KEPT_ALIVE: u64 = 5;
+    /// With 1 s configured, an end's keep-alives are at least 7/8 s apart, and of five one end has sent three.
+    const LEAST: Duration = Duration::from_millis(1750);
     let Some(lab) = Lab::up(2) else { return };
     let mut setups = mesh(&lab, [(Site::A, 1), (Site::B, 1)]);
-    let mut nodes = up_with_one_lane(&setups);
-    wait_mtu(&mut nodes[0], Site::B, 1472..=1472);
-    wait_mtu(&mut nodes[1], Site::A, 1472..=1472);
-    // What is left of the handshake and the search ends meanwhile.
-    lane_datagrams(&lab, Duration::from_secs(2));
-    let quiet = lane_datagrams(&lab, Duration::from_secs(5));
-    assert!(quiet <= 2, "{quiet} datagrams in 5 s");
-    drop(nodes);
-
     for setup in &mut setups {
         setup.set("dataplane", "keep_alive_seconds", 1);
         setup.write();
     }
-    let nodes = up_with_one_lane(&setups);
-    lane_datagrams(&lab, Duration::from_secs(2));
-    let answered = |node: &Node| node.status().sum("echoes_answered");
-    let before: u64 = nodes.iter().map(answered).sum();
-    let kept = lane_datagrams(&lab, Duration::from_secs(5));
-    assert!((8..=24).contains(&kept), "{kept} datagrams in 5 s");
-    let asked = nodes.iter().map(answered).sum::<u64>() - before;
-    assert!((4..=12).contains(&asked), "{asked} keep-alives were answered");
+    let mut nodes = up_with_one_lane(&setups);
+    wait_quiet(&lab, &mut nodes);
+    let [sent, answered] = ["echoes_sent", "echoes_answered"].map(|counter| echoes(&nodes, counter));
+    let began = Instant::now();
+    let mut heard = 0;
+    let datagrams = lane_datagrams(&lab, || {
+        heard = wait_for("keep-alives", || {
+            Some(echoes(&nodes, "echoes_answered") - answered).filter(|heard| *heard >= KEPT_ALIVE)
+        });
+    });
+    let (took, asked) = (began.elapsed(), echoes(&nodes, "echoes_sent") - sent);
+    let expected = 2 * heard..=2 * asked;
+    assert!(expected.contains(&datagrams), "{datagrams} datagrams, {asked} keep-alives, {heard} answered");
+    assert!(took >= LEAST, "{asked} keep-alives in {took:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! border is never far from any packet.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -12,8 +13,10 @@ use crate::lab::{Lab, Site, wait_for};
 use crate::node::{Node, Setup, mesh};
 use crate::traffic::tcp_both_ways;
 
-/// Epochs that each lane must have gone through under load.
+/// Epochs that a lane must have gone through under load, with the suite that most links have, and with the others: what
+/// suites have of their own is done with in the first few.
 const EPOCHS: u64 = 2000;
+const EPOCHS_OF_OTHERS: u64 = 300;
 /// Drops that a rekeying at fault would cause.
 const KEY_DROPS: [&str; 4] = ["unknown_epoch", "unauthentic", "replayed", "epoch_exhausted"];
 
@@ -51,7 +54,7 @@ impl Drop for Ended<'_> {
     }
 }
 
-fn rekeys_unnoticed_under_load(ciphers: [&str; 2], agreed: &str) {
+fn rekeys_unnoticed_under_load(ciphers: [&str; 2], agreed: &str, epochs: u64) {
     let Some(lab) = Lab::up(2) else { return };
     let ciphers = BTreeMap::from([('a', ciphers[0]), ('b', ciphers[1])]);
     let nodes = two_with(&lab, 1, |setup| {
@@ -82,7 +85,7 @@ fn rekeys_unnoticed_under_load(ciphers: [&str; 2], agreed: &str) {
         // The flows end with the wait, also when it fails.
         let _ended = Ended(&enough);
         let is_over = || bulk.is_finished() || paced.iter().any(|paced| paced.is_finished());
-        for wanted in (0..=EPOCHS).step_by(100) {
+        for wanted in (0..=epochs).step_by(100) {
             wait_for(&format!("epoch {wanted}"), || (epoch(&nodes[0], Site::B) >= wanted || is_over()).then_some(()));
         }
     });
@@ -91,25 +94,35 @@ fn rekeys_unnoticed_under_load(ciphers: [&str; 2], agreed: &str) {
         let status = node.status();
         let lane = &status.peer(peer).expect("the peer is configured")["lanes"][0];
         assert_eq!(lane["cipher"], agreed);
-        assert!(lane["epoch"].as_u64() >= Some(EPOCHS) && lane["rekeys_failed"] == 0, "{lane:?}");
+        assert!(lane["epoch"].as_u64() >= Some(epochs) && lane["rekeys_failed"] == 0, "{lane:?}");
         assert_eq!(key_drops(node), BTreeMap::new());
         assert_eq!(node.log().matches("lane up").count(), 1, "no lane was made anew");
     }
 }
 
+/// Whether the tests run once more on an engine by name: keys are made and used above it, so less of them will do.
+fn engine_is_chosen() -> bool {
+    env::var_os("RINGLANE_TEST_ENGINE").is_some()
+}
+
 #[test]
 fn thousands_of_epochs_of_aes_128_gcm_pass_unnoticed_under_full_load() {
-    rekeys_unnoticed_under_load(["auto", "aes-128-gcm"], "aes-128-gcm");
+    let epochs = if engine_is_chosen() { EPOCHS_OF_OTHERS } else { EPOCHS };
+    rekeys_unnoticed_under_load(["auto", "aes-128-gcm"], "aes-128-gcm", epochs);
 }
 
 #[test]
-fn thousands_of_epochs_of_aes_256_gcm_pass_unnoticed_under_full_load() {
-    rekeys_unnoticed_under_load(["aes-256-gcm", "auto"], "aes-256-gcm");
+fn hundreds_of_epochs_of_aes_256_gcm_pass_unnoticed_under_full_load() {
+    if !engine_is_chosen() {
+        rekeys_unnoticed_under_load(["aes-256-gcm", "auto"], "aes-256-gcm", EPOCHS_OF_OTHERS);
+    }
 }
 
 #[test]
-fn thousands_of_epochs_of_chacha20_poly1305_pass_unnoticed_under_full_load() {
-    rekeys_unnoticed_under_load(["aes-128-gcm", "aes-256-gcm"], "chacha20-poly1305");
+fn hundreds_of_epochs_of_chacha20_poly1305_pass_unnoticed_under_full_load() {
+    if !engine_is_chosen() {
+        rekeys_unnoticed_under_load(["aes-128-gcm", "aes-256-gcm"], "chacha20-poly1305", EPOCHS_OF_OTHERS);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Traffic that goes on while something happens to the network: a TCP stream whose every byte is checked, and a datagram
-//! every millisecond each way, whose longest silence is measured.
+//! every millisecond each way, whose longest silence is measured; and a few others by every lane.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpStream, UdpSocket};
@@ -12,6 +12,10 @@ use crate::lab::{Lab, Namespace, PATIENCE, Site, wait_for};
 use crate::traffic::{Content, connected, receiver, sender, uninterrupted};
 
 const SEND_EVERY: Duration = Duration::from_millis(1);
+/// Flows beside the one that is measured, so that there is no lane without packets: who sends nothing by a lane has no reason
+/// to notice what becomes of it. One of them sends with every tenth datagram.
+const OTHER_FLOWS: usize = 16;
+const OTHERS_EVERY: u64 = 10;
 const CHUNK_BYTES: usize = 16 * 1024;
 const SEED: u64 = 7;
 /// Datagrams that must arrive each way before traffic counts as flowing.
@@ -115,9 +119,17 @@ fn one_way(
 ) -> Arc<Arrivals> {
     let silence = Mutex::new(Silence { latest: Instant::now(), longest: Duration::ZERO });
     let arrivals = Arc::new(Arrivals { datagrams: AtomicU64::new(0), silence });
-    let receiver = receiver(to, address);
-    let sender = from.enter(|| sender(receiver.local_addr().expect("a bound socket has an address")));
-    threads.push(spawn(stopped, move |stopped| send_datagrams(&sender, stopped)));
+    let [receiver, sink] = [receiver(to, address), receiver(to, address)];
+    let [measured, unmeasured] =
+        [&receiver, &sink].map(|socket| socket.local_addr().expect("a bound socket has an address"));
+    // Entering a network takes long.
+    let (sender, others) = from.enter(|| (sender(measured), [(); OTHER_FLOWS].map(|()| sender(unmeasured))));
+    threads.push(spawn(stopped, move |stopped| {
+        let sent = send_datagrams(&sender, &others, stopped);
+        // Nobody reads from it, but while it is there nobody is told that it is not.
+        drop(sink);
+        sent
+    }));
     let arriving = Arc::clone(&arrivals);
     threads.push(spawn(stopped, move |stopped| arriving.receive(&receiver, stopped)));
     arrivals
@@ -158,11 +170,14 @@ fn read_content(mut stream: TcpStream) -> u64 {
     }
 }
 
-fn send_datagrams(socket: &UdpSocket, stopped: &AtomicBool) -> u64 {
+fn send_datagrams(socket: &UdpSocket, others: &[UdpSocket], stopped: &AtomicBool) -> u64 {
     let mut sent = 0_u64;
     while !stopped.load(Ordering::Relaxed) {
         // That it cannot be sent for now is what a test may be about.
         let _ = socket.send(&sent.to_be_bytes());
+        if sent.is_multiple_of(OTHERS_EVERY) {
+            let _ = others[(sent / OTHERS_EVERY) as usize % others.len()].send(&sent.to_be_bytes());
+        }
         sent += 1;
         thread::sleep(SEND_EVERY);
     }

@@ -102,7 +102,7 @@ pub const REKEY_RECORDS_MAX: u64 = RECORDS_PER_EPOCH_MAX / 2;
 
 /// Rekeyings that a peer may begin at once on one lane, each a few Diffie-Hellman operations of ours: thousands of short
 /// epochs are for tests.
-pub const REKEYS_BURST_MAX: u32 = 1000;
+pub const REKEYS_BURST_MAX: u32 = 2000;
 /// And per second after that: 64 lanes of a peer that does nothing else keep a core busy for a third of its time.
 pub const REKEYS_PER_SECOND_MAX: u32 = 50;
 /// Rekeyings that we begin at once on one lane: a tenth less, as clocks differ and the network gathers messages.

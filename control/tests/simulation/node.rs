@@ -108,9 +108,11 @@ impl Node {
         let [own, other] = if (number == 0) == is_lower { ids } else { [ids[1], ids[0]] };
         let peer =
             PeerSettings { name: String::new(), id: other, addresses: Vec::new(), routes: Vec::new(), carrier: None };
-        let mut instance = [0; 16];
+        let (mut instance, mut lane_ids_from) = ([0; 16], [0; 4]);
         random.fill(&mut instance);
-        let us = Us { id: own, instance, features: Features::AES_128_GCM, workers, port: 8100 };
+        random.fill(&mut lane_ids_from);
+        let lane_ids_from = u32::from_le_bytes(lane_ids_from);
+        let us = Us { id: own, instance, lane_ids_from, features: Features::AES_128_GCM, workers, port: 8100 };
         let mut secrets = Random(random.next());
         Self {
             life,

@@ -316,7 +316,7 @@ fn rekey_without_end(begins: usize, seconds: u64, is_limited: bool) -> (u64, Opt
     let mut ends = pair(start);
     for ms in 0..1000 * seconds {
         let now = start + Duration::from_millis(ms);
-        for _ in 0..if ms == 0 { 2000 } else { 1 } {
+        for _ in 0..if ms == 0 { 3000 } else { 1 } {
             if !is_limited {
                 ends[begins].rekey.ours = Bucket::new(1, 1, now);
                 ends[begins].rekey.is_delayed = false;

@@ -14,7 +14,7 @@
 //! unconnected UDP *listener*; it sees everything that no connected socket wants: probes, first Initials, and whatever
 //! strangers send, which gets no answer. An established lane's socket is bound to the same address and port and
 //! connected, so the kernel gives it its own datagrams. When its peer moves they come to the listener again, and
-//! [`movement`] helps the lane after it. [`tls`] says who may be on the other side.
+//! `movement` helps the lane after it. [`tls`] says who may be on the other side.
 
 mod dispatch;
 mod drops;

@@ -43,8 +43,6 @@ pub enum DropReason {
     Replayed,
     /// The record is authentic but its frames make no sense: the peer is broken.
     FrameMalformed,
-    /// A frame of a kind this version does not know or did not agree on.
-    FrameUnsupported,
     /// An echo request beyond those a lane answers: the peer asks too often.
     EchoLimited,
     /// A fragment of a packet whose other fragments did not arrive in time, or contradict it.
@@ -65,7 +63,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 25] = [
         Self::OutboundMalformed,
         Self::NoRoute,
         Self::NoLane,
@@ -83,7 +81,6 @@ impl DropReason {
         Self::Unauthentic,
         Self::Replayed,
         Self::FrameMalformed,
-        Self::FrameUnsupported,
         Self::EchoLimited,
         Self::FragmentIncomplete,
         Self::CeNotEct,
@@ -117,7 +114,6 @@ impl DropReason {
             Self::Unauthentic => "unauthentic",
             Self::Replayed => "replayed",
             Self::FrameMalformed => "frame_malformed",
-            Self::FrameUnsupported => "frame_unsupported",
             Self::EchoLimited => "echo_limited",
             Self::FragmentIncomplete => "fragment_incomplete",
             Self::CeNotEct => "ce_not_ect",

@@ -120,8 +120,8 @@ impl<E: Engine> Worker<E> {
     }
 
     /// A datagram that control has had first, because it came before the lane did or to the listener: the same as any
-    /// other, but not in a buffer of ours, and an answer in it says nothing of any path of the lane. Of an authentic record, returns whether it is the newest so far or asks
-    /// something.
+    /// other, but not in a buffer of ours, and an answer in it says nothing of any path of the lane. Of an authentic record,
+    /// returns whether it is the newest so far or asks something.
     pub(super) fn handle_loose(&mut self, slot: SocketSlot, mut datagram: Vec<u8>, now: Instant) -> Option<bool> {
         let lane = self.state.lanes.get_mut(slot)?;
         let snapshot = &self.state.snapshot;
@@ -184,7 +184,7 @@ impl<E: Engine> Worker<E> {
         if let Some(lane) = self.state.lanes.get_mut(slot) {
             lane.connection.close(now, code, reason);
             let Worker { ring, .. } = self;
-            // A lost close costs the peer its idle timeout, nothing more.
+            // If it is lost, the peer finds out by itself: from silence, or from what control says when it is asked.
             lane.connection.drive(now, |datagram| drop(ring.send_now(slot, datagram)));
         }
         self.remove_lane(slot, end)

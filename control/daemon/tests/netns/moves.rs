@@ -337,7 +337,9 @@ fn a_lane_that_ends_while_only_one_end_sends_is_made_anew_soon_after_the_path_is
         let silence = arrivals.silence_of(&format!("nothing passes for {BLACKOUT:?}, only {from:?} sends"), || {
             for router in &routers {
                 router.run("nft add table netdev lab");
-                router.run("nft add chain netdev lab dark { type filter hook ingress device underlay priority 0 ; policy drop ; }");
+                router.run(
+                    "nft add chain netdev lab dark { type filter hook ingress device underlay priority 0 ; policy drop ; }",
+                );
             }
             std::thread::sleep(BLACKOUT);
             routers.iter().for_each(|router| drop(router.run("nft delete table netdev lab")));

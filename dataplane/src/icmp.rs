@@ -1,9 +1,8 @@
 //! Telling senders that their packets are too big for the path (RFC 792 and 1191, RFC 4443), pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant};
 
-use ringlane_shared::limits::{INNER_MTU_MIN, TOO_BIG_BURST, TOO_BIG_PER_SECOND};
+use ringlane_shared::limits::INNER_MTU_MIN;
 use ringlane_shared::packet::PacketHeader;
 use ringlane_shared::packet::checksum::Sum;
 use ringlane_shared::packet::ip::{IPV4_HEADER_BYTES_MIN, IPV6_HEADER_BYTES, protocol};
@@ -146,39 +145,6 @@ fn write_icmp(icmp: &mut [u8], kind: [u8; 2], mtu: u32, quoted: &[u8], sum: Sum)
     icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// How many senders may be told: a bucket of [`TOO_BIG_BURST`] that fills by [`TOO_BIG_PER_SECOND`].
-///
-/// Owner: one worker.
-#[derive(Debug)]
-pub(crate) struct Limiter {
-    left: u32,
-    counted: Option<Instant>,
-}
-
-impl Default for Limiter {
-    fn default() -> Self {
-        Self { left: TOO_BIG_BURST, counted: None }
-    }
-}
-
-impl Limiter {
-    /// Whether one more may be told now.
-    pub(crate) fn allows(&mut self, now: Instant) -> bool {
-        let step = Duration::from_secs(1) / TOO_BIG_PER_SECOND;
-        let counted = *self.counted.get_or_insert(now);
-        let steps = now.saturating_duration_since(counted).as_nanos() / step.as_nanos();
-        if steps > 0 {
-            let steps = u32::try_from(steps).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(steps).min(TOO_BIG_BURST);
-            // What is less than a step counts for the next one, unless the bucket is full anyway.
-            self.counted = Some(if self.left == TOO_BIG_BURST { now } else { counted + step * steps });
-        }
-        let allows = self.left > 0;
-        self.left -= u32::from(allows);
-        allows
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,17 +251,5 @@ mod tests {
         assert_eq!(Oversized::of(&packet(1280), 1200), Oversized::Cut);
         assert_eq!(Oversized::of(&packet(1281), 1200), Oversized::Told { mtu: 1280 });
         assert_eq!(Oversized::of(&packet(1500), 1400), Oversized::Told { mtu: 1400 });
-    }
-
-    #[test]
-    fn a_burst_is_told_and_then_so_many_a_second() {
-        let start = Instant::now();
-        let mut limiter = Limiter::default();
-        let mut count = |at: Duration| (0..1000).filter(|_| limiter.allows(start + at)).count();
-        assert_eq!(count(Duration::ZERO), TOO_BIG_BURST as usize);
-        assert_eq!(count(Duration::from_millis(100)), TOO_BIG_PER_SECOND as usize / 10);
-        assert_eq!(count(Duration::from_millis(105)), 0);
-        assert_eq!(count(Duration::from_millis(110)), 1);
-        assert_eq!(count(Duration::from_secs(3600)), TOO_BIG_BURST as usize);
     }
 }

@@ -29,12 +29,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringlane_shared::bucket::Bucket;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
-use ringlane_shared::lane::bucket::Bucket;
 use ringlane_shared::limits::{
-    COMMAND_BUDGET, HAND_OVER_BUDGET, INNER_MTU_MAX, SENDS_IN_FLIGHT, STRAYS_BURST, STRAYS_PER_SECOND, TURN_BYTES,
-    TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT, UNTOLD_MAX,
+    COMMAND_BUDGET, HAND_OVER_BUDGET, INNER_MTU_MAX, SENDS_IN_FLIGHT, STRAYS_BURST, STRAYS_PER_SECOND, TOO_BIG_BURST,
+    TOO_BIG_PER_SECOND, TURN_BYTES, TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT, UNTOLD_MAX,
 };
 use ringlane_shared::plane::{
     LaneEnd, Offload, OffloadState, Offloads, PeerCounters, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender,
@@ -49,7 +49,6 @@ use self::movement::Movement;
 use self::path::Paths;
 use crate::fragments::Fragments;
 use crate::hand_over::HandOver;
-use crate::icmp::Limiter;
 use crate::inbound::{OpenedRecord, Rebuilder};
 use crate::lane::Lanes;
 use crate::sys::ring::{Completion, Engine, FrozenBuffer, PacketRing, SocketSlot};
@@ -103,7 +102,7 @@ pub(crate) struct State {
     /// Room for one packet: a piece of a super-segment that is not written straight into a record.
     piece: Box<[u8]>,
     /// How many senders may be told that their packets are too big.
-    too_big: Limiter,
+    too_big: Bucket,
     /// Lanes to be driven now; kept to keep its memory.
     due: Vec<SocketSlot>,
     /// The earliest QUIC deadline of all lanes.
@@ -136,7 +135,7 @@ impl State {
             paths: Paths::new(mtu, keep_alive),
             movement: Movement::default(),
             piece: vec![0; usize::from(INNER_MTU_MAX)].into(),
-            too_big: Limiter::default(),
+            too_big: Bucket::new(TOO_BIG_BURST, TOO_BIG_PER_SECOND, Instant::now()),
             due: Vec::new(),
             deadline: None,
             has_quic_news: false,

@@ -13,10 +13,12 @@
 //! | [`packet`] | inner packets: IP headers, checksums, flows |
 //! | [`lane`] | a lane's cryptography and its QUIC connection |
 //! | [`route`] | longest-prefix match from a destination to a peer |
-//! | [`path`] | candidates and the state machine that probes them |
+//! | [`path`] | candidates and the probes of them; what a lane's path carries, who answers on it, and when it is left |
+//! | [`bucket`] | how often something may happen |
 //! | [`plane`] | all that control and workers ever say to each other |
 #![forbid(unsafe_code)]
 
+pub mod bucket;
 pub mod config;
 pub mod drop_reason;
 pub mod id;

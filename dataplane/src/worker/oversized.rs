@@ -162,11 +162,31 @@ impl<E: Engine> Worker<E> {
         let mut bytes = [0; ANSWER_BYTES_MAX];
         let from = || (builtin_ipv4(&peer.id), builtin_ipv6(&peer.id));
         if let Some(length) = answer(packet, mtu, from, &mut bytes)
-            && too_big.allows(*now)
+            && too_big.take(*now)
         {
             // Whoever is not told will be with the next packet.
             let _ = self.ring.tun_write_now(&bytes[..length], VnetHeader::default());
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use ringlane_shared::bucket::Bucket;
+    use ringlane_shared::limits::{TOO_BIG_BURST, TOO_BIG_PER_SECOND};
+
+    #[test]
+    fn a_burst_is_told_and_then_so_many_a_second() {
+        let start = Instant::now();
+        let mut limiter = Bucket::new(TOO_BIG_BURST, TOO_BIG_PER_SECOND, start);
+        let mut count = |at: Duration| (0..1000).filter(|_| limiter.take(start + at)).count();
+        assert_eq!(count(Duration::ZERO), TOO_BIG_BURST as usize);
+        assert_eq!(count(Duration::from_millis(100)), TOO_BIG_PER_SECOND as usize / 10);
+        assert_eq!(count(Duration::from_millis(105)), 0);
+        assert_eq!(count(Duration::from_millis(110)), 1);
+        assert_eq!(count(Duration::from_secs(3600)), TOO_BIG_BURST as usize);
     }
 }

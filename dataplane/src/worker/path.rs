@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use ringlane_shared::bucket::Bucket;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::limits::{
     ECHO_REPLIES_PER_SECOND, ECHOES_ASKED_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, datagram_bytes_max,
@@ -90,7 +91,8 @@ impl Paths {
 /// What is known of a lane's path, and what was asked on it.
 #[derive(Debug)]
 pub(crate) struct LanePath {
-    allowance: Allowance,
+    /// Requests of the peer that may still be answered.
+    allowance: Bucket,
     rtt: Rtt,
     mtu: PathMtu,
     liveness: Liveness,
@@ -157,7 +159,7 @@ impl<E: Engine> Worker<E> {
         // Without chance every lane would ask at the same time; nothing worse.
         let chance = self.draw_token().unwrap_or_default();
         LanePath {
-            allowance: Allowance::new(now),
+            allowance: Bucket::new(ECHO_REPLIES_PER_SECOND, ECHO_REPLIES_PER_SECOND, now),
             rtt: Rtt::default(),
             mtu: PathMtu::new(header_bytes, ceiling, self.ring.route_mtu(slot), now),
             liveness: Liveness::new(self.state.paths.keep_alive, chance, now),
@@ -488,33 +490,6 @@ impl Tokens {
     }
 }
 
-/// How many requests of a lane may still be answered: [`ECHO_REPLIES_PER_SECOND`], and as many at once.
-#[derive(Debug)]
-struct Allowance {
-    left: u32,
-    since: Instant,
-}
-
-impl Allowance {
-    fn new(now: Instant) -> Self {
-        Self { left: ECHO_REPLIES_PER_SECOND, since: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        const EACH: Duration = Duration::from_nanos(1_000_000_000 / ECHO_REPLIES_PER_SECOND as u64);
-        let earned = now.saturating_duration_since(self.since).as_nanos() / EACH.as_nanos();
-        if earned > 0 {
-            self.left = ECHO_REPLIES_PER_SECOND.min(self.left + earned.min(ECHO_REPLIES_PER_SECOND.into()) as u32);
-            self.since = if self.left == ECHO_REPLIES_PER_SECOND { now } else { self.since + EACH * earned as u32 };
-        }
-        self.left = match self.left.checked_sub(1) {
-            Some(left) => left,
-            None => return false,
-        };
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -522,7 +497,7 @@ mod tests {
     #[test]
     fn a_lane_answers_so_many_requests_at_once_and_per_second_and_no_more() {
         let start = Instant::now();
-        let mut allowance = Allowance::new(start);
+        let mut allowance = Bucket::new(ECHO_REPLIES_PER_SECOND, ECHO_REPLIES_PER_SECOND, start);
         let mut answered = |at: Duration| (0..1000).filter(|_| allowance.take(start + at)).count();
         assert_eq!(answered(Duration::ZERO), 256);
         assert_eq!(answered(Duration::from_millis(500)), 128);

@@ -3,9 +3,8 @@
 //! [`connection`] is its QUIC connection without a socket; control drives it through the handshake, then its worker
 //! does; [`congestion`] keeps it out of the way of what it carries. The first [`keys`] come from that connection's TLS
 //! exporter, those of each later [`epoch`] from a handshake on its stream, whose course is [`rekey`]'s and whose
-//! cryptography is `noise` over aws-lc, and how often is a [`bucket`]'s; [`seal`] and [`replay`] turn keys into records.
+//! cryptography is `noise` over aws-lc; [`seal`] and [`replay`] turn keys into records.
 
-pub mod bucket;
 pub mod congestion;
 pub mod connection;
 pub mod epoch;

@@ -29,9 +29,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::bucket::Bucket;
 use super::epoch::{EpochError, EpochSecrets, Handshake, NOISE_MESSAGE_BYTES, Randomness};
 use super::keys::{DirectionKey, LaneKeys, Role};
+use crate::bucket::Bucket;
 use crate::limits::{REKEYS_BEGUN_BURST, REKEYS_BEGUN_PER_SECOND, REKEYS_BURST_MAX, REKEYS_PER_SECOND_MAX};
 use crate::plane::RekeyLimits;
 use crate::wire::rekey::{MessageError, MessageReader, RekeyMessage};

@@ -4,6 +4,11 @@
 //! use) is, before the TUN interface is made. What is made hangs on that interface, so the end of the process, however
 //! it comes, takes it all away. Signals are caught from the beginning: one that comes during start-up ends it in order.
 
+mod addresses;
+mod admin;
+mod batches;
+mod lanes;
+mod links;
 mod start;
 
 use std::collections::BTreeMap;
@@ -15,25 +20,21 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use ipnet::IpNet;
 use libp2p::identity::Keypair;
 use ringlane_shared::config::Settings;
-use ringlane_shared::id::{LaneIndex, PeerId, PeerIndex, WorkerId};
-use ringlane_shared::limits::PLANE_QUEUE_MESSAGES;
+use ringlane_shared::id::{PeerId, PeerIndex, WorkerId};
 use ringlane_shared::plane::{
-    CarrierChoice, LaneCarrier, LaneChange, LaneEnd, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, QueueFull,
-    WorkerCounters,
+    PacketBatch, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender, QueueFull, ToControl, WorkerCounters,
 };
-use ringlane_shared::wire::offer::{Answer, LENGTH_PREFIX_BYTES, Offer, OfferError, RefusalReason};
+use ringlane_shared::wire::offer::{LENGTH_PREFIX_BYTES, OfferError};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::addresses::ListenPlan;
-use crate::admin::{AdminCommand, AdminError, AdminRequest, AdminServer};
-use crate::coordinator::link::Link;
-use crate::coordinator::{AskFailure, AskId, Coordinator, Intent, LaneUp};
+use crate::admin::{AdminError, AdminRequest, AdminServer};
+use crate::coordinator::{AskId, Coordinator, Intent};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
-use crate::report::Reporter;
 use crate::signals::Signals;
 use crate::store::PeerCache;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent};
@@ -52,6 +53,8 @@ const NO_WATCHDOG: Duration = Duration::from_secs(3600);
 pub struct Workers {
     /// Orders, one queue per worker.
     pub commands: Vec<PlaneSender<PlaneCommand>>,
+    /// Packets for the TUN, one queue per worker; those of one peer go to one worker.
+    pub deliveries: Vec<PlaneSender<PacketBatch>>,
     /// What each did.
     pub counters: Vec<Arc<WorkerCounters>>,
 }
@@ -81,7 +84,7 @@ pub struct ControlConfig {
     /// The binary's version.
     pub version: &'static str,
     /// Makes the TUN interface and starts the workers; called once, after everything else has been found in order.
-    pub start_workers: Box<dyn FnOnce(PlaneSender<PlaneEvent>) -> Result<Workers, BoxError> + Send>,
+    pub start_workers: Box<dyn FnOnce(ToControl) -> Result<Workers, BoxError> + Send>,
     /// Passes notices on to the service manager.
     pub notify: Box<dyn Fn(Notice) + Send>,
     /// How often the service manager wants [`Notice::Watchdog`].
@@ -171,6 +174,9 @@ struct Control {
     workers: Workers,
     events: PlaneReceiver<PlaneEvent>,
     woken: Arc<Notify>,
+    /// Packets from the workers, for streams and services.
+    batches: PlaneReceiver<PacketBatch>,
+    batches_woken: Arc<Notify>,
     stopped: u64,
     admin: AdminServer,
     cache: PeerCache,
@@ -182,6 +188,7 @@ enum Happening {
     Node(NodeEvent),
     Lane(LaneOutcome),
     Plane,
+    Batches,
     Addresses,
     Admin(AdminRequest),
     Deadline,
@@ -207,6 +214,7 @@ impl Control {
                 event = self.node.next() => Happening::Node(event),
                 outcome = self.engine.next() => Happening::Lane(outcome),
                 () = self.woken.notified() => Happening::Plane,
+                () = self.batches_woken.notified() => Happening::Batches,
                 () = self.changes.next() => Happening::Addresses,
                 request = self.admin.next() => Happening::Admin(request),
                 () = wait_until(deadline) => Happening::Deadline,
@@ -219,6 +227,7 @@ impl Control {
                 Happening::Node(event) => self.handle_node(event, now),
                 Happening::Lane(outcome) => self.handle_lane(outcome, now),
                 Happening::Plane => self.handle_plane(now)?,
+                Happening::Batches => self.handle_batches(),
                 Happening::Addresses => self.handle_address_change(now).await,
                 Happening::Admin(request) => {
                     if self.handle_admin(request).await {
@@ -284,287 +293,8 @@ impl Control {
         })
     }
 
-    fn ask(&mut self, peer: PeerIndex, ask: AskId, offer: &Offer, now: Instant) {
-        let asked = match body(offer.to_message()) {
-            Ok(message) => self.settings.peers.get(peer.position()).and_then(|to| self.node.exchange(to.id, message)),
-            Err(error) => {
-                error!(%error, "our own offer is not valid");
-                None
-            }
-        };
-        match asked {
-            Some(exchange) => {
-                self.asks.insert(exchange, (peer, ask));
-            }
-            None => self.coordinator.handle_answer(peer, ask, Err(AskFailure::NotConnected), now),
-        }
-    }
-
     fn name(&self, peer: PeerIndex) -> &str {
         self.settings.peers.get(peer.position()).map_or("", |peer| peer.name.as_str())
-    }
-
-    fn handle_node(&mut self, event: NodeEvent, now: Instant) {
-        match event {
-            NodeEvent::PeerConnected { peer, remote, first, .. } => {
-                let Some(index) = self.coordinator.index_of(&peer) else { return };
-                if first && !self.node.is_thrown_out_by(&peer) {
-                    info!(peer = self.name(index), id = %peer, %remote, "connected");
-                }
-                self.coordinator.handle_connected(index, now);
-            }
-            NodeEvent::PeerDisconnected { peer } => {
-                let Some(index) = self.coordinator.index_of(&peer) else { return };
-                if !self.node.is_thrown_out_by(&peer) {
-                    info!(peer = self.name(index), id = %peer, "disconnected");
-                }
-                self.coordinator.handle_disconnected(index);
-            }
-            NodeEvent::OfferReceived { peer, token, message } => {
-                let Some(index) = self.coordinator.index_of(&peer) else { return };
-                match Offer::parse(&message) {
-                    Ok(offer) => {
-                        self.engine.set_candidates(index, &offer, now);
-                        self.coordinator.handle_offer(index, offer, token);
-                    }
-                    Err(error) => {
-                        warn!(peer = self.name(index), id = %peer, %error, "the peer's offer makes no sense");
-                        if let Ok(message) = body(Answer::Refused(RefusalReason::Unsupported).to_message()) {
-                            self.node.answer(token, message);
-                        }
-                    }
-                }
-            }
-            NodeEvent::OfferAnswered { id, result, .. } => {
-                let Some((peer, ask)) = self.asks.remove(&id) else { return };
-                let answer = match result {
-                    Ok(message) => Answer::parse(&message).map_err(|error| AskFailure::Exchange(error.to_string())),
-                    Err(error) => Err(AskFailure::Exchange(error.to_string())),
-                };
-                if let Ok(Answer::Offer(theirs)) = &answer {
-                    self.engine.set_candidates(peer, theirs, now);
-                }
-                self.coordinator.handle_answer(peer, ask, answer, now);
-            }
-            NodeEvent::ListenerFailed { address, error } => {
-                warn!(%address, error, "a listener failed");
-                self.plan_is_open = true;
-            }
-            NodeEvent::ConnectionClosed { .. } | NodeEvent::AddressesChanged => {}
-        }
-    }
-
-    fn handle_lane(&mut self, outcome: LaneOutcome, now: Instant) {
-        match outcome {
-            LaneOutcome::Established { worker, mut lane, handshake_at } => {
-                let (peer, index) = (lane.peer, lane.index);
-                let lacks_carrier =
-                    lane.carrier == CarrierChoice::Quic && lane.connection.datagram_bytes_max().is_none();
-                let up = LaneUp {
-                    serial: lane.serial,
-                    worker,
-                    local: lane.local,
-                    remote: lane.remote,
-                    since: now,
-                    handshake_at,
-                    gauges: Arc::clone(&lane.gauges),
-                };
-                let Some(commands) = self.workers.commands.get(worker.position()) else { return };
-                if commands.try_send(PlaneCommand::AddLane(lane)).is_err() {
-                    warn!(peer = self.name(peer), lane = %index, %worker, "the worker takes no lane");
-                    self.engine.handle_lane_ended(up.serial);
-                    let problem = format!("lane {index}: {worker} takes no lane");
-                    self.coordinator.handle_lane_failed(peer, index, problem, now);
-                    return;
-                }
-                info!(
-                    peer = self.name(peer),
-                    lane = %index,
-                    %worker,
-                    local = %up.local,
-                    remote = %up.remote,
-                    "lane up"
-                );
-                self.coordinator.handle_lane_up(peer, index, up);
-                if lacks_carrier {
-                    let problem = "carrier = \"quic\", but the peer takes no QUIC datagrams; records are used instead";
-                    warn!(peer = self.name(peer), lane = %index, problem, "not the configured carrier");
-                    self.coordinator.handle_problem(peer, problem.to_owned());
-                }
-            }
-            LaneOutcome::Failed { peer, index, reason } => {
-                let owner = index.owner(self.workers.commands.len() as u8);
-                let port = self.settings.dataplane.port.saturating_add(u16::from(owner.0));
-                let problem = format!("lane {index}, UDP port {port} here: {reason}");
-                // Each lane may fail at every try; the log tells of the first, status of the last.
-                if self.coordinator.link(peer).is_some_and(|link| link.problem().is_none()) {
-                    warn!(peer = self.name(peer), problem, "a lane is missing; trying again");
-                } else {
-                    debug!(peer = self.name(peer), problem, "a lane is missing");
-                }
-                self.coordinator.handle_lane_failed(peer, index, problem, now);
-            }
-            LaneOutcome::Order { worker, command } => {
-                // A worker that busy does without: whoever needs its lane to move says so again.
-                if let Some(commands) = self.workers.commands.get(worker.position()) {
-                    let _ = commands.try_send(command);
-                }
-            }
-        }
-    }
-
-    fn handle_plane(&mut self, now: Instant) -> Result<(), ControlError> {
-        for _ in 0..PLANE_QUEUE_MESSAGES {
-            let Some(event) = self.events.try_recv() else { return Ok(()) };
-            match event {
-                PlaneEvent::Adopted { worker, generation, retired } => {
-                    debug!(%worker, generation = generation.0, "tables adopted");
-                    drop(retired);
-                }
-                PlaneEvent::LaneEnded { serial, peer, index, end } => {
-                    self.engine.handle_lane_ended(serial);
-                    if self.coordinator.handle_lane_ended(peer, index, serial, now) {
-                        self.seek_if_lost(peer, &end);
-                        let end = match end {
-                            LaneEnd::Retired => "retired".to_owned(),
-                            LaneEnd::Worn => "its key has sealed as many records as it may".to_owned(),
-                            LaneEnd::TimedOut => "nothing heard from the peer".to_owned(),
-                            LaneEnd::ClosedByPeer => "closed by the peer".to_owned(),
-                            LaneEnd::Failed(error) => error,
-                        };
-                        info!(peer = self.name(peer), lane = %index, end, "lane down");
-                    }
-                }
-                PlaneEvent::LaneChanged { serial, peer, index, change } => {
-                    self.engine.handle_lane_changed(serial, change, now);
-                    if self.coordinator.handle_lane_changed(peer, index, serial, change) {
-                        self.log_lane_change(peer, index, change);
-                        self.seek_if_silent(peer, change);
-                    }
-                }
-                PlaneEvent::PathSeen { serial, local, from } => {
-                    self.engine.handle_path_seen(serial, local, from, now);
-                }
-                PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
-                PlaneEvent::Failed { worker, message } => {
-                    self.stopped |= 1 << worker.0;
-                    return Err(ControlError::WorkerFailed { worker, message });
-                }
-                PlaneEvent::Stopped { worker } => {
-                    self.stopped |= 1 << worker.0;
-                    return Err(ControlError::WorkerFailed { worker, message: "it stopped unasked".to_owned() });
-                }
-            }
-        }
-        // There may be more, and everybody else has waited long enough.
-        self.woken.notify_one();
-        Ok(())
-    }
-
-    /// Where all lanes of a link are silent, its connections have most likely gone the same way, but need much longer to
-    /// notice: the peer is looked for at once.
-    fn seek_if_silent(&mut self, peer: PeerIndex, change: LaneChange) {
-        let Some(settings) = self.settings.peers.get(peer.position()) else { return };
-        match change {
-            LaneChange::Silent if self.coordinator.link(peer).is_some_and(Link::is_silent) => {
-                self.node.seek(&settings.id, true);
-            }
-            LaneChange::Heard | LaneChange::Moved { .. } => self.node.seek(&settings.id, false),
-            _ => {}
-        }
-    }
-
-    /// A lane whose client has nothing to send may have ended here alone. It is the client's part to ask for another, and
-    /// it does when it has a new connection.
-    fn seek_if_lost(&mut self, peer: PeerIndex, end: &LaneEnd) {
-        let is_lost = matches!(end, LaneEnd::TimedOut) && self.coordinator.link(peer).is_some_and(Link::is_server);
-        if let Some(settings) = self.settings.peers.get(peer.position()).filter(|_| is_lost) {
-            self.node.seek(&settings.id, true);
-        }
-    }
-
-    fn log_lane_change(&self, peer: PeerIndex, lane: LaneIndex, change: LaneChange) {
-        let peer = self.name(peer);
-        match change {
-            LaneChange::Silent => info!(peer, %lane, "lane silent: the peer does not answer"),
-            LaneChange::Heard => info!(peer, %lane, "lane heard: the peer answers again"),
-            LaneChange::Moved { local, remote } => info!(peer, %lane, %local, %remote, "lane moved"),
-            LaneChange::PathMtu(bytes) => info!(peer, %lane, bytes, "path MTU found"),
-            LaneChange::Carrier(LaneCarrier::Quic) => {
-                info!(peer, %lane, "records do not pass, QUIC does: packets leave in QUIC datagrams, which is slower");
-            }
-            LaneChange::Carrier(LaneCarrier::Records) => info!(peer, %lane, "packets leave in records"),
-            LaneChange::RekeyOverdue => info!(peer, %lane, "new keys are overdue: the peer has no part in making them"),
-        }
-    }
-
-    async fn handle_address_change(&mut self, now: Instant) {
-        let host = match self.netlink.host_addresses().await {
-            Ok(host) => host,
-            Err(error) => {
-                warn!(%error, "cannot read the host's addresses");
-                self.plan_is_open = true;
-                return;
-            }
-        };
-        deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
-        let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);
-        if plan == self.plan && !self.plan_is_open {
-            return;
-        }
-        if plan != self.plan {
-            info!(addresses = ?plan.lanes, "the host's addresses have changed");
-        }
-        self.plan_is_open = false;
-        for error in self.node.set_listen_addresses(&plan.control) {
-            warn!("{error}");
-            self.plan_is_open = true;
-        }
-        for error in self.engine.set_local_addresses(&plan.lanes).err().unwrap_or_default() {
-            warn!("{error}");
-            self.plan_is_open = true;
-        }
-        for peer in self.engine.peers_with_lost_lanes() {
-            // Its connections have lost the same address.
-            if let Some(settings) = self.settings.peers.get(peer.position()) {
-                self.node.seek(&settings.id, true);
-            }
-        }
-        self.coordinator.set_addresses(&plan.lanes, now);
-        self.plan = plan;
-    }
-
-    /// Answers a client. Returns whether the node is to stop.
-    async fn handle_admin(&self, request: AdminRequest) -> bool {
-        match request.command {
-            AdminCommand::Status => {
-                let queue = self.netlink.transmit_queue(&self.settings.interface).await;
-                let queue = queue.inspect_err(|error| warn!(%error, "cannot read the TUN's queue")).ok();
-                request.reply.send(self.reporter().node(queue));
-            }
-            AdminCommand::Peers => request.reply.send(self.reporter().connections()),
-            AdminCommand::Routes => request.reply.send(self.reporter().routes()),
-            AdminCommand::Stop => {
-                request.reply.send(());
-                return true;
-            }
-        }
-        false
-    }
-
-    fn reporter(&self) -> Reporter<'_, ExchangeToken> {
-        Reporter {
-            settings: &self.settings,
-            id: self.id,
-            version: self.version,
-            started: self.started,
-            coordinator: &self.coordinator,
-            node: &self.node,
-            movement: self.engine.movement(),
-            listener_drops: self.engine.drops(),
-            workers: &self.workers.counters,
-            installed: &self.installed,
-        }
     }
 
     fn save_cache(&mut self) {

@@ -65,6 +65,7 @@ impl Site {
             allow_loopback: true,
             agent: "ringlane/test".into(),
             seed: u64::from(u32::from(self.ip)),
+            accepted: Vec::new(),
             resolver: Resolver::system(),
         }
     }

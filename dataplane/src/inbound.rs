@@ -306,7 +306,13 @@ mod tests {
     fn peer() -> PeerEntry {
         let mut sources = RouteTable::default();
         sources.insert("10.20.0.0/16".parse().unwrap(), ());
-        PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane: 1, counters: Arc::new([]) }
+        PeerEntry {
+            id: PeerId::random(),
+            sources: Arc::new(sources),
+            workers_with_lane: 1,
+            stream: None,
+            counters: Arc::new([]),
+        }
     }
 
     fn packet(source: [u8; 4], total: usize) -> Vec<u8> {

@@ -26,9 +26,11 @@ use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
 use ringlane_shared::id::WorkerId;
-use ringlane_shared::limits::{WORKERS_MAX, datagram_bytes_max};
-use ringlane_shared::plane::queue::plane_queue;
-use ringlane_shared::plane::{Engine, Offload, PlaneCommand, PlaneEvent, PlaneSender, WorkerCounters, WorkerSettings};
+use ringlane_shared::limits::{BATCH_QUEUE_MESSAGES, WORKERS_MAX, datagram_bytes_max};
+use ringlane_shared::plane::queue::{plane_queue, plane_queue_of};
+use ringlane_shared::plane::{
+    Engine, Offload, PacketBatch, PlaneCommand, PlaneEvent, PlaneSender, ToControl, WorkerCounters, WorkerSettings,
+};
 use thiserror::Error;
 use tracing::{debug, warn};
 
@@ -73,6 +75,9 @@ pub enum SpawnError {
 pub struct Dataplane {
     /// Orders to the workers, one queue each, at the position of their [`WorkerId`].
     pub commands: Vec<PlaneSender<PlaneCommand>>,
+    /// Packets for the TUN, one queue each at the same positions. Of one peer they go to one worker, so that they keep their
+    /// order.
+    pub deliveries: Vec<PlaneSender<PacketBatch>>,
     /// What each of them did, at the same positions.
     pub counters: Vec<Arc<WorkerCounters>>,
     threads: Vec<JoinHandle<()>>,
@@ -97,10 +102,10 @@ impl Dataplane {
 /// Starts one worker per queue of `tun`.
 ///
 /// Returns when all of them run; if one cannot, none does.
-pub fn spawn(tun: Tun, settings: &WorkerSettings, events: &PlaneSender<PlaneEvent>) -> Result<Dataplane, SpawnError> {
+pub fn spawn(tun: Tun, settings: &WorkerSettings, control: &ToControl) -> Result<Dataplane, SpawnError> {
     match choose(settings.engine)? {
-        chosen @ Engine::Epoll => spawn_on::<Epoll>(chosen, tun, settings, events),
-        chosen => spawn_on::<Uring>(chosen, tun, settings, events),
+        chosen @ Engine::Epoll => spawn_on::<Epoll>(chosen, tun, settings, control),
+        chosen => spawn_on::<Uring>(chosen, tun, settings, control),
     }
 }
 
@@ -108,7 +113,7 @@ fn spawn_on<E: sys::ring::Engine>(
     engine: Engine,
     tun: Tun,
     settings: &WorkerSettings,
-    events: &PlaneSender<PlaneEvent>,
+    control: &ToControl,
 ) -> Result<Dataplane, SpawnError> {
     let WorkerSettings { mtu, hash_seed, ref cores, busy_poll, rekey, keep_alive, fragments, outer_marks, .. } =
         *settings;
@@ -125,16 +130,20 @@ fn spawn_on<E: sys::ring::Engine>(
     let wanted = tun.wanted;
     let offloads = probe_udp(tun.offloads).map_err(system(0))?;
 
-    let mut dataplane = Dataplane { commands: Vec::new(), counters: Vec::new(), threads: Vec::new() };
+    let mut dataplane =
+        Dataplane { commands: Vec::new(), deliveries: Vec::new(), counters: Vec::new(), threads: Vec::new() };
     let (started, starts) = mpsc::channel();
     for (worker, ((queue, wake), hand_over)) in tun.queues.into_iter().zip(wakes).zip(hand_overs).enumerate() {
         let waker = Arc::clone(&wake);
         let (sender, commands) = plane_queue(move || waker.wake());
+        let waker = Arc::clone(&wake);
+        let (delivery, delivered) = plane_queue_of(BATCH_QUEUE_MESSAGES, move || waker.wake());
         let counters = Arc::new(WorkerCounters::default());
         let egress = EgressQueue::new(mtu, outer_marks, clock.clone());
         dataplane.commands.push(sender);
+        dataplane.deliveries.push(delivery);
         dataplane.counters.push(Arc::clone(&counters));
-        let (events, report_start) = (events.clone(), started.clone());
+        let (control, report_start) = (control.clone(), started.clone());
         let core = (!cores.is_empty()).then(|| CoreId { id: cores[worker % cores.len()].into() });
         let id = WorkerId(worker as u8);
         let thread = std::thread::Builder::new().name(format!("ringlane-w{worker}")).spawn(move || {
@@ -157,7 +166,7 @@ fn spawn_on<E: sys::ring::Engine>(
             let _ = counters.engine.set(engine);
             let _ = report_start.send((worker, Ok(())));
             drop(report_start);
-            let reports = events.clone();
+            let reports = control.events.clone();
             let worker = Worker {
                 id,
                 mtu,
@@ -168,7 +177,9 @@ fn spawn_on<E: sys::ring::Engine>(
                 ring,
                 wake,
                 commands,
-                events,
+                delivered,
+                events: control.events,
+                batches: control.batches,
                 hand_over,
                 counters,
                 state: State::new(mtu, offloads, keep_alive, egress),

@@ -37,8 +37,8 @@ use ringlane_shared::limits::{
     TOO_BIG_PER_SECOND, TURN_BYTES, TURN_RECORDS, UDP_RECEIVES_IN_FLIGHT, UNTOLD_MAX,
 };
 use ringlane_shared::plane::{
-    LaneEnd, Offload, OffloadState, Offloads, PeerCounters, PlaneCommand, PlaneEvent, PlaneReceiver, PlaneSender,
-    RekeyLimits, Snapshot, WorkerCounters,
+    LaneEnd, Offload, OffloadState, Offloads, PacketBatch, PeerCounters, PlaneCommand, PlaneEvent, PlaneReceiver,
+    PlaneSender, RekeyLimits, Snapshot, WorkerCounters,
 };
 use tracing::warn;
 
@@ -71,7 +71,11 @@ pub(crate) struct Worker<E: Engine> {
     pub(crate) ring: PacketRing<E>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) commands: PlaneReceiver<PlaneCommand>,
+    /// Packets for the TUN that control has received.
+    pub(crate) delivered: PlaneReceiver<PacketBatch>,
     pub(crate) events: PlaneSender<PlaneEvent>,
+    /// Packets that control sends on.
+    pub(crate) batches: PlaneSender<PacketBatch>,
     pub(crate) hand_over: HandOver,
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) state: State,

@@ -14,6 +14,9 @@ use crate::limits::{LANE_ID_MAX, LANES_PER_LINK_MAX};
 pub struct PeerIndex(pub u16);
 
 impl PeerIndex {
+    /// In a route table: where the service network's addresses lead, which is no peer. There are fewer peers than that.
+    pub const SERVICES: Self = Self(u16::MAX);
+
     /// The index as a table position.
     pub fn position(self) -> usize {
         usize::from(self.0)

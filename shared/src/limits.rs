@@ -220,6 +220,12 @@ pub const LISTEN_ADDRESSES_MAX: usize = 32;
 
 /// Messages that may wait between control and one worker, each way.
 pub const PLANE_QUEUE_MESSAGES: usize = 1024;
+/// Batches of packets that wait in one queue between control and a worker: a millisecond at 30 Gbit/s.
+pub const BATCH_QUEUE_MESSAGES: usize = 64;
+/// Bytes of a batch of packets, beyond which a further one is begun.
+pub const BATCH_BYTES_MAX: usize = 66_000;
+/// Largest packet for a stream that takes whole packets only: Hyprspace's receivers crash of longer ones.
+pub const STREAM_PACKET_BYTES_MAX: usize = 1420;
 const _: () = assert!(PLANE_QUEUE_MESSAGES >= 2 * LANES_PER_LINK_MAX);
 
 /// Datagrams that may reach a lane's handshake before its socket is connected and are kept for its worker.

@@ -22,7 +22,7 @@ use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{
     CarrierChoice, EgressState, Engine, LaneChange, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent,
-    PlaneReceiver, Snapshot, WorkerSettings,
+    PlaneReceiver, Snapshot, ToControl, WorkerSettings,
 };
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, Offer, OfferSecret};
@@ -192,7 +192,8 @@ impl Side {
         ip(&format!("link set {interface} up mtu {MTU}"));
         ip(&format!("route add 10.{}.0.0/16 dev {interface}", 1 - number));
         let (sender, events) = plane_queue(|| {});
-        let dataplane = spawn(tun, &settings, &sender).unwrap();
+        let (batches, _) = plane_queue(|| {});
+        let dataplane = spawn(tun, &settings, &ToControl { events: sender, batches }).unwrap();
         Self { number, dataplane, events, counters: Arc::new([PeerCounters::default()]) }
     }
 
@@ -205,6 +206,7 @@ impl Side {
             id: PeerId::random(),
             sources: Arc::new(sources),
             workers_with_lane: 1,
+            stream: None,
             counters: Arc::clone(&self.counters),
         };
         let snapshot = Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] };

@@ -53,6 +53,7 @@ impl Publisher {
             id: peer.id,
             sources: Arc::clone(&peer.sources),
             workers_with_lane,
+            stream: None,
             counters: Arc::clone(&peer.counters),
         });
         Arc::new(Snapshot { generation: self.generation, routes: Arc::clone(&self.routes), peers: peers.collect() })

@@ -11,9 +11,10 @@ use ringlane_shared::config::Settings;
 use ringlane_shared::id::PeerId;
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::lane::keys::CipherChoice;
-use ringlane_shared::limits::ROUTES_MAX;
+use ringlane_shared::limits::{BATCH_QUEUE_MESSAGES, ROUTES_MAX};
 use ringlane_shared::path::candidate::AddressPolicy;
-use ringlane_shared::plane::queue::plane_queue;
+use ringlane_shared::plane::ToControl;
+use ringlane_shared::plane::queue::{plane_queue, plane_queue_of};
 use ringlane_shared::wire::offer::Features;
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -74,6 +75,7 @@ impl Control {
             allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
+            accepted: Vec::new(),
             resolver: Resolver::system(),
         })?;
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
@@ -100,7 +102,11 @@ impl Control {
         let woken = Arc::new(Notify::new());
         let wake = Arc::clone(&woken);
         let (sender, events) = plane_queue(move || wake.notify_one());
-        let workers = start_workers(sender).map_err(ControlError::Workers)?;
+        let batches_woken = Arc::new(Notify::new());
+        let wake = Arc::clone(&batches_woken);
+        let (batch_sender, batches) = plane_queue_of(BATCH_QUEUE_MESSAGES, move || wake.notify_one());
+        let to_control = ToControl { events: sender, batches: batch_sender };
+        let workers = start_workers(to_control).map_err(ControlError::Workers)?;
         let prepared = tokio::select! {
             biased;
             name = signals.next() => {
@@ -164,6 +170,8 @@ impl Control {
             workers,
             events,
             woken,
+            batches,
+            batches_woken,
             stopped: 0,
             admin,
             cache,

@@ -33,16 +33,22 @@ pub(super) struct Behaviour {
 }
 
 impl Behaviour {
-    pub(super) fn new(keypair: &Keypair, peers: &[PeerId], agent: String, mdns: bool) -> Self {
+    pub(super) fn new(
+        keypair: &Keypair,
+        peers: &[PeerId],
+        agent: String,
+        mdns: bool,
+        mut accepted: Vec<Accepted>,
+    ) -> Self {
         let identify = identify::Config::new(String::new(), keypair.public())
             .with_agent_version(agent)
             .with_push_listen_addr_updates(true)
             .with_cache_size(0);
-        let link = Accepted { name: exchange::PROTOCOL, inbound_per_peer_max: LINK_STREAMS_PER_PEER_MAX };
+        accepted.push(Accepted { name: exchange::PROTOCOL, inbound_per_peer_max: LINK_STREAMS_PER_PEER_MAX });
         Self {
             gate: Gate::new(peers.iter().copied()),
             limits: connection_limits::Behaviour::new(limits(peers.len())),
-            streams: Streams::new(vec![link]),
+            streams: Streams::new(accepted),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
             mdns: mdns.then(|| discovery(keypair)).flatten().into(),

@@ -33,6 +33,15 @@ const STRANGER_EVERY: u32 = 4;
 /// Who told us an address; the more trustworthy, the greater.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Source {
+    /// A delegated router.
+    #[expect(dead_code, reason = "delegated routing is yet to come")]
+    Routing,
+    /// The distributed hash table.
+    #[expect(dead_code, reason = "the DHT is yet to come")]
+    Dht,
+    /// Another configured peer.
+    #[expect(dead_code, reason = "peer exchange is yet to come")]
+    PeerExchange,
     /// The peer itself, over an authenticated connection.
     Identify,
     /// The cache of an earlier run.

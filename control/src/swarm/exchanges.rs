@@ -93,6 +93,11 @@ impl Exchanges {
         id
     }
 
+    /// Whether this stream is being opened for an exchange.
+    pub(super) fn has_opening(&self, open: OpenId) -> bool {
+        self.opening.contains_key(&open)
+    }
+
     /// Our stream is open, or could not be opened.
     pub(super) fn handle_opened(&mut self, open: OpenId, stream: Result<Stream, OpenError>) {
         let Some(Ask { peer, id, question }) = self.opening.remove(&open) else { return };
@@ -191,6 +196,7 @@ mod tests {
             let ours = Keypair::generate_ed25519();
             let id = ours.public().to_peer_id();
             let mut node = Node::new(NodeConfig {
+                accepted: Vec::new(),
                 keypair: ours,
                 peers: vec![(raw, Vec::new())],
                 cached: Vec::new(),

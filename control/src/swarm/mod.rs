@@ -38,3 +38,4 @@ pub use libp2p::swarm::ConnectionId;
 pub use listeners::{ListenError, ListenFault};
 pub use names::Resolver;
 pub use node::{KnownAddress, Node, NodeConfig, NodeError, NodeEvent};
+pub use streams::{Accepted, InboundStream, OpenId};

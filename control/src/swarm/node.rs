@@ -1,5 +1,7 @@
 //! [`Node`]: the swarm with everything around it, polled by the control loop.
 
+mod handling;
+
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -8,26 +10,25 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
-use libp2p::core::ConnectedPoint;
 use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, Swarm, SwarmEvent};
-use libp2p::{Multiaddr, identify, mdns, ping};
+use libp2p::swarm::{ConnectionId, Swarm};
+use libp2p::{Multiaddr, Stream, StreamProtocol};
 use ringlane_shared::id::PeerId;
-use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
+use ringlane_shared::limits::DIALED_ADDRESSES_MAX;
 use thiserror::Error;
 use tokio::time::Sleep;
 
 use super::address::{self, AddressPolicy};
-use super::behaviour::{Behaviour, BehaviourEvent};
-use super::connections::{ConnectionInfo, Connections, Direction};
-use super::dialer::{Dial, Dialer, STABLE_AFTER, Source};
-use super::exchange::{self, ExchangeError};
-use super::exchanges::{ExchangeId, ExchangeToken, Exchanges, Progress};
+use super::behaviour::Behaviour;
+use super::connections::{ConnectionInfo, Connections};
+use super::dialer::{Dial, Dialer, Source};
+use super::exchange::ExchangeError;
+use super::exchanges::{ExchangeId, ExchangeToken, Exchanges};
 use super::listeners::{ListenError, Listeners};
 use super::names::{self, Found, LookUps, Resolver};
 use super::problems::Problems;
-use super::streams::StreamEvent;
+use super::streams::{Accepted, InboundStream, OpenError, OpenId};
 use super::transport;
 
 /// After the last connection is gone, QUIC's close notices still have to leave.
@@ -47,6 +48,8 @@ pub struct NodeConfig {
     pub allow_loopback: bool,
     /// What identify tells peers we are: `ringlane/<version>`.
     pub agent: String,
+    /// Protocols whose inbound streams are given out as [`NodeEvent::StreamInbound`].
+    pub accepted: Vec<Accepted>,
     /// Spreads dials in time; should differ from node to node.
     pub seed: u64,
     /// Looks up names in the configured addresses.
@@ -109,6 +112,24 @@ pub enum NodeEvent {
         /// The answer.
         result: Result<Vec<u8>, ExchangeError>,
     },
+    /// A peer opened a stream of one of [`NodeConfig::accepted`].
+    StreamInbound {
+        /// Who.
+        peer: PeerId,
+        /// The connection it came on.
+        connection: ConnectionId,
+        /// Which of the protocols.
+        protocol: StreamProtocol,
+        /// The stream; it counts against the peer's bound until it is dropped.
+        stream: Box<InboundStream>,
+    },
+    /// A stream of [`Node::open_stream`] is open, or could not be opened.
+    StreamOpened {
+        /// Which.
+        id: OpenId,
+        /// The protocol agreed on, and the stream.
+        result: Result<(StreamProtocol, Box<Stream>), OpenError>,
+    },
     /// A listener has failed. If it has ended, [`Node::set_listen_addresses`] with the same addresses tries again.
     ListenerFailed {
         /// The address it was asked for.
@@ -159,7 +180,7 @@ impl Node {
         }
         let policy = AddressPolicy::new(config.allow_loopback);
         let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
-        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.mdns);
+        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.mdns, config.accepted);
         let transport = transport::build(&config.keypair, policy.clone())?;
         let settings = libp2p::swarm::Config::with_tokio_executor()
             .with_dial_concurrency_factor(const { dial_concurrency() })
@@ -220,6 +241,16 @@ impl Node {
     /// Answers a peer's question. A failure shows on the peer's side; here it is only logged.
     pub fn answer(&mut self, to: ExchangeToken, message: Vec<u8>) {
         self.exchanges.answer(to, message);
+    }
+
+    /// Opens a stream on one connection, offering `protocols` in this order. Ends in one [`NodeEvent::StreamOpened`].
+    pub fn open_stream(&mut self, connection: ConnectionId, protocols: Vec<StreamProtocol>) -> OpenId {
+        self.swarm.behaviour_mut().streams.open(connection, protocols)
+    }
+
+    /// The connection to talk to a peer on: its newest direct one, or else its newest relayed one.
+    pub fn best_connection(&self, peer: &PeerId) -> Option<&ConnectionInfo> {
+        self.connections.best(peer)
     }
 
     /// Looks for a peer though it is connected, or stops: for one whose lanes are all silent.
@@ -373,174 +404,6 @@ impl Node {
                 tracing::debug!(%peer, %error, "cannot dial");
                 self.dialer.handle_dial_ended(&peer);
             }
-        }
-    }
-
-    fn handle_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
-        match event {
-            SwarmEvent::Behaviour(event) => self.handle_behaviour(event),
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
-                self.handle_established(peer_id, connection_id, &endpoint, num_established.get() == 1);
-            }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
-                let cause = cause.map(|cause| cause.to_string()).unwrap_or_default();
-                tracing::debug!(peer = %peer_id, connection = %connection_id, cause, "connection closed");
-                self.handle_closed(peer_id, connection_id, num_established == 0);
-            }
-            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
-                self.handle_dial_error(connection_id, &error);
-            }
-            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => {
-                self.events.push_back(NodeEvent::AddressesChanged);
-            }
-            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
-                if let Some(address) = self.listeners.handle_closed(listener_id) {
-                    let error = reason.err().map_or("the listener ended".into(), |error| error.to_string());
-                    self.events.push_back(NodeEvent::ListenerFailed { address, error });
-                }
-                self.events.push_back(NodeEvent::AddressesChanged);
-            }
-            SwarmEvent::ListenerError { listener_id, error } => {
-                if let Some(address) = self.listeners.address_of(listener_id).cloned() {
-                    self.events.push_back(NodeEvent::ListenerFailed { address, error: error.to_string() });
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn handle_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint, first: bool) {
-        let now = Instant::now();
-        let connection = ConnectionInfo::new(id, peer, endpoint, now);
-        let remote = connection.remote.clone();
-        if self.dials.remove(&id).is_some() {
-            self.dialer.handle_dial_ended(&peer);
-        }
-        if connection.direction == Direction::Outbound && !connection.relayed {
-            self.dialer.handle_success(now, &peer, &remote);
-        }
-        self.dialer.handle_connected(now, &peer);
-        tracing::debug!(%peer, connection = %id, %remote, direction = ?connection.direction, "connected");
-        self.connections.insert(connection);
-        self.events.push_back(NodeEvent::PeerConnected { peer, connection: id, remote, first });
-    }
-
-    fn handle_closed(&mut self, peer: PeerId, id: ConnectionId, last: bool) {
-        let now = Instant::now();
-        if let Some(connection) = self.connections.remove(&peer, id) {
-            if !connection.relayed && self.dialer.knows(&peer, &connection.remote) {
-                self.dialer.handle_success(now, &peer, &connection.remote);
-            }
-            if last && now.duration_since(connection.established) < STABLE_AFTER {
-                self.problems.handle_thrown_out(peer);
-            }
-            self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
-        }
-        if last {
-            self.dialer.handle_disconnected(now, &peer);
-            self.events.push_back(NodeEvent::PeerDisconnected { peer });
-        }
-    }
-
-    fn handle_dial_error(&mut self, id: ConnectionId, error: &DialError) {
-        let Some(DialUnderWay { peer, named }) = self.dials.remove(&id) else { return };
-        self.dialer.handle_dial_ended(&peer);
-        if self.connections.best(&peer).is_none() {
-            self.problems.handle_dial_error(peer, error);
-        }
-        match error {
-            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
-                let bare = address::without_peer(address, &peer);
-                let known = named.iter().find(|(address, _)| bare.as_ref() == Ok(address)).map(|(_, name)| name);
-                if self.dialer.handle_stranger(&peer, known.unwrap_or(address)) {
-                    let address = bare.as_ref().unwrap_or(address);
-                    tracing::warn!(%peer, %address, "another node answers at this peer's address");
-                }
-            }
-            error => tracing::debug!(%peer, %error, "dial failed"),
-        }
-    }
-
-    fn handle_behaviour(&mut self, event: BehaviourEvent) {
-        match event {
-            BehaviourEvent::Streams(event) => self.handle_stream(event),
-            BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
-                self.handle_identify(peer_id, connection_id, &info.listen_addrs);
-            }
-            BehaviourEvent::Ping(ping::Event { peer, connection, result }) => match result {
-                Ok(rtt) => {
-                    if let Some(connection) = self.connections.get_mut(&peer, connection) {
-                        connection.rtt = Some(rtt);
-                        connection.confirm();
-                        self.problems.clear(&peer);
-                    }
-                }
-                Err(ping::Failure::Unsupported) => {}
-                Err(error) => {
-                    tracing::debug!(%peer, %connection, %error, "closing a connection that does not answer pings");
-                    self.swarm.close_connection(connection);
-                }
-            },
-            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
-                let now = Instant::now();
-                for (peer, address) in found {
-                    if self.policy.check(&address).is_ok() {
-                        self.dialer.add_address(now, &peer, &address, Source::Mdns);
-                    }
-                }
-            }
-            BehaviourEvent::Mdns(mdns::Event::Expired(gone)) => {
-                for (peer, address) in gone {
-                    self.dialer.expire_address(&peer, &address, Source::Mdns);
-                }
-            }
-            BehaviourEvent::Identify(_) => {}
-            BehaviourEvent::Gate(never) | BehaviourEvent::Limits(never) => match never {},
-        }
-    }
-
-    /// What a peer says its addresses are. One of them that is exactly where an inbound connection comes from is proven:
-    /// the peer dials from the port it listens on.
-    fn handle_identify(&mut self, peer: PeerId, connection: ConnectionId, addresses: &[Multiaddr]) {
-        let now = Instant::now();
-        for address in addresses.iter().take(KNOWN_ADDRESSES_PER_PEER_MAX) {
-            if self.policy.check(address).is_ok() {
-                self.dialer.add_address(now, &peer, address, Source::Identify);
-            }
-        }
-        let Some(connection) = self.connections.get_mut(&peer, connection) else { return };
-        connection.confirm();
-        self.problems.clear(&peer);
-        if connection.direction == Direction::Inbound && self.dialer.knows(&peer, &connection.remote) {
-            self.dialer.handle_success(now, &peer, &connection.remote);
-        }
-    }
-
-    fn handle_stream(&mut self, event: StreamEvent) {
-        match event {
-            StreamEvent::Inbound { peer, connection, protocol, stream } => {
-                if protocol == exchange::PROTOCOL {
-                    self.exchanges.handle_inbound(peer, connection, stream);
-                }
-            }
-            StreamEvent::Opened { id, protocol, stream } => {
-                tracing::trace!(%protocol, "stream opened");
-                self.exchanges.handle_opened(id, Ok(stream));
-            }
-            StreamEvent::OpenFailed { id, error } => self.exchanges.handle_opened(id, Err(error)),
-        }
-    }
-
-    fn handle_exchange(&mut self, progress: Progress) {
-        match progress {
-            Progress::Asked { peer, token, question } => {
-                self.events.push_back(NodeEvent::OfferReceived { peer, token, message: question });
-            }
-            Progress::Answered { peer, id, result } => {
-                self.events.push_back(NodeEvent::OfferAnswered { peer, id, result });
-            }
-            Progress::Failed { peer, error } => tracing::debug!(%peer, %error, "an exchange the peer began failed"),
-            Progress::Done => {}
         }
     }
 }

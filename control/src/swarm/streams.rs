@@ -10,10 +10,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
@@ -35,17 +38,37 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One protocol we accept.
 #[derive(Clone, Debug)]
-pub(super) struct Accepted {
+pub struct Accepted {
     /// Its name on the wire.
-    pub(super) name: StreamProtocol,
+    pub name: StreamProtocol,
     /// Streams of one peer that may be open at once; more are dropped.
-    pub(super) inbound_per_peer_max: usize,
+    pub inbound_per_peer_max: usize,
 }
 
 /// A stream a peer opened. Its place among the peer's streams is free again when this is dropped.
-pub(super) struct InboundStream {
+pub struct InboundStream {
     pub(super) stream: Stream,
     _permit: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for InboundStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for InboundStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
 }
 
 impl std::fmt::Debug for InboundStream {
@@ -54,9 +77,9 @@ impl std::fmt::Debug for InboundStream {
     }
 }
 
-/// Names one [`Streams::open`].
+/// Names one stream that is being opened; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(super) struct OpenId(u64);
+pub struct OpenId(u64);
 
 /// Why a stream could not be opened.
 #[derive(Debug, Error)]
@@ -72,7 +95,7 @@ pub enum OpenError {
     Closed,
     /// The connection failed.
     #[error("the connection failed: {0}")]
-    Io(#[source] std::io::Error),
+    Io(#[source] io::Error),
 }
 
 /// What happened to a stream.

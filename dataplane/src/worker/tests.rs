@@ -81,6 +81,8 @@ impl Bed {
         ring.arm_tun_read().unwrap();
         let (commands, received_commands) = plane_queue(|| {});
         let (sent_events, events) = plane_queue(|| {});
+        let (batches, _) = plane_queue(|| {});
+        let (_, delivered) = plane_queue(|| {});
         let hand_over = HandOver::between(&[Arc::clone(&wake)], MTU).pop().unwrap();
         let mut worker = Worker {
             id: WorkerId(0),
@@ -92,7 +94,9 @@ impl Bed {
             ring,
             wake,
             commands: received_commands,
+            delivered,
             events: sent_events,
+            batches,
             hand_over,
             counters: Arc::default(),
             state: State::new(MTU, offloads, Duration::from_secs(25), egress),
@@ -235,7 +239,8 @@ fn snapshot(counters: Arc<[PeerCounters]>) -> Snapshot {
     let (mut routes, mut sources) = (RouteTable::default(), RouteTable::default());
     routes.insert("10.20.0.0/16".parse().unwrap(), PEER);
     sources.insert("10.20.0.0/16".parse().unwrap(), ());
-    let peer = PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane: 1, counters };
+    let peer =
+        PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane: 1, stream: None, counters };
     Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] }
 }
 

@@ -3,9 +3,20 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::batch::PacketBatch;
 use super::counters::LaneCarrier;
+use super::queue::PlaneSender;
 use super::snapshot::Snapshot;
 use crate::id::{Generation, LaneIndex, LaneSerial, PeerIndex, WorkerId};
+
+/// Where workers send what is for control: one of each, for all of them.
+#[derive(Clone, Debug)]
+pub struct ToControl {
+    /// What happened.
+    pub events: PlaneSender<PlaneEvent>,
+    /// Packets that leave by control: by stream, or to the service network.
+    pub batches: PlaneSender<PacketBatch>,
+}
 
 /// One report from a worker to control.
 #[derive(Debug)]

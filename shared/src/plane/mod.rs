@@ -5,9 +5,12 @@
 //!  control ------------------------------------------> worker 0..N-1
 //!          <------------------------------------------
 //!            PlaneEvent   (bounded queue + wake-up)            one queue for all workers
+//!          <------------------------------------------
+//!            PacketBatch  (bounded queues + wake-up, both ways) what travels by stream or to services
 //!          <- - - - - - - counters: written by one worker, read by control at any time
 //! ```
 
+pub mod batch;
 pub mod command;
 pub mod counters;
 pub mod egress;
@@ -17,10 +20,11 @@ pub mod queue;
 pub mod settings;
 pub mod snapshot;
 
+pub use batch::{BatchEnd, BatchItem, BatchItemForm, PacketBatch, StreamForm};
 pub use command::{LaneHandOver, PassedOn, PlaneCommand, TrialPath};
 pub use counters::{LaneCarrier, LaneGauges, PeerCounters, WorkerCounters};
 pub use egress::{EgressGauges, EgressState};
-pub use event::{LaneChange, LaneEnd, PlaneEvent, Stray};
+pub use event::{LaneChange, LaneEnd, PlaneEvent, Stray, ToControl};
 pub use offload::{Offload, OffloadGauges, OffloadState, Offloads};
 pub use queue::{PlaneReceiver, PlaneSender, QueueFull};
 pub use settings::{CarrierChoice, Engine, OuterMarks, RekeyLimits, WorkerSettings};

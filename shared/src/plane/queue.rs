@@ -67,7 +67,15 @@ impl<T> PlaneReceiver<T> {
 /// Makes a queue of [`PLANE_QUEUE_MESSAGES`]; `wake` is called from the sender's thread after each message and must
 /// not block.
 pub fn plane_queue<T>(wake: impl Fn() + Send + Sync + 'static) -> (PlaneSender<T>, PlaneReceiver<T>) {
-    let (sender, receiver) = crossbeam_channel::bounded(PLANE_QUEUE_MESSAGES);
+    plane_queue_of(PLANE_QUEUE_MESSAGES, wake)
+}
+
+/// As [`plane_queue`], for so many messages.
+pub fn plane_queue_of<T>(
+    messages: usize,
+    wake: impl Fn() + Send + Sync + 'static,
+) -> (PlaneSender<T>, PlaneReceiver<T>) {
+    let (sender, receiver) = crossbeam_channel::bounded(messages);
     (PlaneSender { queue: sender, wake: Arc::new(wake) }, PlaneReceiver { queue: receiver })
 }
 

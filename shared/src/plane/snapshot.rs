@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::batch::StreamForm;
 use super::counters::PeerCounters;
 use crate::id::{Generation, PeerId, PeerIndex, WorkerId};
 use crate::route::RouteTable;
@@ -41,6 +42,8 @@ pub struct PeerEntry {
     pub sources: Arc<RouteTable<()>>,
     /// Bit w is set while worker w owns a lane to this peer.
     pub workers_with_lane: u64,
+    /// What the peer's stream takes while packets can reach it by the carrier `stream`; used while no worker owns a lane.
+    pub stream: Option<StreamForm>,
     /// One set of counters per worker, at the position of its [`WorkerId`]; lives as long as the process.
     pub counters: Arc<[PeerCounters]>,
 }
@@ -74,7 +77,13 @@ mod tests {
         let mut sources = RouteTable::default();
         sources.insert("100.64.1.2/32".parse().unwrap(), ());
         sources.insert("10.20.0.0/16".parse().unwrap(), ());
-        PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane, counters: Arc::new([]) }
+        PeerEntry {
+            id: PeerId::random(),
+            sources: Arc::new(sources),
+            workers_with_lane,
+            stream: None,
+            counters: Arc::new([]),
+        }
     }
 
     #[test]

@@ -37,10 +37,14 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
         keypair,
         workers,
         version: env!("CARGO_PKG_VERSION"),
-        start_workers: Box::new(move |events| {
+        start_workers: Box::new(move |to_control| {
             let tun = Tun::create(&interface, workers, worker_settings.offloads)?;
-            let spawned = ringlane_dataplane::spawn(tun, &worker_settings, &events)?;
-            let seen = Workers { commands: spawned.commands.clone(), counters: spawned.counters.clone() };
+            let spawned = ringlane_dataplane::spawn(tun, &worker_settings, &to_control)?;
+            let seen = Workers {
+                commands: spawned.commands.clone(),
+                deliveries: spawned.deliveries.clone(),
+                counters: spawned.counters.clone(),
+            };
             dataplane.send(spawned)?;
             Ok(seen)
         }),

@@ -1,0 +1,46 @@
+//! The host's addresses change.
+
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::{Control, deny_own};
+use crate::addresses::ListenPlan;
+
+impl Control {
+    pub(super) async fn handle_address_change(&mut self, now: Instant) {
+        let host = match self.netlink.host_addresses().await {
+            Ok(host) => host,
+            Err(error) => {
+                warn!(%error, "cannot read the host's addresses");
+                self.plan_is_open = true;
+                return;
+            }
+        };
+        deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
+        let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);
+        if plan == self.plan && !self.plan_is_open {
+            return;
+        }
+        if plan != self.plan {
+            info!(addresses = ?plan.lanes, "the host's addresses have changed");
+        }
+        self.plan_is_open = false;
+        for error in self.node.set_listen_addresses(&plan.control) {
+            warn!("{error}");
+            self.plan_is_open = true;
+        }
+        for error in self.engine.set_local_addresses(&plan.lanes).err().unwrap_or_default() {
+            warn!("{error}");
+            self.plan_is_open = true;
+        }
+        for peer in self.engine.peers_with_lost_lanes() {
+            // Its connections have lost the same address.
+            if let Some(settings) = self.settings.peers.get(peer.position()) {
+                self.node.seek(&settings.id, true);
+            }
+        }
+        self.coordinator.set_addresses(&plan.lanes, now);
+        self.plan = plan;
+    }
+}

@@ -1,0 +1,43 @@
+//! Answers to the command line.
+
+use tracing::warn;
+
+use super::Control;
+use crate::admin::{AdminCommand, AdminRequest};
+use crate::report::Reporter;
+use crate::swarm::ExchangeToken;
+
+impl Control {
+    /// Answers a client. Returns whether the node is to stop.
+    pub(super) async fn handle_admin(&self, request: AdminRequest) -> bool {
+        match request.command {
+            AdminCommand::Status => {
+                let queue = self.netlink.transmit_queue(&self.settings.interface).await;
+                let queue = queue.inspect_err(|error| warn!(%error, "cannot read the TUN's queue")).ok();
+                request.reply.send(self.reporter().node(queue));
+            }
+            AdminCommand::Peers => request.reply.send(self.reporter().connections()),
+            AdminCommand::Routes => request.reply.send(self.reporter().routes()),
+            AdminCommand::Stop => {
+                request.reply.send(());
+                return true;
+            }
+        }
+        false
+    }
+
+    fn reporter(&self) -> Reporter<'_, ExchangeToken> {
+        Reporter {
+            settings: &self.settings,
+            id: self.id,
+            version: self.version,
+            started: self.started,
+            coordinator: &self.coordinator,
+            node: &self.node,
+            movement: self.engine.movement(),
+            listener_drops: self.engine.drops(),
+            workers: &self.workers.counters,
+            installed: &self.installed,
+        }
+    }
+}

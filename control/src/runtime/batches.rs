@@ -1,0 +1,20 @@
+//! Packets from the workers that leave by control.
+
+use ringlane_shared::limits::BATCH_QUEUE_MESSAGES;
+use ringlane_shared::plane::BatchEnd;
+
+use super::Control;
+
+impl Control {
+    /// Gives each batch to who sends it on.
+    pub(super) fn handle_batches(&mut self) {
+        for _ in 0..BATCH_QUEUE_MESSAGES {
+            let Some(batch) = self.batches.try_recv() else { return };
+            match batch.end() {
+                BatchEnd::Peer(_) | BatchEnd::Services => drop(batch),
+            }
+        }
+        // There may be more, and everybody else has waited long enough.
+        self.batches_woken.notify_one();
+    }
+}

@@ -1,0 +1,80 @@
+//! What libp2p says of links: connections and offers.
+
+use std::time::Instant;
+
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::wire::offer::{Answer, Offer, RefusalReason};
+use tracing::{error, info, warn};
+
+use super::{Control, body};
+use crate::coordinator::{AskFailure, AskId};
+use crate::swarm::NodeEvent;
+
+impl Control {
+    pub(super) fn ask(&mut self, peer: PeerIndex, ask: AskId, offer: &Offer, now: Instant) {
+        let asked = match body(offer.to_message()) {
+            Ok(message) => self.settings.peers.get(peer.position()).and_then(|to| self.node.exchange(to.id, message)),
+            Err(error) => {
+                error!(%error, "our own offer is not valid");
+                None
+            }
+        };
+        match asked {
+            Some(exchange) => {
+                self.asks.insert(exchange, (peer, ask));
+            }
+            None => self.coordinator.handle_answer(peer, ask, Err(AskFailure::NotConnected), now),
+        }
+    }
+
+    pub(super) fn handle_node(&mut self, event: NodeEvent, now: Instant) {
+        match event {
+            NodeEvent::PeerConnected { peer, remote, first, .. } => {
+                let Some(index) = self.coordinator.index_of(&peer) else { return };
+                if first && !self.node.is_thrown_out_by(&peer) {
+                    info!(peer = self.name(index), id = %peer, %remote, "connected");
+                }
+                self.coordinator.handle_connected(index, now);
+            }
+            NodeEvent::PeerDisconnected { peer } => {
+                let Some(index) = self.coordinator.index_of(&peer) else { return };
+                if !self.node.is_thrown_out_by(&peer) {
+                    info!(peer = self.name(index), id = %peer, "disconnected");
+                }
+                self.coordinator.handle_disconnected(index);
+            }
+            NodeEvent::OfferReceived { peer, token, message } => {
+                let Some(index) = self.coordinator.index_of(&peer) else { return };
+                match Offer::parse(&message) {
+                    Ok(offer) => {
+                        self.engine.set_candidates(index, &offer, now);
+                        self.coordinator.handle_offer(index, offer, token);
+                    }
+                    Err(error) => {
+                        warn!(peer = self.name(index), id = %peer, %error, "the peer's offer makes no sense");
+                        if let Ok(message) = body(Answer::Refused(RefusalReason::Unsupported).to_message()) {
+                            self.node.answer(token, message);
+                        }
+                    }
+                }
+            }
+            NodeEvent::OfferAnswered { id, result, .. } => {
+                let Some((peer, ask)) = self.asks.remove(&id) else { return };
+                let answer = match result {
+                    Ok(message) => Answer::parse(&message).map_err(|error| AskFailure::Exchange(error.to_string())),
+                    Err(error) => Err(AskFailure::Exchange(error.to_string())),
+                };
+                if let Ok(Answer::Offer(theirs)) = &answer {
+                    self.engine.set_candidates(peer, theirs, now);
+                }
+                self.coordinator.handle_answer(peer, ask, answer, now);
+            }
+            NodeEvent::ListenerFailed { address, error } => {
+                warn!(%address, error, "a listener failed");
+                self.plan_is_open = true;
+            }
+            NodeEvent::StreamInbound { .. } | NodeEvent::StreamOpened { .. } => {}
+            NodeEvent::ConnectionClosed { .. } | NodeEvent::AddressesChanged => {}
+        }
+    }
+}

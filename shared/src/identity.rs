@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
 use libp2p_identity::{KeyType, Keypair, PublicKey};
 use multibase::Base;
 use thiserror::Error;
@@ -35,6 +36,49 @@ pub fn node_identifier(peer: &PeerId) -> [u8; 4] {
         identifier[position % 4] ^= byte;
     }
     identifier
+}
+
+/// Hyprspace's two-byte identifier of a service: `ff fe` with the name's bytes, each times its position, mixed in. A
+/// weak hash: the first character never matters, so names that differ only there are one service.
+pub fn service_id(name: &str) -> [u8; 2] {
+    let mut id = [0xff, 0xfe];
+    for (position, byte) in name.bytes().enumerate() {
+        id[position % 2] ^= byte.wrapping_mul(position as u8);
+    }
+    id
+}
+
+/// The network of all services of all nodes: a prefix that spells `hyprspsv`.
+pub fn service_network() -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::from(service_octets([0; 4], [0; 2])), 80)
+}
+
+/// The network of one node's services.
+pub fn services_of(peer: &PeerId) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::from(service_octets(node_identifier(peer), [0; 2])), 112)
+}
+
+/// The address of a node's service; it answers on every TCP port.
+pub fn service_address(peer: &PeerId, name: &str) -> Ipv6Addr {
+    Ipv6Addr::from(service_octets(node_identifier(peer), service_id(name)))
+}
+
+/// The node and service identifiers in an address, if it is one of a service.
+pub fn split_service_address(address: Ipv6Addr) -> Option<([u8; 4], [u8; 2])> {
+    match address.octets() {
+        [prefix @ .., n0, n1, n2, n3, s0, s1] if prefix == *SERVICE_PREFIX => Some(([n0, n1, n2, n3], [s0, s1])),
+        _ => None,
+    }
+}
+
+const SERVICE_PREFIX: &[u8; 10] = b"\xfd\x00hyprspsv";
+
+fn service_octets(node: [u8; 4], service: [u8; 2]) -> [u8; 16] {
+    let mut octets = [0; 16];
+    octets[..10].copy_from_slice(SERVICE_PREFIX);
+    octets[10..14].copy_from_slice(&node);
+    octets[14..].copy_from_slice(&service);
+    octets
 }
 
 /// The Ed25519 key pair that belongs to a 32-byte secret seed. Whoever draws the seed owns its randomness.
@@ -210,6 +254,39 @@ mod tests {
             hex(&parse_peer_id(ID_A).unwrap().to_bytes()),
             "002408011220c54934ddb79776e4f2130081ae1bf0ea2f4d488acee336cbc6770efd55910161"
         );
+    }
+
+    #[test]
+    fn services_have_the_identifiers_and_addresses_of_hyprspace() {
+        let vectors = [
+            ("", "fffe"),
+            ("a", "fffe"),
+            ("ab", "ff9c"),
+            ("ba", "ff9f"),
+            ("http", "17da"),
+            ("xttp", "17da"),
+            ("https", "dbda"),
+            ("ssh", "2f8d"),
+            ("www", "1189"),
+            ("example", "a3dd"),
+            ("www-local", "9382"),
+            ("gameserver", "6d71"),
+            ("deny", "23f0"),
+            ("svc", "3988"),
+        ];
+        for (name, id) in vectors {
+            assert_eq!(hex(&service_id(name)), id, "{name}");
+        }
+        // Positions count modulo 256.
+        assert_eq!(service_id(&"b".repeat(257)), service_id(&"b".repeat(256)));
+        let peer = parse_peer_id(ID_B).unwrap();
+        let address = service_address(&peer, "example");
+        assert_eq!(address.to_string(), "fd00:6879:7072:7370:7376:b497:d158:a3dd");
+        assert_eq!(service_network().to_string(), "fd00:6879:7072:7370:7376::/80");
+        assert_eq!(services_of(&peer).to_string(), "fd00:6879:7072:7370:7376:b497:d158:0/112");
+        assert!(service_network().contains(&address) && services_of(&peer).contains(&address));
+        assert_eq!(split_service_address(address), Some((node_identifier(&peer), service_id("example"))));
+        assert_eq!(split_service_address(builtin_ipv6(&peer)), None);
     }
 
     #[test]

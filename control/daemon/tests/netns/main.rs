@@ -9,6 +9,7 @@
 //! | [`stream`] | traffic that goes on while something happens, and its longest silence |
 //! | [`delay`] | an underlay that takes time |
 //! | [`wire`] | what an attacker on the underlay can do: watch, inject, send garbage |
+//! | [`interop`] | networks of Ringlane and Hyprspace nodes |
 //! | the others | the tests |
 //!
 //! `RINGLANE_TEST_ENGINE=epoll` runs the nodes of all of them on epoll.
@@ -33,6 +34,7 @@ mod cut;
 mod engine;
 mod fair;
 mod hijack;
+mod interop;
 mod lanes;
 mod lifecycle;
 mod loss;

@@ -8,8 +8,10 @@ use ipnet::IpNet;
 use ringlane_shared::config::{PeerSettings, Settings};
 use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
-use ringlane_shared::limits::{FRAME_HEADER_BYTES_MIN, QUIC_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES};
-use ringlane_shared::plane::{LaneCarrier, WorkerCounters};
+use ringlane_shared::limits::{
+    FRAME_HEADER_BYTES_MIN, QUIC_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, STREAM_PACKET_BYTES_MAX,
+};
+use ringlane_shared::plane::{LaneCarrier, StreamForm, WorkerCounters};
 
 use crate::admin::status::{
     Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo, NodeStatus,
@@ -105,7 +107,10 @@ impl<T> Reporter<'_, T> {
     }
 
     fn carrier(&self, peer: PeerIndex) -> Option<Carrier> {
-        let link = self.coordinator.link(peer).filter(|link| link.carries())?;
+        let link = self.coordinator.link(peer)?;
+        if !link.carries() {
+            return link.stream().map(|_| Carrier::Stream);
+        }
         // As long as one lane takes records, that is how most packets go.
         let by_quic = link.lanes().all(|(_, lane)| carrier_of(lane) == Carrier::Quic);
         Some(if by_quic { Carrier::Quic } else { Carrier::Lane })
@@ -117,6 +122,7 @@ impl<T> Reporter<'_, T> {
             link.iter().flat_map(|link| link.lanes()).map(|(index, lane)| lane_status(index.get(), lane)).collect();
         let carrier = self.carrier(index);
         let state = match (carrier, link.is_some_and(|link| link.is_connected())) {
+            (Some(Carrier::Stream), _) if self.is_relayed(&peer.id) => PeerState::Relayed,
             (Some(_), _) => PeerState::Direct,
             (None, true) => PeerState::Connecting,
             (None, false) => PeerState::Offline,
@@ -132,7 +138,10 @@ impl<T> Reporter<'_, T> {
             carrier,
             problem: unconnected.or_else(|| link?.problem()).map(str::to_owned),
             rtt_us: lanes.iter().filter_map(|lane| lane.rtt_us).min(),
-            mtu_bytes: carrier.map(|_| self.inner_mtu(&lanes)),
+            mtu_bytes: carrier.map(|carrier| match (carrier, link.and_then(|link| link.stream())) {
+                (Carrier::Stream, Some(form)) => stream_mtu(self.settings.dataplane.mtu, form),
+                _ => self.inner_mtu(&lanes),
+            }),
             lanes,
             packets_sent: 0,
             packets_received: 0,
@@ -142,6 +151,8 @@ impl<T> Reporter<'_, T> {
             records_received: 0,
             quic_datagrams_sent: 0,
             quic_datagrams_received: 0,
+            stream_packets_sent: 0,
+            stream_packets_received: 0,
             last_handshake_unix_s: last_handshake
                 .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
                 .map(|since| since.as_secs()),
@@ -149,6 +160,11 @@ impl<T> Reporter<'_, T> {
         };
         status.set_traffic(self.coordinator.counters(index));
         status
+    }
+
+    /// Whether a relay passes on the connection that new streams to a peer are opened on.
+    fn is_relayed(&self, peer: &PeerId) -> bool {
+        self.node.best_connection(peer).is_some_and(|connection| connection.relayed)
     }
 
     fn inner_mtu(&self, lanes: &[LaneStatus]) -> u16 {
@@ -189,6 +205,14 @@ fn inner_mtu(mtu: u16, fragments: bool, lanes: &[LaneStatus]) -> u16 {
     };
     let smallest = if fragments { None } else { lanes.iter().filter_map(whole).min() };
     smallest.map_or(mtu, |smallest| smallest.min(mtu))
+}
+
+/// The largest inner packet that a stream takes.
+fn stream_mtu(mtu: u16, form: StreamForm) -> u16 {
+    match form {
+        StreamForm::Whole => mtu.min(STREAM_PACKET_BYTES_MAX as u16),
+        StreamForm::Offloaded => mtu,
+    }
 }
 
 fn builtin_addresses(peer: &PeerId) -> Vec<IpAddr> {

@@ -23,6 +23,8 @@ pub enum DropReason {
     EgressFull,
     /// The packet's flow has kept a standing queue for too long (RFC 8289).
     EgressDelayed,
+    /// Control had no room for packets that leave by a peer's stream, or to services.
+    StreamFull,
     /// A lane's QUIC connection had no room left for DATAGRAM frames, because the peer has acknowledged nothing for long.
     /// Counts frames, each of which may hold several packets.
     QuicQueueFull,
@@ -63,7 +65,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::OutboundMalformed,
         Self::NoRoute,
         Self::NoLane,
@@ -72,6 +74,7 @@ impl DropReason {
         Self::SendBufferFull,
         Self::EgressFull,
         Self::EgressDelayed,
+        Self::StreamFull,
         Self::QuicQueueFull,
         Self::SendFailed,
         Self::EpochExhausted,
@@ -105,6 +108,7 @@ impl DropReason {
             Self::SendBufferFull => "send_buffer_full",
             Self::EgressFull => "egress_full",
             Self::EgressDelayed => "egress_delayed",
+            Self::StreamFull => "stream_full",
             Self::QuicQueueFull => "quic_queue_full",
             Self::SendFailed => "send_failed",
             Self::EpochExhausted => "epoch_exhausted",

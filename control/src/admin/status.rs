@@ -152,6 +152,12 @@ pub struct PeerStatus {
     /// QUIC DATAGRAM frames received from it.
     #[serde(default)]
     pub quic_datagrams_received: u64,
+    /// Those of the inner packets sent that left by a libp2p stream.
+    #[serde(default)]
+    pub stream_packets_sent: u64,
+    /// Those of the inner packets received that came by one.
+    #[serde(default)]
+    pub stream_packets_received: u64,
     /// When the newest lane's handshake was confirmed, in seconds since 1970.
     pub last_handshake_unix_s: Option<u64>,
     /// What was dropped of its traffic.
@@ -345,6 +351,8 @@ impl PeerStatus {
         self.records_received = sum(|counters| counters.records_received.get());
         self.quic_datagrams_sent = sum(|counters| counters.quic_datagrams_sent.get());
         self.quic_datagrams_received = sum(|counters| counters.quic_datagrams_received.get());
+        self.stream_packets_sent = sum(|counters| counters.stream_packets_sent.get());
+        self.stream_packets_received = sum(|counters| counters.stream_packets_received.get());
         self.drops = sum_drops(workers.iter().map(|counters| &counters.drops));
     }
 }
@@ -457,12 +465,14 @@ mod tests {
             records_received: 99,
             quic_datagrams_sent: 99,
             quic_datagrams_received: 99,
+            stream_packets_sent: 99,
+            stream_packets_received: 99,
             last_handshake_unix_s: None,
             drops: Drops::new(),
         };
         peer.set_traffic(&workers);
 
-        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
+        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"stream_packets_sent":0,"stream_packets_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
         assert_eq!(serde_json::to_string(&peer).unwrap(), expected);
     }
 }

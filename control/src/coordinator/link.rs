@@ -19,10 +19,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
-use ringlane_shared::plane::{LaneChange, LaneGauges};
+use ringlane_shared::plane::{LaneChange, LaneGauges, StreamForm};
 use ringlane_shared::wire::offer::{Answer, LaneSet, Offer, RefusalReason};
 use thiserror::Error;
 
+use super::publisher::Reach;
 use super::{AskId, Context, Intent};
 
 /// First pause before missing lanes are asked for again: short, for a lane whose keys are worn is missed at once.
@@ -91,6 +92,8 @@ pub struct Link {
     up: BTreeMap<LaneIndex, LaneUp>,
     /// The workers that others may send by way of: those with a lane, once the link has settled.
     announced: u64,
+    /// What its stream takes, if it has one.
+    stream: Option<StreamForm>,
     settle_at: Option<Instant>,
     asking: Option<(AskId, Offer)>,
     asked_at: Option<Instant>,
@@ -114,6 +117,7 @@ impl Link {
             setting_up: LaneSet::default(),
             up: BTreeMap::new(),
             announced: 0,
+            stream: None,
             settle_at: None,
             asking: None,
             asked_at: None,
@@ -150,7 +154,7 @@ impl Link {
         self.problem.as_deref()
     }
 
-    /// Whether packets of all workers reach the peer.
+    /// Whether packets of all workers reach the peer by lanes.
     pub fn carries(&self) -> bool {
         self.announced != 0
     }
@@ -160,9 +164,18 @@ impl Link {
         !self.up.is_empty() && self.up.values().all(|lane| lane.gauges.is_silent())
     }
 
-    /// Bit w is set while worker w owns one of the lanes, as far as the other workers are to know.
-    pub(super) fn workers_with_lane(&self) -> u64 {
-        self.announced
+    /// What the peer's stream takes, while packets can reach it by one. They do while [`Self::carries`] says no.
+    pub fn stream(&self) -> Option<StreamForm> {
+        self.stream
+    }
+
+    pub(super) fn set_stream(&mut self, stream: Option<StreamForm>) {
+        self.stream = stream;
+    }
+
+    /// By what packets reach the peer, as far as the workers are to know.
+    pub(super) fn reach(&self) -> Reach {
+        Reach { workers_with_lane: self.announced, stream: self.stream }
     }
 
     /// Brings what the other workers know up to date: at once when nothing more is expected, or a lane is gone.

@@ -20,7 +20,7 @@ use ringlane_shared::config::PeerSettings;
 use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerId, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::limits::{CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, PEERS_MAX};
-use ringlane_shared::plane::{LaneChange, PeerCounters, Snapshot};
+use ringlane_shared::plane::{LaneChange, PeerCounters, Snapshot, StreamForm};
 use ringlane_shared::wire::offer::{Answer, Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret};
 
 use self::link::Link;
@@ -275,6 +275,19 @@ impl<T> Coordinator<T> {
         known
     }
 
+    /// Packets can reach a peer by a stream that takes this, or no more. They do while it has no lane.
+    pub fn set_stream(&mut self, peer: PeerIndex, stream: Option<StreamForm>) {
+        self.with_link(peer, |link, _| link.set_stream(stream));
+        self.publish_if_changed();
+    }
+
+    /// Whether packets to the service network leave by control; else they lead nowhere, as they do at first.
+    pub fn set_services(&mut self, has_services: bool) {
+        if self.publisher.set_services(has_services) {
+            self.publish();
+        }
+    }
+
     /// The link to a peer, for status.
     pub fn link(&self, peer: PeerIndex) -> Option<&Link> {
         self.links.get(peer.position())
@@ -296,13 +309,14 @@ impl<T> Coordinator<T> {
     }
 
     fn publish(&mut self) {
-        let masks: Vec<_> = self.links.iter().map(Link::workers_with_lane).collect();
-        self.intents.push_back(Intent::Publish(self.publisher.publish(&masks)));
+        // Nobody has seen the last ones if nothing was carried out since.
+        self.intents.pop_back_if(|last| matches!(last, Intent::Publish(_)));
+        let reach = self.links.iter().map(Link::reach).collect();
+        self.intents.push_back(Intent::Publish(self.publisher.publish(reach)));
     }
 
     fn publish_if_changed(&mut self) {
-        let masks = self.links.iter().map(Link::workers_with_lane);
-        if !self.publisher.is_current(masks) {
+        if !self.publisher.is_current(self.links.iter().map(Link::reach)) {
             self.publish();
         }
     }
@@ -337,5 +351,64 @@ mod tests {
         }
         assert_eq!(lane_id_base(LANE_ID_BLOCKS - 1, PeerIndex(0)).get(), 0x00ff_ffc0);
         assert_eq!(lane_id_base(LANE_ID_BLOCKS - 1, PeerIndex(1)).get(), 0);
+    }
+
+    /// A coordinator of two peers without routes.
+    fn coordinator() -> Coordinator<()> {
+        let us = Us {
+            id: PeerId::random(),
+            instance: [0; 16],
+            lane_ids_from: 7,
+            features: Features::AES_128_GCM,
+            workers: 1,
+            port: 8100,
+        };
+        let peers = [(); 2].map(|()| PeerSettings {
+            id: PeerId::random(),
+            name: String::new(),
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            carrier: None,
+        });
+        Coordinator::new(us, &peers, Box::new(|bytes| bytes.fill(1)))
+    }
+
+    /// The only thing to be done: the tables to be published.
+    fn published(coordinator: &mut Coordinator<()>) -> Option<Arc<Snapshot>> {
+        let intent = coordinator.poll_intent()?;
+        assert!(coordinator.poll_intent().is_none());
+        let Intent::Publish(tables) = intent else { panic!("{intent:?}") };
+        Some(tables)
+    }
+
+    #[test]
+    fn a_stream_is_published_once_together_with_all_that_changed_meanwhile() {
+        let mut coordinator = coordinator();
+        let first = published(&mut coordinator).unwrap();
+        assert!(first.peers.iter().all(|peer| peer.stream.is_none()));
+        coordinator.set_stream(PeerIndex(1), None);
+        assert!(published(&mut coordinator).is_none());
+        coordinator.set_stream(PeerIndex(1), Some(StreamForm::Whole));
+        coordinator.set_stream(PeerIndex(0), Some(StreamForm::Offloaded));
+        coordinator.set_stream(PeerIndex(9), Some(StreamForm::Whole));
+        let tables = published(&mut coordinator).unwrap();
+        let streams: Vec<_> = tables.peers.iter().map(|peer| peer.stream).collect();
+        assert_eq!(streams, [Some(StreamForm::Offloaded), Some(StreamForm::Whole)]);
+        assert!(tables.generation > first.generation);
+        coordinator.set_stream(PeerIndex(1), None);
+        assert_eq!(published(&mut coordinator).unwrap().peers[1].stream, None);
+    }
+
+    #[test]
+    fn services_have_a_route_while_there_are_any() {
+        let mut coordinator = coordinator();
+        let service = "fd00:6879:7072:7370:7376:b497:d158:1".parse().unwrap();
+        assert_eq!(published(&mut coordinator).unwrap().routes.lookup(service), None);
+        for (has_services, peer) in [(true, Some(&PeerIndex::SERVICES)), (false, None)] {
+            coordinator.set_services(has_services);
+            coordinator.set_services(has_services);
+            assert_eq!(published(&mut coordinator).unwrap().routes.lookup(service), peer);
+        }
+        assert!(published(&mut coordinator).is_none());
     }
 }

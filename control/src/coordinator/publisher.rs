@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use ringlane_shared::config::PeerSettings;
 use ringlane_shared::id::{Generation, PeerId, PeerIndex};
-use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
-use ringlane_shared::plane::{PeerCounters, PeerEntry, Snapshot};
+use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, service_network};
+use ringlane_shared::plane::{PeerCounters, PeerEntry, Snapshot, StreamForm};
 use ringlane_shared::route::RouteTable;
 
 /// What of a peer does not change with its lanes.
@@ -16,11 +16,20 @@ struct Fixed {
     counters: Arc<[PeerCounters]>,
 }
 
+/// By what packets reach a peer: what of it changes while the node runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Reach {
+    /// Bit w is set while worker w owns a lane that others may send by way of.
+    pub(super) workers_with_lane: u64,
+    /// What its stream takes, while it has one.
+    pub(super) stream: Option<StreamForm>,
+}
+
 /// Numbers and builds snapshots. Owner: the coordinator.
 pub struct Publisher {
     routes: Arc<RouteTable<PeerIndex>>,
     peers: Vec<Fixed>,
-    published: Vec<u64>,
+    published: Vec<Reach>,
     generation: Generation,
 }
 
@@ -45,23 +54,34 @@ impl Publisher {
         Self { routes: Arc::new(routes), peers: fixed, published: Vec::new(), generation: Generation::default() }
     }
 
-    /// Builds the next generation; `workers_with_lane` has one bit mask per peer.
-    pub(super) fn publish(&mut self, workers_with_lane: &[u64]) -> Arc<Snapshot> {
+    /// Has the service network's addresses lead to it, or nowhere, from the next generation on. Returns whether that is
+    /// news.
+    pub(super) fn set_services(&mut self, has_services: bool) -> bool {
+        let routes = Arc::make_mut(&mut self.routes);
+        let before = match has_services {
+            true => routes.insert(IpNet::V6(service_network()), PeerIndex::SERVICES),
+            false => routes.remove(IpNet::V6(service_network())),
+        };
+        before.is_some() != has_services
+    }
+
+    /// Builds the next generation; `reach` has one entry per peer.
+    pub(super) fn publish(&mut self, reach: Vec<Reach>) -> Arc<Snapshot> {
         self.generation.0 += 1;
-        self.published = workers_with_lane.to_vec();
-        let peers = self.peers.iter().zip(workers_with_lane).map(|(peer, &workers_with_lane)| PeerEntry {
+        self.published = reach;
+        let peers = self.peers.iter().zip(&self.published).map(|(peer, reach)| PeerEntry {
             id: peer.id,
             sources: Arc::clone(&peer.sources),
-            workers_with_lane,
-            stream: None,
+            workers_with_lane: reach.workers_with_lane,
+            stream: reach.stream,
             counters: Arc::clone(&peer.counters),
         });
         Arc::new(Snapshot { generation: self.generation, routes: Arc::clone(&self.routes), peers: peers.collect() })
     }
 
-    /// Whether the newest generation says the same of all peers' lanes.
-    pub(super) fn is_current(&self, workers_with_lane: impl Iterator<Item = u64>) -> bool {
-        workers_with_lane.eq(self.published.iter().copied())
+    /// Whether the newest generation says the same of all peers.
+    pub(super) fn is_current(&self, reach: impl Iterator<Item = Reach>) -> bool {
+        reach.eq(self.published.iter().copied())
     }
 
     pub(super) fn generation(&self) -> Generation {

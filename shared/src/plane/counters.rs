@@ -55,11 +55,11 @@ impl DropCounters {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct PeerCounters {
-    /// Inner packets sealed and given to the kernel.
+    /// Inner packets sealed and given to the kernel, or given to control.
     pub packets_sent: Counter,
     /// Their bytes.
     pub bytes_sent: Counter,
-    /// Inner packets opened, admitted and given to the TUN.
+    /// Inner packets admitted and given to the TUN.
     pub packets_received: Counter,
     /// Their bytes.
     pub bytes_received: Counter,
@@ -71,6 +71,10 @@ pub struct PeerCounters {
     pub quic_datagrams_sent: Counter,
     /// DATAGRAM frames that arrived by lanes' QUIC connections.
     pub quic_datagrams_received: Counter,
+    /// Those of the packets sent that were given to control, for the peer's stream.
+    pub stream_packets_sent: Counter,
+    /// Those of the packets received that came by the peer's stream.
+    pub stream_packets_received: Counter,
     /// What was dropped of this peer's traffic.
     pub drops: DropCounters,
 }

@@ -73,16 +73,23 @@ fn peer_details(out: &mut String, peer: &PeerStatus) {
     for lane in &peer.lanes {
         detail(out, &format!("lane {}", lane.index), &lane_line(lane));
     }
-    detail(out, "sent", &traffic(peer.packets_sent, peer.records_sent, peer.quic_datagrams_sent));
-    detail(out, "received", &traffic(peer.packets_received, peer.records_received, peer.quic_datagrams_received));
+    let sent = traffic(peer.packets_sent, peer.records_sent, peer.quic_datagrams_sent, peer.stream_packets_sent);
+    let [records, datagrams] = [peer.records_received, peer.quic_datagrams_received];
+    let received = traffic(peer.packets_received, records, datagrams, peer.stream_packets_received);
+    detail(out, "sent", &sent);
+    detail(out, "received", &received);
     detail(out, "dropped", &drops(&peer.drops));
 }
 
-fn traffic(packets: u64, records: u64, quic_datagrams: u64) -> String {
-    match quic_datagrams {
-        0 => format!("{packets} packets in {records} records"),
-        _ => format!("{packets} packets in {records} records and {quic_datagrams} QUIC datagrams"),
+fn traffic(packets: u64, records: u64, quic_datagrams: u64, by_stream: u64) -> String {
+    let mut text = format!("{packets} packets in {records} records");
+    if quic_datagrams > 0 {
+        let _ = write!(text, " and {quic_datagrams} QUIC datagrams");
     }
+    if by_stream > 0 {
+        let _ = write!(text, ", {by_stream} of them by stream");
+    }
+    text
 }
 
 /// One aligned line; nothing if there is nothing to say.
@@ -224,6 +231,8 @@ mod tests {
             records_received: 0,
             quic_datagrams_sent: 0,
             quic_datagrams_received: 0,
+            stream_packets_sent: 0,
+            stream_packets_received: 0,
             last_handshake_unix_s: None,
             drops: Drops::new(),
         }
@@ -286,6 +295,8 @@ mod tests {
             records_received: 677,
             quic_datagrams_sent: 120,
             quic_datagrams_received: 0,
+            stream_packets_sent: 0,
+            stream_packets_received: 13,
             last_handshake_unix_s: Some(1_699_999_925),
             drops: Drops::from([("replayed".to_owned(), 3), ("source_not_allowed".to_owned(), 1)]),
         }
@@ -359,7 +370,7 @@ site-b
   lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, datagrams to 1452 bytes, aes-128-gcm, epoch 38, for 1 min 15 s
   lane 1      worker 1, [2001:db8::1]:8101 -> [2001:db8::2]:8101, in QUIC datagrams, for 3 s, silent
   sent        12345 packets in 12000 records and 120 QUIC datagrams
-  received    678 packets in 677 records
+  received    678 packets in 677 records, 13 of them by stream
   dropped     replayed 3, source_not_allowed 1
 
 12D3KooWCarol

@@ -158,7 +158,7 @@ fn a_peer_that_is_somebody_else_loses_all_its_lanes_and_is_asked_for_new_ones() 
     assert_eq!(client.wants(), ["ask for 0b0"]);
     client.answer(2, Ok(offer(2)));
     assert_eq!(client.wants(), ["retire 0", "retire 1", "retire 2", "ask for 0b111"]);
-    assert_eq!(client.link.workers_with_lane(), 0);
+    assert_eq!(client.link.reach().workers_with_lane, 0);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn a_client_ends_what_the_server_lacks_and_asks_for_it_at_once() {
     assert_eq!(client.wants(), ["ask for 0b100"]);
     client.answer(2, Ok(Offer { lanes: LaneSet(0b110), ..offer(1) }));
     assert_eq!(client.wants(), ["set up 0b100", "retire 1", "ask for 0b10"]);
-    assert_eq!(client.link.workers_with_lane(), 0b1);
+    assert_eq!(client.link.reach().workers_with_lane, 0b1);
     // What it has just agreed to make is not up yet, and nothing to be ended.
     client.answer(3, Ok(Offer { lanes: LaneSet(0b110), ..offer(1) }));
     assert_eq!(client.wants(), ["set up 0b10"]);
@@ -281,7 +281,7 @@ fn others_send_by_way_of_the_first_lanes_once_all_are_there_or_the_link_has_sett
         if passes {
             assert_eq!(client.time_out(), SETTLE);
         }
-        assert_eq!(client.link.workers_with_lane(), announced, "{up:?} {failed:?}");
+        assert_eq!(client.link.reach().workers_with_lane, announced, "{up:?} {failed:?}");
     }
 }
 
@@ -291,7 +291,7 @@ fn a_lane_that_ends_is_not_announced_any_more_and_asked_for_again() {
     client.now += STABLE_AFTER;
     client.end(1);
     client.end(1);
-    assert_eq!(client.link.workers_with_lane(), 0b101);
+    assert_eq!(client.link.reach().workers_with_lane, 0b101);
     assert_eq!(client.time_out(), RETRY_MIN);
     assert_eq!(client.wants(), ["ask for 0b10"]);
 }

@@ -1,6 +1,8 @@
 //! Network to TUN, pure: what a datagram on a lane's socket is, which inner packets of a record are admitted, and how
 //! they become writes to the TUN.
 
+use std::net::IpAddr;
+
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::lane::seal::Sequence;
@@ -59,7 +61,7 @@ fn opens_a_lane(datagram: &[u8]) -> bool {
 /// Whether an inner packet may go to the TUN: `packet` is trimmed to what the header says. It may be larger than our MTU,
 /// which is about what we send: the kernel takes it, and does with it what any router does.
 pub(crate) fn admit(
-    peer: &PeerEntry,
+    admits: impl FnOnce(IpAddr) -> bool,
     packet: &[u8],
     is_partial: bool,
 ) -> Result<(PacketHeader, Option<PartialChecksum>), DropReason> {
@@ -67,14 +69,17 @@ pub(crate) fn admit(
     if header.total_bytes > usize::from(INNER_MTU_MAX) {
         return Err(DropReason::PacketTooBig);
     }
-    if !peer.admits_source(header.source) {
-        return Err(DropReason::SourceNotAllowed);
-    }
+    admit_source(admits, &header)?;
     let checksum = PartialChecksum::of_transport(&header).filter(|_| is_partial);
     if is_partial && checksum.is_none() {
         return Err(DropReason::FrameMalformed);
     }
     Ok((header, checksum))
+}
+
+/// Whether who has sent a packet may send from its source.
+pub(crate) fn admit_source(admits: impl FnOnce(IpAddr) -> bool, header: &PacketHeader) -> Result<(), DropReason> {
+    if admits(header.source) { Ok(()) } else { Err(DropReason::SourceNotAllowed) }
 }
 
 /// An opened record, and where its frames lie: it waits for the others of its turn.
@@ -111,7 +116,7 @@ pub(crate) struct Assembled<'m> {
 
 /// Turns records into writes to the TUN: admits their packets, and puts back together what belongs together.
 pub(crate) struct Rebuilder {
-    coalescer: Coalescer,
+    pub(crate) coalescer: Coalescer,
     /// The record before: its lane, where it stands there, and its mark.
     last: Option<(SocketSlot, Sequence, Ecn)>,
     /// The frame before was a segment that was taken.
@@ -188,7 +193,7 @@ impl Rebuilder {
                 }
                 FrameKind::Packet | FrameKind::Segment => (packet, place, frame.is_partial),
             };
-            let (header, checksum) = match admit(peer, packet, is_partial) {
+            let (header, checksum) = match admit(|source| peer.admits_source(source), packet, is_partial) {
                 Ok(admitted) => admitted,
                 Err(reason) => {
                     counters.drops.count(reason);
@@ -245,7 +250,7 @@ impl Writes {
         }
     }
 
-    fn push(&mut self, joined: &Joined<'_>) {
+    pub(crate) fn push(&mut self, joined: &Joined<'_>) {
         let write = match *joined {
             Joined::Whole { owner, packet, checksum } => {
                 self.spans.push(packet);
@@ -451,7 +456,7 @@ mod tests {
         short[9] = 6;
         for refused in [fragment, icmp.clone(), short] {
             for what in [FramedPacket::Partial, FramedPacket::Segment, FramedPacket::NextSegment] {
-                assert_eq!(admit(&peer(), &refused, true), Err(DropReason::FrameMalformed));
+                assert_eq!(admit(|_| true, &refused, true), Err(DropReason::FrameMalformed));
                 let mut bed = Bed::new();
                 bed.record(0, &framed(std::slice::from_ref(&refused), what));
                 assert_eq!((bed.written(), bed.dropped(DropReason::FrameMalformed)), (vec![], 1));

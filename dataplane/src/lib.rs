@@ -3,6 +3,8 @@
 //! [`spawn`] is the only way in. From then on control and the workers speak through [`ringlane_shared::plane`] only.
 //! Start reading at `worker.rs`, then `outbound.rs` and `inbound.rs`.
 
+mod batches;
+mod delivered;
 mod echoes;
 mod egress;
 mod fragments;

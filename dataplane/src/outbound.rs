@@ -10,7 +10,7 @@ use ringlane_shared::limits::{
 use ringlane_shared::packet::checksum::{PartialChecksum, complete};
 use ringlane_shared::packet::flow::flow_hash;
 use ringlane_shared::packet::ip::PacketHeader;
-use ringlane_shared::packet::segment::Split;
+use ringlane_shared::packet::segment::{Content, Split};
 use ringlane_shared::plane::Snapshot;
 use ringlane_shared::wire::fragment::{FragmentHeader, Uncut};
 use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket};
@@ -29,15 +29,6 @@ pub(crate) struct Routed {
     pub(crate) bytes: usize,
     /// What it is.
     pub(crate) content: Content,
-}
-
-/// What a TUN read holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Content {
-    /// One packet; `is_partial` if its TCP or UDP checksum is.
-    Packet { is_partial: bool },
-    /// A super-segment, and how it splits.
-    SuperSegment(Split),
 }
 
 /// Routes what was read from the TUN. A partial checksum that is not its TCP or UDP header's, as an encapsulated

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! turn:   tell control what it had no room for -> completions of the last enter -> write what they have opened -> answer the echoes among it
-//!         -> commands -> packets of other workers -> lanes that move -> QUIC, keys and carriers
-//!         -> what waited and may leave now -> seal what it has gathered -> ask what is due on paths -> tell control
+//!         -> packets that control has received -> commands -> packets of other workers -> lanes that move -> QUIC, keys and carriers
+//!         -> what waited and may leave now -> seal what it has gathered -> give control what leaves by streams
+//!         -> ask what is due on paths -> tell control
 //!         -> one enter (submits all of it, takes in what is new)
 //! ```
 //! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/egress.rs` is what waits to leave while
-//! something is slower than the worker, `worker/lanes.rs` the upkeep, `worker/path.rs` the echoes, `worker/movement.rs`
+//! something is slower than the worker, `worker/stream.rs` what goes by way of control, `worker/lanes.rs` the upkeep, `worker/path.rs` the echoes, `worker/movement.rs`
 //! the lanes that move.
 //!
 //! While anything happens the worker stays here; when nothing does, it lets others run once, looks again, and then sleeps
@@ -22,6 +23,7 @@ mod path;
 mod receiving;
 mod rekey;
 mod sending;
+mod stream;
 
 pub(crate) use self::egress::EgressQueue;
 
@@ -47,6 +49,7 @@ pub(crate) use self::path::LanePath;
 
 use self::movement::Movement;
 use self::path::Paths;
+use self::stream::Streams;
 use crate::fragments::Fragments;
 use crate::hand_over::HandOver;
 use crate::inbound::{OpenedRecord, Rebuilder};
@@ -85,6 +88,8 @@ pub(crate) struct Worker<E: Engine> {
 pub(crate) struct State {
     snapshot: Arc<Snapshot>,
     lanes: Lanes,
+    /// What leaves by control.
+    streams: Streams,
     /// What waits to leave, and what it waits for.
     egress: EgressQueue,
     /// Lanes whose records of this turn are not all on their way yet.
@@ -129,6 +134,7 @@ impl State {
         Self {
             snapshot: Arc::new(Snapshot::empty()),
             lanes: Lanes::default(),
+            streams: Streams::default(),
             egress,
             filling: Vec::with_capacity(usize::from(SENDS_IN_FLIGHT)),
             opened: Vec::with_capacity(TURN_RECORDS),
@@ -200,6 +206,7 @@ impl<E: Engine> Worker<E> {
             }
         }
         self.deliver();
+        happened |= self.deliver_batches();
         self.handle_echoes(now)?;
         for _ in 0..COMMAND_BUDGET {
             let Some(command) = self.commands.try_recv() else { break };
@@ -216,6 +223,7 @@ impl<E: Engine> Worker<E> {
         self.drive_connections(now)?;
         happened |= self.depart(now)?;
         self.flush(now)?;
+        self.send_batches(now);
         self.drive_paths(now)?;
         self.tell_control();
         self.ring.enter()?;
@@ -259,7 +267,7 @@ impl<E: Engine> Worker<E> {
     }
 
     fn is_idle(&mut self) -> bool {
-        self.ring.is_idle() && self.commands.is_empty() && self.hand_over.is_empty()
+        self.ring.is_idle() && self.commands.is_empty() && self.delivered.is_empty() && self.hand_over.is_empty()
     }
 
     /// When there is something to do though nothing happens.

@@ -13,7 +13,7 @@ pub enum DropReason {
     NoRoute,
     /// The peer is known but has no carrier at the moment.
     NoLane,
-    /// The packet does not fit a record on this lane, and is not to be cut; its sender is told.
+    /// The packet does not fit a record on this lane, and is not to be cut, or the peer's stream; its sender is told.
     TooBig,
     /// Passing the packet to the worker that has a lane failed: that worker's queue was full.
     HandOverFull,
@@ -43,7 +43,8 @@ pub enum DropReason {
     Unauthentic,
     /// The record's counter was seen before, or is older than the replay window.
     Replayed,
-    /// The record is authentic but its frames make no sense: the peer is broken.
+    /// The record is authentic but its frames make no sense, or a super-segment that came by the peer's stream: the peer is
+    /// broken.
     FrameMalformed,
     /// An echo request beyond those a lane answers: the peer asks too often.
     EchoLimited,
@@ -55,7 +56,7 @@ pub enum DropReason {
     PacketMalformed,
     /// The inner source address is neither the peer's own nor in its routes.
     SourceNotAllowed,
-    /// The inner packet is larger than any may be.
+    /// The inner packet is larger than any may be, or a super-segment by stream stands for more packets.
     PacketTooBig,
     /// The TUN refused the packet: its queue is full or the interface is down.
     TunWriteFailed,

@@ -224,6 +224,15 @@ pub const PLANE_QUEUE_MESSAGES: usize = 1024;
 pub const BATCH_QUEUE_MESSAGES: usize = 64;
 /// Bytes of a batch of packets, beyond which a further one is begun.
 pub const BATCH_BYTES_MAX: usize = 66_000;
+/// Batches of packets that one worker fills at a time, each for another end; one end more sends the oldest. Streams are for
+/// the few peers that lanes do not reach.
+pub const BATCHES_OPEN_MAX: usize = 8;
+/// Batches' memory that one worker keeps for others: a turn's.
+pub const BATCHES_SPARE_MAX: usize = 16;
+/// Milliseconds that packets wait for before they leave by a peer's first lane, if others have just left by its stream:
+/// as long as most streams take to deliver what they have. A sender's clock hardly notices; its window would notice if
+/// packets came out of order.
+pub const STREAM_SETTLE_MS: u64 = 50;
 /// Largest packet for a stream that takes whole packets only: Hyprspace's receivers crash of longer ones.
 pub const STREAM_PACKET_BYTES_MAX: usize = 1420;
 const _: () = assert!(PLANE_QUEUE_MESSAGES >= 2 * LANES_PER_LINK_MAX);

@@ -20,6 +20,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Write a new configuration and key, and print the entry other nodes need
     Init(InitArgs),
+    /// Write a new private key to a file, and print or write its peer id
+    Keygen(KeygenArgs),
     /// Validate a configuration, on this machine, without starting anything
     Check(ConfigArgs),
     /// Run a node in the foreground until SIGINT, SIGTERM or SIGHUP
@@ -67,6 +69,17 @@ pub(crate) struct InitArgs {
     /// How to print
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Arguments of `keygen`.
+#[derive(Debug, Args)]
+pub(crate) struct KeygenArgs {
+    /// Where the key goes, mode 0600: what identity.key_file names, or a Hyprspace configuration has as privateKey
+    #[arg(long, value_name = "FILE")]
+    pub(crate) private_key_file: PathBuf,
+    /// Where the peer id goes; without, it is printed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) public_key_file: Option<PathBuf>,
 }
 
 /// Arguments of `check`.

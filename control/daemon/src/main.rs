@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod host;
+mod hyprspace;
 mod notify;
 
 use std::io::Write;
@@ -16,8 +17,13 @@ use crate::cli::{Cli, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| hyprspace::is_meant(&program)) {
+        return hyprspace::run(words);
+    }
     let result = match Cli::parse().command {
         Command::Init(arguments) => commands::init::run(&arguments),
+        Command::Keygen(arguments) => commands::keygen::run(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Up(arguments) => commands::up::run(&arguments),
         Command::Down(arguments) => commands::down::run(&arguments),

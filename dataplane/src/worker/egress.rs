@@ -11,6 +11,7 @@ use ringlane_shared::limits::{
     record_bytes_max,
 };
 use ringlane_shared::packet::marks::{class_mask, class_of};
+use ringlane_shared::packet::segment::Content;
 use ringlane_shared::plane::{EgressState, OuterMarks, Snapshot, WorkerCounters};
 use ringlane_shared::wire::frame::FramedPacket;
 use tracing::info;
@@ -22,7 +23,6 @@ use crate::egress::fq::{Fate, Fq, FqConfig, Label};
 use crate::egress::pace::{LinkClock, Pacer};
 use crate::egress::push_back::{LOOK_PAUSE, RELIEF};
 use crate::lane::{Lane, Lanes};
-use crate::outbound::Content;
 use crate::sys::ring::{Engine, SocketSlot, TunBuffer};
 use crate::sys::vnet_header::VNET_HEADER_BYTES;
 
@@ -39,6 +39,8 @@ pub(crate) struct EgressQueue {
     pacer: Option<Pacer>,
     /// Lanes whose sockets push back.
     pushing_back: Vec<SocketSlot>,
+    /// Peers whose packets wait for what is still in their streams, and until when.
+    settling: Vec<(PeerIndex, Instant)>,
     /// Whether any packet may have to queue: the only thing that is asked while nothing is slower than the worker.
     is_engaged: bool,
     /// When to look again although nothing happens.
@@ -66,6 +68,7 @@ impl EgressQueue {
             fq: None,
             pacer: clock.map(|clock| Pacer::new(clock, record_bytes_max(mtu) + OUTER_HEADER_BYTES_MAX)),
             pushing_back: Vec::new(),
+            settling: Vec::new(),
             is_engaged,
             wake_at: None,
             class_mask: class_mask(marks),
@@ -104,6 +107,20 @@ impl EgressQueue {
         now.saturating_duration_since(self.epoch).as_nanos() as u64
     }
 
+    /// Has packets to a peer wait for a moment before they leave by its lanes.
+    pub(super) fn settle(&mut self, peer: PeerIndex, until: Instant) {
+        match self.settling.iter_mut().find(|(settling, _)| *settling == peer) {
+            Some((_, at)) => *at = until,
+            None => self.settling.push((peer, until)),
+        }
+        self.is_engaged = true;
+        self.wake_at = Some(until);
+    }
+
+    fn is_settling(&self, peer: PeerIndex) -> bool {
+        self.settling.iter().any(|(settling, _)| *settling == peer)
+    }
+
     fn has_queue(&self) -> bool {
         self.fq.as_ref().is_some_and(|fq| fq.queued_packets() > 0)
     }
@@ -117,7 +134,11 @@ impl<E: Engine> Worker<E> {
         egress.is_engaged
             && (egress.pacer.is_some()
                 || egress.has_queue()
-                || self.state.lanes.get(slot).is_some_and(|lane| lane.push_back.is_queueing()))
+                || self
+                    .state
+                    .lanes
+                    .get(slot)
+                    .is_some_and(|lane| lane.push_back.is_queueing() || egress.is_settling(lane.peer)))
     }
 
     /// Queues what was read from the TUN: a packet, or a super-segment as the packets it stands for.
@@ -172,6 +193,7 @@ impl<E: Engine> Worker<E> {
             return Ok(false);
         }
         self.look_at_sockets(now);
+        self.state.egress.settling.retain(|(_, until)| *until > now);
         let departed = match self.state.egress.fq.take() {
             Some(mut fq) => {
                 let departed = self.depart_from(&mut fq, now);
@@ -195,13 +217,17 @@ impl<E: Engine> Worker<E> {
             }
         }
         let relief = (!egress.pushing_back.is_empty()).then(|| now + Duration::from_nanos(RELIEF));
+        let settled = egress.settling.iter().map(|(_, until)| *until).min();
         egress.wake_at = match departed {
-            Departed::All => relief,
+            Departed::All => relief.into_iter().chain(settled).min(),
             Departed::Some => None,
             Departed::UntilTime => egress.pacer.as_ref().and_then(Pacer::departs_at),
             Departed::UntilRoom => Some(now + Duration::from_nanos(LOOK_PAUSE)),
         };
-        let is_queueing = egress.pacer.is_some() || egress.has_queue() || !egress.pushing_back.is_empty();
+        let is_queueing = egress.pacer.is_some()
+            || egress.has_queue()
+            || !egress.pushing_back.is_empty()
+            || !egress.settling.is_empty();
         egress.is_engaged = is_queueing;
         let state = if is_queueing { EgressState::Queueing } else { EgressState::Direct };
         let (packets, bytes) = egress.fq.as_ref().map_or((0, 0), |fq| (fq.queued_packets(), fq.queued_bytes()));
@@ -230,9 +256,9 @@ impl<E: Engine> Worker<E> {
             let (mut left_bytes, mut last_bytes) = (0, 0);
             // The next one is likely to be as long as the last one. At least one goes.
             while left_bytes + last_bytes <= room {
-                let State { lanes, snapshot, .. } = &self.state;
+                let State { lanes, snapshot, egress, .. } = &self.state;
                 let fate = |fate| count(snapshot, &self.counters, self.id, fate);
-                let leaving = fq.next(nanos, |label| may_leave(lanes, label), fate);
+                let leaving = fq.next(nanos, |label| may_leave(lanes, egress, label), fate);
                 let Some(leaving) = leaving else {
                     is_held_up = fq.queued_packets() > 0;
                     break;
@@ -341,10 +367,11 @@ enum Departed {
     UntilRoom,
 }
 
-fn may_leave(lanes: &Lanes, label: &Label) -> bool {
+fn may_leave(lanes: &Lanes, egress: &EgressQueue, label: &Label) -> bool {
     let slot = lanes.for_flow(label.peer, label.flow_hash);
     // One without a lane is dropped, and counted, where it would leave.
-    slot.and_then(|slot| lanes.get(slot)).is_none_or(|lane| lane.push_back.may_take())
+    slot.and_then(|slot| lanes.get(slot))
+        .is_none_or(|lane| lane.push_back.may_take() && !egress.is_settling(label.peer))
 }
 
 fn count(snapshot: &Snapshot, counters: &WorkerCounters, worker: WorkerId, fate: Fate) {

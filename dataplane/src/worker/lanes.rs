@@ -40,6 +40,7 @@ impl<E: Engine> Worker<E> {
             PlaneCommand::Publish(snapshot) => {
                 let generation = snapshot.generation;
                 let retired = std::mem::replace(&mut self.state.snapshot, snapshot);
+                self.settle_handed_over(&retired, now);
                 // If control's queue is full the old tables are freed here: late, but no harm.
                 let _ = self.events.try_send(PlaneEvent::Adopted { worker: self.id, generation, retired });
             }
@@ -85,6 +86,7 @@ impl<E: Engine> Worker<E> {
         let mut connection = lane.connection;
         let carriage = Carriage::new(lane.carrier, &mut connection, now);
         lane.gauges.set_carrier(carriage.carrier());
+        self.settle_own(peer, now);
         self.state.lanes.insert(Lane {
             serial,
             peer,
@@ -261,11 +263,12 @@ fn write_early<E: Engine>(
             }
         }
         let packet = &frames[frame.payload];
-        let written = admit(peer, packet, frame.is_partial).and_then(|(header, checksum)| {
-            let packet = header.trim(packet);
-            let written = ring.tun_write_now(packet, VnetHeader::whole(checksum));
-            written.map(|()| packet.len()).map_err(|_| DropReason::TunWriteFailed)
-        });
+        let written =
+            admit(|source| peer.admits_source(source), packet, frame.is_partial).and_then(|(header, checksum)| {
+                let packet = header.trim(packet);
+                let written = ring.tun_write_now(packet, VnetHeader::whole(checksum));
+                written.map(|()| packet.len()).map_err(|_| DropReason::TunWriteFailed)
+            });
         match written {
             Ok(bytes) => {
                 counters.packets_received.add(1);

@@ -1,6 +1,7 @@
 //! Packets that no record of their lane holds: they travel in fragments, or their sender is told.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
@@ -30,13 +31,13 @@ impl<E: Engine> Worker<E> {
     /// pieces are made to fit, and only those of UDP have to be cut. `None` if its sender was told instead.
     pub(super) fn fit_split(
         &mut self,
-        slot: Option<SocketSlot>,
+        slot: SocketSlot,
         peer: PeerIndex,
         buffer: &TunBuffer,
         bytes: usize,
         split: Split,
     ) -> io::Result<Option<Split>> {
-        let Some(lane) = slot.and_then(|slot| self.state.lanes.get_mut(slot)) else { return Ok(Some(split)) };
+        let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(Some(split)) };
         let fits = packet_bytes_max(lane.record_bytes());
         if split.piece_bytes(0) <= fits {
             return Ok(Some(split));
@@ -140,9 +141,9 @@ impl<E: Engine> Worker<E> {
         Ok(Ok(()))
     }
 
-    /// Tells a packet's sender that it is too big for a lane that takes `fits` bytes, as often as anybody is told.
+    /// Tells a packet's sender that it is too big for a lane or stream that takes `fits` bytes, as often as anybody is told.
     /// Returns whether the sender is one to be told: if not, the packet is to be cut whatever the configuration says.
-    fn tell_too_big(&mut self, peer: PeerIndex, fits: usize, source: Source<'_>) -> bool {
+    pub(super) fn tell_too_big(&mut self, peer: PeerIndex, fits: usize, source: Source<'_>) -> bool {
         let State { piece, too_big, snapshot, now, .. } = &mut self.state;
         let packet = match source {
             Source::Slice(packet) => packet,
@@ -157,10 +158,13 @@ impl<E: Engine> Worker<E> {
             }
         };
         let Oversized::Told { mtu } = Oversized::of(packet, fits) else { return false };
-        let Some(peer) = snapshot.peer(peer) else { return true };
         // In the name of the tunnel's far end: a kernel takes a packet from its own address for a forged one.
+        let from = || match snapshot.peer(peer) {
+            Some(peer) => (builtin_ipv4(&peer.id), builtin_ipv6(&peer.id)),
+            // Of services, which have no other.
+            None => (Ipv4Addr::UNSPECIFIED, destination_v6(packet)),
+        };
         let mut bytes = [0; ANSWER_BYTES_MAX];
-        let from = || (builtin_ipv4(&peer.id), builtin_ipv6(&peer.id));
         if let Some(length) = answer(packet, mtu, from, &mut bytes)
             && too_big.take(*now)
         {
@@ -169,6 +173,11 @@ impl<E: Engine> Worker<E> {
         }
         true
     }
+}
+
+fn destination_v6(packet: &[u8]) -> Ipv6Addr {
+    let octets = packet.get(24..40).and_then(|octets| <[u8; 16]>::try_from(octets).ok());
+    octets.map_or(Ipv6Addr::UNSPECIFIED, Ipv6Addr::from)
 }
 
 #[cfg(test)]

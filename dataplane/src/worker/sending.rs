@@ -7,7 +7,7 @@ use std::time::Instant;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::limits::SEND_BUFFERS;
-use ringlane_shared::packet::segment::Split;
+use ringlane_shared::packet::segment::{Content, Split};
 use ringlane_shared::plane::{LaneEnd, Snapshot, WorkerCounters};
 use ringlane_shared::wire::frame::FramedPacket;
 
@@ -15,7 +15,7 @@ use super::lanes::CLOSE_WORN;
 use super::{Worker, egress, peer_counters};
 use crate::egress::fq::Label;
 use crate::lane::{Lane, Outgoing};
-use crate::outbound::{Content, Joined, LoadedTrain, Routed, TrainFill, has_room, route};
+use crate::outbound::{Joined, LoadedTrain, Routed, TrainFill, has_room, route};
 use crate::sys::ring::{Engine, PacketRing, SendBuffer, SendTag, SocketSlot, TunBuffer};
 use crate::sys::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 
@@ -71,14 +71,15 @@ impl<E: Engine> Worker<E> {
                     return Ok(());
                 }
             };
-        let slot = self.state.lanes.for_flow(peer, flow_hash);
+        let Some(slot) = self.state.lanes.for_flow(peer, flow_hash) else {
+            self.leave_without_lane(peer, flow_hash, buffer, bytes, &content);
+            return Ok(());
+        };
         let class = self.state.egress.class(packet);
-        if let Some(slot) = slot
-            && self.must_queue(slot)
-        {
+        if self.must_queue(slot) {
             let content = match content {
                 Content::SuperSegment(split) => {
-                    let Some(split) = self.fit_split(Some(slot), peer, buffer, bytes, split)? else { return Ok(()) };
+                    let Some(split) = self.fit_split(slot, peer, buffer, bytes, split)? else { return Ok(()) };
                     Content::SuperSegment(split)
                 }
                 packet => packet,
@@ -89,23 +90,7 @@ impl<E: Engine> Worker<E> {
         match content {
             Content::Packet { is_partial } => {
                 let what = if is_partial { FramedPacket::Partial } else { FramedPacket::Complete };
-                match slot {
-                    Some(slot) => {
-                        self.send_packet(slot, peer, what, bytes, class, Source::Tun { buffer, bytes }).map(drop)
-                    }
-                    None => {
-                        let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
-                        let packet = read.get(VNET_HEADER_BYTES..).unwrap_or_default();
-                        let to = self.state.snapshot.peer(peer).and_then(|entry| entry.stand_in(flow_hash));
-                        let passed = match to.filter(|to| *to != self.id) {
-                            Some(to) if self.hand_over.pass(to, packet, peer, flow_hash, is_partial) => Ok(()),
-                            Some(_) => Err(DropReason::HandOverFull),
-                            None => Err(DropReason::NoLane),
-                        };
-                        self.count_passed(peer, passed);
-                        Ok(())
-                    }
-                }
+                self.send_packet(slot, peer, what, bytes, class, Source::Tun { buffer, bytes }).map(drop)
             }
             Content::SuperSegment(split) => {
                 self.counters.super_segments_read.add(1);
@@ -114,51 +99,12 @@ impl<E: Engine> Worker<E> {
                 let mut has_piece_before = false;
                 for index in 0..split.pieces() {
                     let what = if has_piece_before { FramedPacket::NextSegment } else { FramedPacket::Segment };
-                    match slot {
-                        Some(slot) => {
-                            let source = Source::Piece { buffer, bytes, split: &split, index };
-                            let piece_bytes = split.piece_bytes(index);
-                            has_piece_before = self.send_packet(slot, peer, what, piece_bytes, class, source)?;
-                        }
-                        None => self.pass_piece_on(peer, flow_hash, buffer, bytes, &split, index),
-                    }
+                    let source = Source::Piece { buffer, bytes, split: &split, index };
+                    let piece_bytes = split.piece_bytes(index);
+                    has_piece_before = self.send_packet(slot, peer, what, piece_bytes, class, source)?;
                 }
                 Ok(())
             }
-        }
-    }
-
-    /// Passes a piece of a super-segment to a worker that has a lane: as a packet, which is what a piece is.
-    fn pass_piece_on(
-        &mut self,
-        peer: PeerIndex,
-        flow_hash: u32,
-        buffer: &TunBuffer,
-        bytes: usize,
-        split: &Split,
-        index: usize,
-    ) {
-        let to = self.state.snapshot.peer(peer).and_then(|entry| entry.stand_in(flow_hash));
-        let piece_bytes = split.piece_bytes(index);
-        let passed = match (to.filter(|to| *to != self.id), self.state.piece.get_mut(..piece_bytes)) {
-            (None, _) => Err(DropReason::NoLane),
-            (_, None) => Err(DropReason::TooBig),
-            (Some(to), Some(piece)) => {
-                let read = self.ring.tun_bytes(buffer, VNET_HEADER_BYTES + bytes);
-                split.write_piece(&read[VNET_HEADER_BYTES..], index, piece);
-                match self.hand_over.pass(to, piece, peer, flow_hash, true) {
-                    true => Ok(()),
-                    false => Err(DropReason::HandOverFull),
-                }
-            }
-        };
-        self.count_passed(peer, passed);
-    }
-
-    fn count_passed(&self, peer: PeerIndex, passed: Result<(), DropReason>) {
-        match passed {
-            Ok(()) => self.counters.handed_over.add(1),
-            Err(reason) => self.count_drop(Some(peer), reason, 1),
         }
     }
 
@@ -182,7 +128,7 @@ impl<E: Engine> Worker<E> {
                 self.send_packet(slot, peer, what, packet.len(), class, Source::Slice(packet)).map(drop)
             }
             None => {
-                self.count_drop(Some(peer), DropReason::NoLane, 1);
+                self.stream_handed_over(peer, is_partial, packet);
                 Ok(())
             }
         }

@@ -12,11 +12,11 @@ use ringlane_shared::lane::epoch::{EpochSecrets, PSK_BYTES};
 use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
 use ringlane_shared::lane::seal::{Opened, Opener, Sealer, split};
 use ringlane_shared::limits::{
-    HEAVY_RECORD_WEAR, PLANE_QUEUE_MESSAGES, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, RECORDS_PER_EPOCH_MAX,
-    datagram_bytes_max,
+    BATCH_QUEUE_MESSAGES, HEAVY_RECORD_WEAR, PLANE_QUEUE_MESSAGES, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES,
+    RECORDS_PER_EPOCH_MAX, datagram_bytes_max,
 };
 use ringlane_shared::packet::segment::Transport;
-use ringlane_shared::plane::queue::plane_queue;
+use ringlane_shared::plane::queue::{plane_queue, plane_queue_of};
 use ringlane_shared::plane::{
     CarrierChoice, LaneChange, LaneGauges, LaneHandOver, OuterMarks, PeerCounters, PeerEntry,
 };
@@ -38,6 +38,8 @@ mod carrier;
 mod egress;
 #[path = "tests/moving.rs"]
 mod moving;
+#[path = "tests/stream.rs"]
+mod stream;
 
 const MTU: u16 = 1420;
 const PEER: PeerIndex = PeerIndex(0);
@@ -47,6 +49,9 @@ struct Bed {
     worker: Worker<UnderTest>,
     commands: PlaneSender<PlaneCommand>,
     events: PlaneReceiver<PlaneEvent>,
+    /// What control gets, and what it gives.
+    batches: PlaneReceiver<PacketBatch>,
+    deliveries: PlaneSender<PacketBatch>,
     counters: Arc<[PeerCounters]>,
     tun: UnixDatagram,
     far: UdpSocket,
@@ -81,8 +86,8 @@ impl Bed {
         ring.arm_tun_read().unwrap();
         let (commands, received_commands) = plane_queue(|| {});
         let (sent_events, events) = plane_queue(|| {});
-        let (batches, _) = plane_queue(|| {});
-        let (_, delivered) = plane_queue(|| {});
+        let (sent_batches, batches) = plane_queue_of(BATCH_QUEUE_MESSAGES, || {});
+        let (deliveries, delivered) = plane_queue_of(BATCH_QUEUE_MESSAGES, || {});
         let hand_over = HandOver::between(&[Arc::clone(&wake)], MTU).pop().unwrap();
         let mut worker = Worker {
             id: WorkerId(0),
@@ -96,7 +101,7 @@ impl Bed {
             commands: received_commands,
             delivered,
             events: sent_events,
-            batches,
+            batches: sent_batches,
             hand_over,
             counters: Arc::default(),
             state: State::new(MTU, offloads, Duration::from_secs(25), egress),
@@ -130,7 +135,7 @@ impl Bed {
             gauges: Arc::new(LaneGauges::default()),
         };
         worker.add_lane(lane, Instant::now()).unwrap();
-        Self { worker, commands, events, counters, tun, far, far_sealer, far_opener }
+        Self { worker, commands, events, batches, deliveries, counters, tun, far, far_sealer, far_opener }
     }
 
     fn turn(&mut self) {

@@ -22,6 +22,11 @@ pub fn split(input: &[u8]) -> bool {
     let whole = Parts::of(packet).expect("it has all its headers");
     let pieces = whole.split(usize::from(segment_bytes));
     assert_eq!(split.pieces(), pieces.len());
+    if let Ok(of_peer) = Split::of_peer(packet, &header, segment_bytes) {
+        assert_eq!(of_peer, split);
+        assert!((2..=64).contains(&split.pieces()) && split.piece_bytes(0) <= 9000);
+        assert!((whole.is_ipv6() && whole.ip.len() > 40) || packet == whole.to_packet(true));
+    }
     assert_eq!(split.header_bytes(), whole.ip.len() + whole.transport.len());
     assert_eq!(split.piece_bytes(pieces.len()), 0);
     for (index, piece) in pieces.iter().enumerate() {

@@ -167,6 +167,19 @@ impl Coalescer {
         self.open_segments = None;
     }
 
+    /// Gives out what an admitted packet, as for [`Self::add`], must not overtake, because the packet itself goes another
+    /// way.
+    pub fn end_flow(&mut self, bytes: &[u8], header: &PacketHeader, mut emit: impl FnMut(Joined<'_>)) {
+        match Flow::of(bytes, header) {
+            Some(flow) => {
+                if let Some(position) = self.position(&flow) {
+                    self.emit_at(position, &mut emit);
+                }
+            }
+            None => self.emit_between(Between::of(bytes, header), &mut emit),
+        }
+    }
+
     /// Gives out everything, in the order in which the runs were begun. Called at the end of a worker's turn.
     pub fn flush(&mut self, mut emit: impl FnMut(Joined<'_>)) {
         while self.begun > 0 {
@@ -174,7 +187,8 @@ impl Coalescer {
         }
     }
 
-    fn joins(&self, transport: Transport) -> bool {
+    /// Whether the kernel takes super-segments of this.
+    pub fn joins(&self, transport: Transport) -> bool {
         match transport {
             Transport::Tcp => self.joins_tcp,
             Transport::Udp => self.joins_udp,

@@ -3,8 +3,10 @@
 
 use thiserror::Error;
 
+use super::checksum::PartialChecksum;
 use super::headers::{Headers, TCP_FLAGS_AT, ipv4_id, tcp_flag};
 use super::ip::PacketHeader;
+use crate::limits::{COALESCE_PIECES_MAX, INNER_MTU_MAX};
 
 pub use super::headers::Transport;
 
@@ -28,6 +30,29 @@ pub enum SplitError {
     /// The transport header makes no sense or reaches past the packet's end.
     #[error("super-segment without a whole transport header")]
     Header,
+    /// A length or checksum in the headers is not the packet's.
+    #[error("super-segment whose headers do not hold")]
+    Untrue,
+    /// More pieces than are taken from a peer, or larger ones.
+    #[error("super-segment of {pieces} pieces of {piece_bytes} bytes")]
+    Bounds {
+        /// How many.
+        pieces: usize,
+        /// The first one, with its headers.
+        piece_bytes: usize,
+    },
+}
+
+/// What was read from the TUN, from its IP header on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// One packet; `is_partial` if its TCP or UDP checksum is.
+    Packet {
+        /// Whether its checksum is yet to be finished.
+        is_partial: bool,
+    },
+    /// A super-segment, and how it splits.
+    SuperSegment(Split),
 }
 
 /// How one super-segment splits into pieces: packets that differ in payload, lengths, checksums, and what counts them.
@@ -68,6 +93,57 @@ impl Split {
             sequence: headers.tcp_sequence(packet),
             pieces: payload_bytes.div_ceil(u32::from(segment_bytes)).max(1),
         })
+    }
+
+    /// How a super-segment splits that a peer has sent, `packet`, as for [`Self::new`]. It must be all that the kernel's own
+    /// are: who writes it to the TUN has the kernel split it by what it says.
+    pub fn of_peer(packet: &[u8], header: &PacketHeader, segment_bytes: u16) -> Result<Self, SplitError> {
+        let transport = Transport::of(header).ok_or(SplitError::Transport)?;
+        let split = Self::new(packet, header, transport, segment_bytes)?;
+        let (pieces, piece_bytes) = (split.pieces(), split.piece_bytes(0));
+        if !(2..=COALESCE_PIECES_MAX).contains(&pieces) || piece_bytes > usize::from(INNER_MTU_MAX) {
+            return Err(SplitError::Bounds { pieces, piece_bytes });
+        }
+        if !split.headers.are_true(packet, true) {
+            return Err(SplitError::Untrue);
+        }
+        Ok(split)
+    }
+
+    /// Writes lengths and checksums afresh into the headers of the super-segment itself, `packet`: [`Self::of_peer`] takes
+    /// only right ones, and the kernel leaves to whoever splits what splitting makes anew.
+    pub fn restore(&self, packet: &mut [u8]) {
+        if let Some(headers) = packet.get_mut(..self.header_bytes()) {
+            // There are all the headers that were read.
+            let _ = self.headers.finish(headers, self.payload_bytes as usize, self.id);
+        }
+    }
+
+    /// What it is made of.
+    pub fn transport(&self) -> Transport {
+        self.headers.transport
+    }
+
+    /// IPv6 or IPv4.
+    pub fn is_ipv6(&self) -> bool {
+        self.headers.is_ipv6
+    }
+
+    /// Payload bytes of each piece but the last: the kernel's `gso_size`.
+    pub fn segment_bytes(&self) -> u16 {
+        self.segment_bytes
+    }
+
+    /// Whether the first piece, and it alone, has TCP's CWR flag.
+    pub fn has_cwr(&self, packet: &[u8]) -> bool {
+        let flags = packet.get(self.headers.ip_bytes as usize + TCP_FLAGS_AT);
+        self.headers.transport == Transport::Tcp && flags.is_some_and(|flags| flags & tcp_flag::CWR != 0)
+    }
+
+    /// The checksum of the super-segment and of all its pieces.
+    pub fn checksum(&self) -> PartialChecksum {
+        // IPv6 extensions are walked over so far and no further that 16 bits hold where they end.
+        PartialChecksum { start: self.headers.ip_bytes as u16, offset: self.headers.transport.checksum_offset() }
     }
 
     /// The same super-segment, `packet`, in pieces of at most `piece_bytes_max` with their headers. TCP is a stream that may

@@ -55,7 +55,8 @@ pub struct BatchItem<'b> {
     pub packet: &'b [u8],
 }
 
-/// Up to [`BATCH_BYTES_MAX`] bytes of packets to or from one end, in order.
+/// Up to [`BATCH_BYTES_MAX`] bytes of packets to or from one end, in order. An empty one given to a worker brings it memory
+/// for others, and nothing else.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PacketBatch {
     end: BatchEnd,
@@ -111,8 +112,14 @@ impl PacketBatch {
 
     /// What is in it, in order.
     pub fn items(&self) -> impl Iterator<Item = BatchItem<'_>> {
+        self.items_at().map(|(_, item)| item)
+    }
+
+    /// As [`Self::items`], each with where its packet begins in [`Self::memory`].
+    pub fn items_at(&self) -> impl Iterator<Item = (usize, BatchItem<'_>)> {
         let mut rest = self.bytes.as_slice();
         std::iter::from_fn(move || {
+            let at = self.bytes.len() - rest.len() + HEADER_BYTES;
             let (&[kind, s0, s1, l0, l1, l2, l3], packets) = rest.split_first_chunk::<HEADER_BYTES>()?;
             let (packet, others) = packets.split_at_checked(u32::from_le_bytes([l0, l1, l2, l3]) as usize)?;
             rest = others;
@@ -120,8 +127,13 @@ impl PacketBatch {
                 SUPER_SEGMENT => BatchItemForm::SuperSegment { segment_bytes: u16::from_le_bytes([s0, s1]) },
                 kind => BatchItemForm::Packet { is_partial: kind == PARTIAL_PACKET },
             };
-            Some(BatchItem { form, packet })
+            Some((at, BatchItem { form, packet }))
         })
+    }
+
+    /// The bytes that its packets lie in.
+    pub fn memory(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Its memory, for another.
@@ -145,6 +157,7 @@ mod tests {
         assert!(items.iter().all(|(form, packet)| batch.push(*form, packet)));
         let out: Vec<_> = batch.items().map(|item| (item.form, item.packet.to_vec())).collect();
         assert_eq!(out, items);
+        assert!(batch.items_at().all(|(at, item)| batch.memory()[at..].starts_with(item.packet)));
         assert_eq!(batch.packets(), 3);
     }
 

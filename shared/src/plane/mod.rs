@@ -19,6 +19,7 @@ pub mod offload;
 pub mod queue;
 pub mod settings;
 pub mod snapshot;
+pub mod stream;
 
 pub use batch::{BatchEnd, BatchItem, BatchItemForm, PacketBatch, StreamForm};
 pub use command::{LaneHandOver, PassedOn, PlaneCommand, TrialPath};

@@ -185,7 +185,8 @@ fn is_concrete(address: &Multiaddr) -> bool {
     host && !matches!(parts.next(), Some(Protocol::Tcp(0) | Protocol::Udp(0)))
 }
 
-fn host_name() -> String {
+/// Of this machine, as far as it can be a peer's; or nothing.
+pub(crate) fn host_name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     config::parse_peer_name(name.trim()).unwrap_or_default()
 }

@@ -28,9 +28,31 @@ pub(crate) fn load(file: &Path) -> anyhow::Result<Loaded> {
 
 /// As [`load`], for whoever needs the problems one by one.
 pub(crate) fn try_load(file: &Path) -> Result<Loaded, ConfigError> {
-    let text = store::read_text(file, CONFIG_BYTES_MAX)
-        .map_err(|error| ConfigError::new(file, Problem::new("", None, unreadable(&error), error.remedy())))?;
-    let mut settings = config::parse(&text, file)?;
+    let settings = config::parse(&read(file)?, file)?;
+    complete(settings)
+}
+
+/// As [`load`], for a node whose interface, and so network, has another name than its file.
+pub(crate) fn load_as(file: &Path, interface: &str) -> Result<Loaded, ConfigError> {
+    let text = read(file)?;
+    // To the reader, a file of the interface's name; to people, the file that it is.
+    let ending = file.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+    let named = file.with_file_name(format!("{interface}{ending}"));
+    let mut settings = config::parse(&text, &named).map_err(|error| ConfigError { file: file.to_owned(), ..error })?;
+    for warning in &mut settings.warnings {
+        *warning = warning.replace(&named.display().to_string(), &file.display().to_string());
+    }
+    settings.interface = interface.to_owned();
+    settings.file = file.to_owned();
+    complete(settings)
+}
+
+fn read(file: &Path) -> Result<String, ConfigError> {
+    store::read_text(file, CONFIG_BYTES_MAX)
+        .map_err(|error| ConfigError::new(file, Problem::new("", None, unreadable(&error), error.remedy())))
+}
+
+fn complete(mut settings: Settings) -> Result<Loaded, ConfigError> {
     let keypair = keypair(&mut settings)?;
     let peer_id = keypair.public().to_peer_id();
     settings.own_peer_checks(&peer_id)?;

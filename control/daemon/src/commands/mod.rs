@@ -4,11 +4,12 @@ pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod down;
 pub(crate) mod init;
+pub(crate) mod keygen;
 pub(crate) mod load;
 pub(crate) mod peers;
 pub(crate) mod route;
 pub(crate) mod status;
-mod text;
+pub(crate) mod text;
 pub(crate) mod up;
 pub(crate) mod version;
 

@@ -21,7 +21,12 @@ const DEFAULT_FILTER: &str = "ringlane=info,ringlane_control=info,ringlane_datap
 
 pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
     start_logging(args.json)?;
-    let Loaded { settings, keypair, .. } = load(&args.config)?;
+    run_node(load(&args.config)?, || ())
+}
+
+/// Runs a node until it ends. `ready` is called once, when it is up.
+pub(crate) fn run_node(loaded: Loaded, ready: impl Fn() + Send + 'static) -> anyhow::Result<ExitCode> {
+    let Loaded { settings, keypair, .. } = loaded;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -48,8 +53,11 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
             dataplane.send(spawned)?;
             Ok(seen)
         }),
-        notify: Box::new(|notice| match notice {
-            Notice::Ready(status) => notify::ready(&status),
+        notify: Box::new(move |notice| match notice {
+            Notice::Ready(status) => {
+                ready();
+                notify::ready(&status);
+            }
             Notice::Stopping => notify::stopping(),
             Notice::Watchdog => notify::watchdog(),
         }),
@@ -111,7 +119,8 @@ fn hash_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-fn start_logging(json: bool) -> anyhow::Result<()> {
+/// As `RINGLANE_LOG` says.
+pub(crate) fn start_logging(json: bool) -> anyhow::Result<()> {
     let filter = match std::env::var("RINGLANE_LOG") {
         Ok(filter) => EnvFilter::try_new(&filter).with_context(|| {
             format!("RINGLANE_LOG={filter} is no filter; write one such as debug or ringlane_control=debug,info")

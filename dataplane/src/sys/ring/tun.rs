@@ -157,6 +157,28 @@ impl<E: Engine> PacketRing<E> {
         Ok(())
     }
 
+    /// Writes to the TUN at once, outside the ring: `write`, whose spans lie in `memory`, which is nobody's buffer and so
+    /// cannot wait for a completion. A failure is told by one.
+    pub(crate) fn tun_write_from(&mut self, write: &TunWrite<'_>, memory: &[u8]) {
+        let header = write.header.to_bytes();
+        let mut slices = [IoSlice::new(&[]); 2 + COALESCE_PIECES_MAX];
+        slices[0] = IoSlice::new(&header);
+        slices[1] = IoSlice::new(write.head);
+        for (slice, span) in slices[2..].iter_mut().zip(write.spans) {
+            let (offset, bytes) = (span.offset as usize, span.bytes as usize);
+            *slice = IoSlice::new(memory.get(offset..offset + bytes).unwrap_or_default());
+        }
+        let slices = &slices[..2 + write.spans.len().min(COALESCE_PIECES_MAX)];
+        let is_super_segment = write.header.segmentation.is_some();
+        match rustix::io::writev(&self.tun, slices) {
+            Ok(_) => self.super_segments_taken |= is_super_segment,
+            Err(error) => {
+                let is_unknown = is_super_segment && !self.super_segments_taken && error.raw_os_error() == libc::EINVAL;
+                self.completions.push_back(Completion::TunWriteFailed { tag: write.tag, is_unknown });
+            }
+        }
+    }
+
     /// Takes in a filled buffer, which is ours from now on.
     pub(super) fn complete_tun_read(&mut self, id: u16, bytes: usize) {
         self.completions.push_back(Completion::TunRead { buffer: TunBuffer(id), bytes });

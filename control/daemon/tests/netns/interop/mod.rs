@@ -8,6 +8,9 @@
 //! `RINGLANE_REQUIRE_HYPRSPACE=1` makes that a failure.
 
 mod basics;
+mod commands;
+mod introductions;
+mod names;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -15,19 +18,21 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{Write, stderr};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use toml::{Table, Value as Toml};
 
 use crate::lab::{Lab, Namespace, Site, wait_for};
 use crate::node::{CONTROL_PORT, RINGLANE};
 
 /// Lines of a node's log printed when its test fails.
-const LOG_LINES_SHOWN: usize = 60;
+const LOG_LINES_SHOWN: usize = 40;
 
 /// What a member runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,7 +49,7 @@ impl Kind {
     /// The binary, if it is here. Another `hyprspace` than Hyprspace's own is none.
     fn program(self) -> Option<PathBuf> {
         let (variable, name) = match self {
-            Self::Rust => return Some(RINGLANE.into()),
+            Self::Rust => return Some(as_hyprspace()),
             Self::Go => ("HYPRSPACE_BIN", "hyprspace"),
             Self::OldGo => ("HYPRSPACE_OLD_BIN", "hyprspace-0.14.1"),
         };
@@ -57,6 +62,21 @@ impl Kind {
         version.stdout.starts_with(b"hyprspace ").then_some(())?;
         (!version.stdout.windows(8).any(|word| word == b"ringlane")).then_some(program)
     }
+}
+
+/// This package's binary by the name `hyprspace`, so that it takes the same command lines.
+fn as_hyprspace() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("as-hyprspace");
+        fs::create_dir_all(&directory).expect("the directory for tests can be written");
+        let link = directory.join("hyprspace");
+        // Left by an earlier run; every run's is the same.
+        let made = symlink(RINGLANE, &link);
+        assert!(made.is_ok() || link.is_symlink(), "a link can be made: {made:?}");
+        link
+    });
+    made.clone()
 }
 
 /// A lab for members of these kinds, the first at [`Site::A`]. `None`, with the reason, where that is impossible.
@@ -129,6 +149,8 @@ pub(crate) struct Member {
     pub(crate) id: &'static str,
     /// Hyprspace's JSON. As made: a key, no peers, no bootstrap list.
     pub(crate) config: Value,
+    /// Keys of `[control]`, for what Hyprspace's format has none; with any, the configuration is written as TOML.
+    pub(crate) control: Table,
     /// For the process.
     pub(crate) environment: BTreeMap<String, String>,
 }
@@ -166,6 +188,7 @@ impl Member {
             interface,
             id,
             config: json!({ "privateKey": key, "bootstrapPeers": [], "peers": [] }),
+            control: Table::new(),
             environment: BTreeMap::new(),
         }
     }
@@ -201,14 +224,22 @@ impl Member {
         }
     }
 
+    /// Routes the networks behind a peer that is trusted to it.
+    pub(crate) fn route(&mut self, peer: &Member) {
+        let peers = self.config["peers"].as_array_mut().expect("a list");
+        let entry = peers.iter_mut().find(|entry| entry["id"] == peer.id).expect("a trusted peer");
+        entry["routes"] = peer.site.networks().iter().map(|net| json!({ "net": net })).collect();
+    }
+
     fn push(&mut self, key: &str, entry: Value) {
         self.config[key].as_array_mut().expect("a list").push(entry);
     }
 
-    /// Sends nothing to and hears nothing from groups on the underlay from now on: no mDNS.
-    pub(crate) fn without_multicast(&self) {
-        self.router.run("ip link set dev underlay multicast off");
-        self.router.run("ip link set dev lan multicast off");
+    /// Hears no mDNS from now on.
+    pub(crate) fn without_mdns(&self) {
+        self.router.run("nft add table inet interop");
+        self.router.run("nft add chain inet interop input { type filter hook input priority 0 ; }");
+        self.router.run("nft add rule inet interop input udp dport 5353 drop");
     }
 
     /// Whether one packet to the peer is answered.
@@ -226,24 +257,36 @@ impl Member {
 
     /// Starts it; returns before it is ready.
     pub(crate) fn up(&self) -> Running {
-        fs::write(&self.file, self.config.to_string()).expect("the configuration can be written");
-        // It holds a key.
-        fs::set_permissions(&self.file, Permissions::from_mode(0o600)).expect("our own file can be locked");
+        let (file, text) = self.configuration();
+        write_secret(&file, &text);
         Running {
-            child: self.spawn(),
+            child: self.spawn(&file),
             program: self.program(),
             log: self.log_file(),
             interface: self.interface.clone(),
         }
     }
 
-    fn spawn(&self) -> Child {
+    fn configuration(&self) -> (PathBuf, String) {
+        if self.control.is_empty() {
+            return (self.file.clone(), self.config.to_string());
+        }
+        // The same in Ringlane's format, with the key in a file beside it.
+        let key_file = self.file.with_extension("key");
+        write_secret(&key_file, self.config["privateKey"].as_str().expect("a key is text"));
+        let text = |key: &str| Toml::try_from(&self.config[key]).expect("a list");
+        let mut control = Table::from_iter([("bootstrap".to_owned(), text("bootstrapPeers"))]);
+        control.extend(self.control.clone());
+        let identity = Table::from_iter([("key_file".to_owned(), key_file.display().to_string().into())]);
+        let sections = [("identity", identity.into()), ("control", control.into()), ("peers", text("peers"))];
+        let sections = sections.map(|(name, section): (_, Toml)| (name.to_owned(), section));
+        (self.file.with_extension("toml"), Table::from_iter(sections).to_string())
+    }
+
+    fn spawn(&self, file: &Path) -> Child {
         let log = || File::options().create(true).append(true).open(self.log_file()).expect("the log can be written");
         let mut command = self.router.command(self.program());
-        match self.kind {
-            Kind::Rust => command.arg("up").arg("-c").arg(&self.file),
-            Kind::Go | Kind::OldGo => command.arg("up").arg("-c").arg(&self.file).args(["-i", &self.interface]),
-        };
+        command.arg("up").arg("-c").arg(file).args(["-i", &self.interface]);
         command.envs(&self.environment).stdin(Stdio::null()).stdout(log()).stderr(log());
         command.spawn().expect("the node can be started")
     }
@@ -255,6 +298,12 @@ impl Member {
     fn log_file(&self) -> PathBuf {
         self.file.with_extension("log")
     }
+}
+
+/// Writes what only its owner may read, a key.
+fn write_secret(file: &Path, text: &str) {
+    fs::write(file, text).expect("the lab's directory can be written");
+    fs::set_permissions(file, Permissions::from_mode(0o600)).expect("our own file can be locked");
 }
 
 /// A member's process. Dropping it kills it and takes away what it left; when its test fails, its log is printed.
@@ -271,12 +320,22 @@ impl Running {
     pub(crate) fn restart(&mut self, member: &Member) {
         let ended = self.terminate();
         assert!(ended.success(), "SIGTERM is an orderly end: {ended}");
-        self.child = member.spawn();
+        self.child = member.spawn(&member.configuration().0);
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGTERM, and how it ended.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        self.signal(Signal::TERM);
+        self.end_by(Signal::TERM)
+    }
+
+    /// A signal, and how it ended.
+    pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
         wait_for("the node to end", || self.child.try_wait().expect("a child can be waited for"))
     }
 
@@ -290,13 +349,23 @@ impl Running {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Runs its binary with the words and its interface, and returns what that printed; panics when it fails.
-    pub(crate) fn ask(&self, words: &[&str]) -> String {
-        let output =
-            Command::new(&self.program).args(words).args(["-i", &self.interface]).stdin(Stdio::null()).output();
-        let output = output.expect("the binary can be run");
-        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+    /// Runs its binary with the words of a line and its interface, and returns what that printed; else the exit code
+    /// and what it printed to stderr.
+    pub(crate) fn ask(&self, line: &str) -> Result<String, (Option<i32>, String)> {
+        let mut command = Command::new(&self.program);
+        command.args(line.split(' ')).args(["-i", &self.interface]).stdin(Stdio::null());
+        let output = command.output().expect("the binary can be run");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err((output.status.code(), text(&output.stderr)))
+        }
+    }
+
+    /// As [`Self::ask`]; panics when it fails.
+    pub(crate) fn answer(&self, line: &str) -> String {
+        self.ask(line).unwrap_or_else(|(code, told)| panic!("{line}: {code:?}: {told}"))
     }
 
     /// Panics if it has ended.
@@ -319,7 +388,7 @@ impl Drop for Running {
             let log = self.log();
             let skipped = log.lines().count().saturating_sub(LOG_LINES_SHOWN);
             eprintln!("---- log of {} ({}), first {skipped} lines left out", self.interface, self.program.display());
-            log.lines().skip(skipped).for_each(|line| eprintln!("{line}"));
+            log.lines().skip(skipped).for_each(|line| eprintln!("{line:.200}"));
         }
     }
 }

@@ -10,7 +10,6 @@
 mod basics;
 mod commands;
 mod introductions;
-mod names;
 
 use std::collections::BTreeMap;
 use std::env;

@@ -7,6 +7,7 @@
 //! | [`swarm`] | libp2p: who is connected, and offers there and back |
 //! | [`lanes`] | listeners, probes and handshakes that make lanes |
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
+//! | [`packets`] | packets on libp2p streams, for peers that no lane leads to |
 //! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
 //! | [`store`] | the identity key and the peer cache on disk |
 
@@ -15,6 +16,7 @@ pub mod admin;
 pub mod coordinator;
 pub mod lanes;
 pub mod netlink;
+pub mod packets;
 mod report;
 pub mod runtime;
 mod signals;

@@ -11,17 +11,18 @@ use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::limits::{
     FRAME_HEADER_BYTES_MIN, QUIC_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, STREAM_PACKET_BYTES_MAX,
 };
-use ringlane_shared::plane::{LaneCarrier, StreamForm, WorkerCounters};
+use ringlane_shared::plane::{CarrierChoice, LaneCarrier, StreamForm, WorkerCounters};
 
 use crate::admin::status::{
     Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo, NodeStatus,
-    PeerState, PeerStatus, RoutePeer, RouteStatus, TunStatus, WorkerStatus, sum_drops,
+    PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
 use crate::lanes::{ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
-use crate::swarm::{ConnectionInfo, Node};
+use crate::packets::{Packets, StreamInfo};
+use crate::swarm::{ConnectionInfo, Node, Quality};
 
 /// Everything a report is made from.
 pub(crate) struct Reporter<'a, T> {
@@ -31,6 +32,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) started: Instant,
     pub(crate) coordinator: &'a Coordinator<T>,
     pub(crate) node: &'a Node,
+    pub(crate) packets: &'a Packets,
     pub(crate) movement: MovementCounters,
     pub(crate) listener_drops: &'a ListenerDrops,
     pub(crate) workers: &'a [Arc<WorkerCounters>],
@@ -122,12 +124,15 @@ impl<T> Reporter<'_, T> {
             link.iter().flat_map(|link| link.lanes()).map(|(index, lane)| lane_status(index.get(), lane)).collect();
         let carrier = self.carrier(index);
         let state = match (carrier, link.is_some_and(|link| link.is_connected())) {
-            (Some(Carrier::Stream), _) if self.is_relayed(&peer.id) => PeerState::Relayed,
+            (Some(Carrier::Stream), _) if self.is_relayed(index, &peer.id) => PeerState::Relayed,
             (Some(_), _) => PeerState::Direct,
             (None, true) => PeerState::Connecting,
             (None, false) => PeerState::Offline,
         };
-        let unconnected = self.node.problem(&peer.id).filter(|_| state != PeerState::Direct);
+        let unconnected = self.node.problem(&peer.id).filter(|_| carrier.is_none());
+        let of_stream = self.packets.problem(index).filter(|_| carrier == Some(Carrier::Stream));
+        // What lanes lack is no problem where there are to be none.
+        let of_lanes = link.and_then(|link| link.problem()).filter(|_| !self.is_stream_only(index, peer));
         let last_handshake = link.and_then(|link| link.last_handshake_at());
         let mut status = PeerStatus {
             name: peer.name.clone(),
@@ -136,13 +141,14 @@ impl<T> Reporter<'_, T> {
             routes: peer.routes.clone(),
             state,
             carrier,
-            problem: unconnected.or_else(|| link?.problem()).map(str::to_owned),
+            problem: unconnected.or(of_stream).or(of_lanes).map(str::to_owned),
             rtt_us: lanes.iter().filter_map(|lane| lane.rtt_us).min(),
             mtu_bytes: carrier.map(|carrier| match (carrier, link.and_then(|link| link.stream())) {
                 (Carrier::Stream, Some(form)) => stream_mtu(self.settings.dataplane.mtu, form),
                 _ => self.inner_mtu(&lanes),
             }),
             lanes,
+            streams: self.packets.streams(index).iter().map(stream_status).collect(),
             packets_sent: 0,
             packets_received: 0,
             bytes_sent: 0,
@@ -159,12 +165,20 @@ impl<T> Reporter<'_, T> {
             drops: Default::default(),
         };
         status.set_traffic(self.coordinator.counters(index));
+        let dropped = self.packets.drops(index).filter(|(_, count)| *count > 0);
+        status.drops.extend(dropped.map(|(reason, count)| (reason.name().to_owned(), count)));
         status
     }
 
-    /// Whether a relay passes on the connection that new streams to a peer are opened on.
-    fn is_relayed(&self, peer: &PeerId) -> bool {
-        self.node.best_connection(peer).is_some_and(|connection| connection.relayed)
+    /// Whether a relay passes on what travels by stream, or would.
+    fn is_relayed(&self, index: PeerIndex, peer: &PeerId) -> bool {
+        let used = self.packets.quality(index).map(|quality| quality == Quality::Relayed);
+        used.unwrap_or_else(|| self.node.best_connection(peer).is_some_and(|connection| connection.relayed))
+    }
+
+    fn is_stream_only(&self, index: PeerIndex, peer: &PeerSettings) -> bool {
+        peer.carrier.unwrap_or(self.settings.dataplane.carrier) == CarrierChoice::Stream
+            || self.coordinator.link(index).and_then(|link| link.stream()) == Some(StreamForm::Whole)
     }
 
     fn inner_mtu(&self, lanes: &[LaneStatus]) -> u16 {
@@ -245,6 +259,19 @@ fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
         echoes_sent: lane.gauges.echoes_sent.get(),
         echoes_answered: lane.gauges.echoes_answered.get(),
         age_s: lane.since.elapsed().as_secs(),
+    }
+}
+
+fn stream_status(stream: &StreamInfo) -> StreamStatus {
+    StreamStatus {
+        protocol: stream.protocol.name().to_owned(),
+        direction: match stream.direction {
+            crate::swarm::Direction::Inbound => Direction::Inbound,
+            crate::swarm::Direction::Outbound => Direction::Outbound,
+        },
+        is_sending: stream.is_sending,
+        bytes_sent: stream.bytes_sent,
+        bytes_received: stream.bytes_received,
     }
 }
 

@@ -9,6 +9,7 @@ mod admin;
 mod batches;
 mod lanes;
 mod links;
+mod packets;
 mod start;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ use crate::admin::{AdminError, AdminRequest, AdminServer};
 use crate::coordinator::{AskId, Coordinator, Intent};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
+use crate::packets::{Packets, PacketsEvent};
 use crate::signals::Signals;
 use crate::store::PeerCache;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent};
@@ -177,6 +179,7 @@ struct Control {
     /// Packets from the workers, for streams and services.
     batches: PlaneReceiver<PacketBatch>,
     batches_woken: Arc<Notify>,
+    packets: Packets,
     stopped: u64,
     admin: AdminServer,
     cache: PeerCache,
@@ -189,6 +192,7 @@ enum Happening {
     Lane(LaneOutcome),
     Plane,
     Batches,
+    Packets(PacketsEvent),
     Addresses,
     Admin(AdminRequest),
     Deadline,
@@ -215,6 +219,7 @@ impl Control {
                 outcome = self.engine.next() => Happening::Lane(outcome),
                 () = self.woken.notified() => Happening::Plane,
                 () = self.batches_woken.notified() => Happening::Batches,
+                event = self.packets.next() => Happening::Packets(event),
                 () = self.changes.next() => Happening::Addresses,
                 request = self.admin.next() => Happening::Admin(request),
                 () = wait_until(deadline) => Happening::Deadline,
@@ -228,6 +233,7 @@ impl Control {
                 Happening::Lane(outcome) => self.handle_lane(outcome, now),
                 Happening::Plane => self.handle_plane(now)?,
                 Happening::Batches => self.handle_batches(),
+                Happening::Packets(event) => self.handle_packets(event, now),
                 Happening::Addresses => self.handle_address_change(now).await,
                 Happening::Admin(request) => {
                     if self.handle_admin(request).await {

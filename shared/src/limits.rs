@@ -235,6 +235,32 @@ pub const BATCHES_SPARE_MAX: usize = 16;
 pub const STREAM_SETTLE_MS: u64 = 50;
 /// Largest packet for a stream that takes whole packets only: Hyprspace's receivers crash of longer ones.
 pub const STREAM_PACKET_BYTES_MAX: usize = 1420;
+/// Largest frame of a stream between Ringlane nodes, its header not counted: an IPv6 packet of the largest size that its
+/// header can state, and a segment size.
+pub const STREAM_FRAME_BYTES_MAX: usize = 40 + 65_535 + 2;
+// Whatever comes by stream fits a batch, with the batch's own header.
+const _: () = assert!(STREAM_FRAME_BYTES_MAX + 16 <= BATCH_BYTES_MAX);
+/// Bytes that may wait for one peer's stream, frame headers included: 80 ms at 100 Mbit/s, and 16 super-segments.
+pub const STREAM_QUEUE_BYTES: usize = 1 << 20;
+/// Packets and super-segments that may wait for one peer's stream.
+pub const STREAM_QUEUE_PACKETS: usize = 4096;
+/// Bytes of whole frames written at once to a Hyprspace node: what go-yamux reads at once, and yamux sends as one frame.
+pub const STREAM_WRITE_BYTES: usize = 16 << 10;
+/// Bytes of whole frames written at once to a Ringlane node; a longer super-segment is written alone.
+pub const STREAM_WRITE_BYTES_RINGLANE: usize = 64 << 10;
+/// Bytes read from a stream at once.
+pub const STREAM_READ_BYTES: usize = 64 << 10;
+/// Reads from the streams of one peer, and writes to them, before other peers have their turn.
+pub const STREAM_BUDGET: usize = 8;
+/// Peers that have their turn before the rest of control has its own.
+pub const STREAM_PEERS_BUDGET: usize = 8;
+/// Inbound streams of one peer that are open at once, for each of Hyprspace's protocols. Hyprspace 0.15.0 opens one for
+/// each packet that finds none, and its own bound is 64 or more.
+pub const HYPRSPACE_STREAMS_PER_PEER_MAX: usize = 256;
+/// Inbound packet streams of one Ringlane peer that are open at once: one for each of its connections, twice.
+pub const PACKET_STREAMS_PER_PEER_MAX: usize = 16;
+/// Packet streams with one peer beyond which those that have been silent are closed.
+pub const QUIET_STREAMS_KEPT: usize = 8;
 const _: () = assert!(PLANE_QUEUE_MESSAGES >= 2 * LANES_PER_LINK_MAX);
 
 /// Datagrams that may reach a lane's handshake before its socket is connected and are kept for its worker.

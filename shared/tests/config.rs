@@ -34,7 +34,7 @@ cores = [2, 3]                         # worker i runs on cores[i]; default: the
 busy_poll_us = 50                      # default 0
 tun_queue_packets = 250                # default 500
 engine = "auto"                        # or "io_uring", "epoll"
-carrier = "auto"                       # or "lane", "quic"
+carrier = "auto"                       # or "lane", "quic", "stream"
 cipher = "auto"                        # or "aes-128-gcm", "aes-256-gcm", "chacha20-poly1305"
 rekey_seconds = 120
 rekey_records = 67108864
@@ -250,6 +250,15 @@ fn in_peer(text: &str, key: &'static str, value: impl Into<String>, remedy: &'st
     mistake(peer(ID_B) + text, key, value, remedy)
 }
 
+#[test]
+fn the_carrier_of_one_peer_may_be_a_stream_and_of_all_too() {
+    let settings =
+        parse(&("[dataplane]\ncarrier = \"stream\"\n".to_owned() + &peer(ID_B)), Path::new("/etc/ringlane/a.toml"));
+    assert_eq!(settings.unwrap().dataplane.carrier, CarrierChoice::Stream);
+    let settings = parse(&(peer(ID_B) + "carrier = \"stream\"\n"), Path::new("/etc/ringlane/a.toml")).unwrap();
+    assert_eq!(settings.peers[0].carrier, Some(CarrierChoice::Stream));
+}
+
 fn assert_refused(mistakes: &[Mistake], file: &str, with_line: bool) {
     let file = Path::new(file);
     for Mistake { text, key, value, remedy } in mistakes {
@@ -332,7 +341,12 @@ fn each_mistake_about_control_and_dataplane_names_file_line_key_value_and_remedy
         dataplane("mtu = 9001", "dataplane.mtu", "9001", "from 1280 to 9000"),
         dataplane("cores = 2", "dataplane.cores", "2", "[...]"),
         dataplane("engine = \"uring\"", "dataplane.engine", "\"uring\"", "\"io_uring\", \"epoll\""),
-        dataplane("carrier = \"stream\"", "dataplane.carrier", "\"stream\"", "\"auto\", \"lane\", \"quic\""),
+        dataplane(
+            "carrier = \"streams\"",
+            "dataplane.carrier",
+            "\"streams\"",
+            "\"auto\", \"lane\", \"quic\", \"stream\"",
+        ),
         dataplane("cipher = 256", "dataplane.cipher", "256", "double quotes"),
         dataplane("rekey_seconds = 0", "dataplane.rekey_seconds", "0", "from 1 to 3600"),
         dataplane("rekey_records = 255", "dataplane.rekey_records", "255", "from 256 to 67108864"),

@@ -15,6 +15,9 @@ mod fragment;
 #[path = "../fuzz/src/offload.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod offload;
+#[path = "../fuzz/src/packets.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod packets;
 #[path = "../fuzz/src/rekey.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod rekey;
@@ -54,6 +57,11 @@ fn the_record_corpus_is_handled() {
 #[test]
 fn the_offer_corpus_is_handled() {
     replay("offer", wire::offer);
+}
+
+#[test]
+fn the_packets_corpus_is_handled() {
+    replay("packets", packets::packets);
 }
 
 #[test]

@@ -130,6 +130,9 @@ pub struct PeerStatus {
     pub problem: Option<String>,
     /// Its lanes, by index.
     pub lanes: Vec<LaneStatus>,
+    /// Its packet streams.
+    #[serde(default)]
+    pub streams: Vec<StreamStatus>,
     /// The best lane's round-trip time.
     pub rtt_us: Option<u64>,
     /// Largest inner packet that gets through.
@@ -208,6 +211,21 @@ pub struct LaneStatus {
     pub echoes_answered: u64,
     /// Since it was handed to its worker.
     pub age_s: u64,
+}
+
+/// One libp2p stream that carries packets.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// `/ringlane/packets/1`, `/hyprspace/1` or `/hyprspace/0.0.1`.
+    pub protocol: String,
+    /// Who opened it.
+    pub direction: Direction,
+    /// Whether packets to the peer leave by it.
+    pub is_sending: bool,
+    /// Bytes sent on it, frame headers included.
+    pub bytes_sent: u64,
+    /// Bytes received on it, frame headers included.
+    pub bytes_received: u64,
 }
 
 impl LaneStatus {
@@ -455,6 +473,7 @@ mod tests {
             carrier: None,
             problem: None,
             lanes: Vec::new(),
+            streams: Vec::new(),
             rtt_us: None,
             mtu_bytes: None,
             packets_sent: 99,
@@ -472,7 +491,7 @@ mod tests {
         };
         peer.set_traffic(&workers);
 
-        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"stream_packets_sent":0,"stream_packets_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
+        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"streams":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"stream_packets_sent":0,"stream_packets_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
         assert_eq!(serde_json::to_string(&peer).unwrap(), expected);
     }
 }

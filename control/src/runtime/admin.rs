@@ -34,6 +34,7 @@ impl Control {
             started: self.started,
             coordinator: &self.coordinator,
             node: &self.node,
+            packets: &self.packets,
             movement: self.engine.movement(),
             listener_drops: self.engine.drops(),
             workers: &self.workers.counters,

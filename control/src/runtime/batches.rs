@@ -11,7 +11,8 @@ impl Control {
         for _ in 0..BATCH_QUEUE_MESSAGES {
             let Some(batch) = self.batches.try_recv() else { return };
             match batch.end() {
-                BatchEnd::Peer(_) | BatchEnd::Services => drop(batch),
+                BatchEnd::Peer(peer) => self.packets.send(peer, batch),
+                BatchEnd::Services => drop(batch),
             }
         }
         // There may be more, and everybody else has waited long enough.

@@ -12,6 +12,11 @@ use crate::swarm::NodeEvent;
 
 impl Control {
     pub(super) fn ask(&mut self, peer: PeerIndex, ask: AskId, offer: &Offer, now: Instant) {
+        if let Some(reason) = self.stream_only(peer) {
+            let failure = AskFailure::Exchange(reason.to_owned());
+            self.coordinator.handle_answer(peer, ask, Err(failure), now);
+            return;
+        }
         let asked = match body(offer.to_message()) {
             Ok(message) => self.settings.peers.get(peer.position()).and_then(|to| self.node.exchange(to.id, message)),
             Err(error) => {
@@ -34,6 +39,7 @@ impl Control {
                 if first && !self.node.is_thrown_out_by(&peer) {
                     info!(peer = self.name(index), id = %peer, %remote, "connected");
                 }
+                self.packets.handle_connected(index, now);
                 self.coordinator.handle_connected(index, now);
             }
             NodeEvent::PeerDisconnected { peer } => {
@@ -41,11 +47,17 @@ impl Control {
                 if !self.node.is_thrown_out_by(&peer) {
                     info!(peer = self.name(index), id = %peer, "disconnected");
                 }
+                self.end_packet_streams(index);
                 self.coordinator.handle_disconnected(index);
             }
             NodeEvent::OfferReceived { peer, token, message } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
                 match Offer::parse(&message) {
+                    Ok(_) if self.stream_only(index).is_some() => {
+                        if let Ok(message) = body(Answer::Refused(RefusalReason::Unsupported).to_message()) {
+                            self.node.answer(token, message);
+                        }
+                    }
                     Ok(offer) => {
                         self.engine.set_candidates(index, &offer, now);
                         self.coordinator.handle_offer(index, offer, token);
@@ -73,7 +85,15 @@ impl Control {
                 warn!(%address, error, "a listener failed");
                 self.plan_is_open = true;
             }
-            NodeEvent::StreamInbound { .. } | NodeEvent::StreamOpened { .. } => {}
+            NodeEvent::Identified { peer, kind } => self.handle_identified(&peer, kind),
+            NodeEvent::StreamInbound { peer, connection, protocol, stream } => {
+                self.handle_packet_stream(&peer, connection, &protocol, stream);
+            }
+            NodeEvent::StreamOpened { id, result } => {
+                if self.packets.has_opening(id) {
+                    self.packets.handle_opened(id, result.map(|(protocol, stream)| (protocol, stream as _)));
+                }
+            }
             NodeEvent::ConnectionClosed { .. } | NodeEvent::AddressesChanged => {}
         }
     }

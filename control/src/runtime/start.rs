@@ -27,6 +27,7 @@ use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, Us};
 use crate::lanes::{LaneEngine, LaneEngineConfig, ListenError};
 use crate::netlink::{HostAddress, InterfaceConfig, Netlink, NetlinkError, forwarding_warnings, refuse_connected};
+use crate::packets::{self, Packets};
 use crate::signals::Signals;
 use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
@@ -75,7 +76,7 @@ impl Control {
             allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
-            accepted: Vec::new(),
+            accepted: packets::accepted(),
             resolver: Resolver::system(),
         })?;
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
@@ -149,6 +150,7 @@ impl Control {
             ports = settings.dataplane.port,
             "up"
         );
+        let packets = Packets::new(settings.peers.len(), workers.deliveries.clone());
         let ready = format!("interface {}, {} peers", settings.interface, settings.peers.len());
         notify(Notice::Ready(ready));
         Ok(Some(Self {
@@ -167,6 +169,7 @@ impl Control {
             engine,
             coordinator,
             asks: BTreeMap::new(),
+            packets,
             workers,
             events,
             woken,

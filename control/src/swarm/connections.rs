@@ -8,6 +8,9 @@
 //! exchanges on the others end. *Confirmed* means that the other side has it too: a dialler's handshake is complete
 //! before the peer's, and an overloaded peer may yet give up on it.
 //!
+//! With a Hyprspace node, which closes none, it is always we who decide, and the newest TCP connection stays beside the
+//! newest QUIC one: packets to it may travel by TCP only, and it may send by either.
+//!
 //! Either side closes the oldest at once when there are more than [`KEPT_CONNECTIONS_PER_PEER_MAX`], so that dead
 //! connections never keep a peer's new one out.
 
@@ -16,13 +19,17 @@ use std::time::{Duration, Instant};
 
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::ConnectionId;
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use ringlane_shared::limits::KEPT_CONNECTIONS_PER_PEER_MAX;
+use ringlane_shared::wire::packets::{HYPRSPACE_V0, HYPRSPACE_V1, RINGLANE_PACKETS};
 
 use super::address;
 
 /// How long a newer connection must have stood before the older ones are closed.
 const SURPLUS_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a TCP connection to a Hyprspace node is waited for before packets take QUIC.
+const TCP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What carries a libp2p connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -41,6 +48,46 @@ impl TransportName {
             Self::Tcp => "tcp",
         }
     }
+}
+
+/// What a peer's software is, as far as packets are concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PeerKind {
+    /// A Ringlane node.
+    Ringlane,
+    /// A Hyprspace node.
+    Hyprspace,
+}
+
+impl PeerKind {
+    /// What a peer is that speaks these protocols; `None` for one that carries no packets.
+    pub(super) fn of(protocols: &[StreamProtocol]) -> Option<Self> {
+        let speaks = |name: &str| protocols.iter().any(|protocol| protocol.as_ref() == name);
+        if speaks(RINGLANE_PACKETS) {
+            return Some(Self::Ringlane);
+        }
+        (speaks(HYPRSPACE_V1) || speaks(HYPRSPACE_V0)).then_some(Self::Hyprspace)
+    }
+}
+
+/// What a connection is worth to packets; the better, the greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Quality {
+    /// QUIC to a Hyprspace node, which crashes of packets in quick succession.
+    Paced,
+    /// By way of a relay.
+    Relayed,
+    /// Between the two nodes.
+    Direct,
+}
+
+/// A connection that packets may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// Which one.
+    pub connection: ConnectionId,
+    /// What it is worth.
+    pub quality: Quality,
 }
 
 /// Who dialled.
@@ -71,6 +118,8 @@ pub struct ConnectionInfo {
     pub rtt: Option<Duration>,
     /// What carries it; `None` if its address does not tell.
     pub transport: Option<TransportName>,
+    /// What the peer has said on it that it is.
+    pub(super) kind: Option<PeerKind>,
     /// Whether the peer has it too.
     confirmed: bool,
     closing: bool,
@@ -92,9 +141,23 @@ impl ConnectionInfo {
             established,
             rtt: None,
             transport: address::parse(remote).ok().map(|destination| destination.transport),
+            kind: None,
             confirmed: endpoint.is_listener(),
             closing: false,
         }
+    }
+
+    /// What it is worth to packets in Hyprspace's frames, or in ours.
+    pub(super) fn quality(&self, are_hyprspace: bool) -> Quality {
+        match self.transport {
+            _ if self.relayed => Quality::Relayed,
+            Some(TransportName::Quic) | None if are_hyprspace => Quality::Paced,
+            _ => Quality::Direct,
+        }
+    }
+
+    fn way(&self, kind: PeerKind) -> Way {
+        Way { connection: self.id, quality: self.quality(kind == PeerKind::Hyprspace) }
     }
 
     /// The peer has spoken on it.
@@ -146,16 +209,47 @@ impl Connections {
         best(self.by_peer.get(peer)?)
     }
 
+    /// What the peer is, as it said last.
+    pub(super) fn kind(&self, peer: &PeerId) -> Option<PeerKind> {
+        kind(self.by_peer.get(peer)?)
+    }
+
+    /// The connection that packets to a peer should take. QUIC to a Hyprspace node is one only after some time: a TCP
+    /// connection to it may be on its way.
+    pub(super) fn packet_way(&self, peer: &PeerId, now: Instant) -> Option<Way> {
+        let connections = self.by_peer.get(peer)?;
+        let kind = kind(connections)?;
+        if kind == PeerKind::Ringlane {
+            return Some(best(connections)?.way(kind));
+        }
+        let open = connections.iter().rev().filter(|connection| !connection.closing);
+        let ways = open.filter(|connection| match connection.way(kind).quality {
+            Quality::Paced => now.saturating_duration_since(connection.established) >= TCP_PATIENCE,
+            Quality::Relayed | Quality::Direct => true,
+        });
+        // Of those as good, the newest.
+        ways.map(|connection| connection.way(kind)).rev().max_by_key(|way| way.quality)
+    }
+
+    /// Whether a peer is a Hyprspace node that packets could reach by QUIC only.
+    pub(super) fn lacks_tcp(&self, peer: &PeerId) -> bool {
+        let Some(connections) = self.by_peer.get(peer) else { return false };
+        kind(connections) == Some(PeerKind::Hyprspace)
+            && connections.iter().all(|connection| connection.closing || connection.quality(true) == Quality::Paced)
+    }
+
     /// The connections to close now, each told once.
     pub(super) fn poll_surplus(&mut self, now: Instant) -> Vec<ConnectionId> {
         let mut surplus = Vec::new();
         for (peer, connections) in &mut self.by_peer {
-            let decided = (self.local < *peer).then(|| settled(connections)).flatten();
+            let is_hyprspace = kind(connections) == Some(PeerKind::Hyprspace);
+            let decided = (self.local < *peer || is_hyprspace).then(|| settled(connections)).flatten();
             let older = decided.filter(|&(_, at)| at <= now).map_or(0, |(older, _)| older);
+            let kept: Vec<bool> = (0..connections.len()).map(|at| is_kept(connections, at)).collect();
             let open = connections.iter().filter(|connection| !connection.closing).count();
             let mut excess = open.saturating_sub(KEPT_CONNECTIONS_PER_PEER_MAX);
-            for (position, connection) in connections.iter_mut().enumerate() {
-                if !connection.closing && (position < older || excess > 0) {
+            for (position, (connection, is_kept)) in connections.iter_mut().zip(kept).enumerate() {
+                if !connection.closing && !is_kept && (position < older || excess > 0) {
                     connection.closing = true;
                     excess = excess.saturating_sub(1);
                     surplus.push(connection.id);
@@ -167,7 +261,10 @@ impl Connections {
 
     /// When [`Self::poll_surplus`] should be asked again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let decided_here = self.by_peer.iter().filter(|(peer, _)| self.local < **peer);
+        let decided_here = self
+            .by_peer
+            .iter()
+            .filter(|(peer, connections)| self.local < **peer || kind(connections) == Some(PeerKind::Hyprspace));
         decided_here.filter_map(|(_, connections)| settled(connections)).map(|(_, at)| at).min()
     }
 }
@@ -175,6 +272,21 @@ impl Connections {
 fn best(connections: &[ConnectionInfo]) -> Option<&ConnectionInfo> {
     let open = || connections.iter().rev().filter(|connection| !connection.closing);
     open().find(|connection| !connection.relayed).or_else(|| open().next()).or(connections.last())
+}
+
+fn kind(connections: &[ConnectionInfo]) -> Option<PeerKind> {
+    connections.iter().rev().find_map(|connection| connection.kind)
+}
+
+/// Whether a connection stays though it is an old one: the newest of its transport that leads to a Hyprspace node.
+fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
+    let connection = &connections[at];
+    let replaces = |newer: &ConnectionInfo| {
+        newer.confirmed
+            && !newer.closing
+            && (newer.relayed, newer.transport) == (connection.relayed, connection.transport)
+    };
+    kind(connections) == Some(PeerKind::Hyprspace) && !connections[at + 1..].iter().any(replaces)
 }
 
 /// How many of the connections, from the oldest on, are older than the one to keep, and when they may go. `None` if
@@ -186,7 +298,7 @@ fn settled(connections: &[ConnectionInfo]) -> Option<(usize, Instant)> {
             .rposition(|connection| connection.confirmed && !connection.closing && !(direct_only && connection.relayed))
     };
     let keep = newest(true).or_else(|| newest(false))?;
-    let surplus = connections[..keep].iter().any(|connection| !connection.closing);
+    let surplus = (0..keep).any(|at| !connections[at].closing && !is_kept(connections, at));
     surplus.then(|| (keep, connections[keep].established + SURPLUS_GRACE))
 }
 
@@ -260,5 +372,51 @@ mod tests {
         assert_eq!(table.best(&peer).unwrap().id, ConnectionId::new_unchecked(1));
         table.remove(&peer, ConnectionId::new_unchecked(1));
         assert_eq!(table.best(&peer).unwrap().id, ConnectionId::new_unchecked(2));
+    }
+
+    fn hyprspace(id: usize, peer: PeerId, transport: TransportName, established: Instant) -> ConnectionInfo {
+        let (transport, kind) = (Some(transport), Some(PeerKind::Hyprspace));
+        ConnectionInfo { transport, kind, ..connection(id, peer, established) }
+    }
+
+    #[test]
+    fn of_a_hyprspace_nodes_connections_the_newest_of_each_transport_stays_whoever_is_lower() {
+        let now = Instant::now();
+        for (mut table, peer) in pair() {
+            for (id, transport) in [(1, TransportName::Tcp), (2, TransportName::Quic), (3, TransportName::Quic)] {
+                table.insert(hyprspace(id, peer, transport, now));
+            }
+            assert!(table.poll_surplus(now).is_empty());
+            let later = now + SURPLUS_GRACE;
+            assert_eq!(table.poll_timeout(), Some(later));
+            assert_eq!(table.poll_surplus(later), [ConnectionId::new_unchecked(2)]);
+            assert_eq!(table.poll_timeout(), None);
+            for id in 4..4 + KEPT_CONNECTIONS_PER_PEER_MAX {
+                table.insert(hyprspace(id, peer, TransportName::Quic, later));
+            }
+            let flood = table.poll_surplus(later);
+            assert!(!flood.is_empty() && !flood.contains(&ConnectionId::new_unchecked(1)), "{flood:?}");
+        }
+    }
+
+    #[test]
+    fn packets_to_a_hyprspace_node_take_tcp_or_a_relay_and_quic_only_when_nothing_else_comes() {
+        let now = Instant::now();
+        let [(mut table, peer), _] = pair();
+        assert_eq!(table.packet_way(&peer, now), None);
+        table.insert(hyprspace(1, peer, TransportName::Quic, now));
+        assert!(table.lacks_tcp(&peer));
+        assert_eq!(table.packet_way(&peer, now), None);
+        let way = |id, quality| Some(Way { connection: ConnectionId::new_unchecked(id), quality });
+        assert_eq!(table.packet_way(&peer, now + TCP_PATIENCE), way(1, Quality::Paced));
+        table.insert(ConnectionInfo { relayed: true, ..hyprspace(2, peer, TransportName::Quic, now) });
+        assert_eq!(table.packet_way(&peer, now + TCP_PATIENCE), way(2, Quality::Relayed));
+        table.insert(hyprspace(3, peer, TransportName::Tcp, now));
+        table.insert(hyprspace(4, peer, TransportName::Tcp, now));
+        table.insert(hyprspace(5, peer, TransportName::Quic, now));
+        assert_eq!(table.packet_way(&peer, now), way(4, Quality::Direct));
+        assert!(!table.lacks_tcp(&peer));
+        table.get_mut(&peer, ConnectionId::new_unchecked(5)).unwrap().kind = Some(PeerKind::Ringlane);
+        assert_eq!(table.packet_way(&peer, now), way(5, Quality::Direct), "it is something else by now");
     }
 }

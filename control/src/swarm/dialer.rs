@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, DIALS_PER_PEER_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
 
@@ -155,6 +156,16 @@ impl Dialer {
         state.is_sought = is_sought;
     }
 
+    /// Whether a peer that is connected is to be dialled at its TCP addresses: a Hyprspace node that only QUIC leads to.
+    pub(super) fn seek_tcp(&mut self, now: Instant, peer: &PeerId, is_sought: bool) {
+        let Some(state) = self.peers.get_mut(peer) else { return };
+        if is_sought && !state.is_tcp_sought {
+            state.dials_in_vain = 0;
+            state.next = now;
+        }
+        state.is_tcp_sought = is_sought;
+    }
+
     /// The peer's last connection is gone.
     pub(super) fn handle_disconnected(&mut self, now: Instant, peer: &PeerId) {
         let Some(state) = self.peers.get_mut(peer) else { return };
@@ -208,6 +219,8 @@ struct Peer {
     connected_since: Option<Instant>,
     /// A further connection is wanted.
     is_sought: bool,
+    /// A TCP connection is wanted.
+    is_tcp_sought: bool,
     /// Dials under way.
     dials: u8,
     /// Dials since the last connection that lasted.
@@ -227,15 +240,30 @@ struct Known {
 
 impl Peer {
     fn new(now: Instant) -> Self {
-        Self { addresses: Vec::new(), connected_since: None, is_sought: false, dials: 0, dials_in_vain: 0, next: now }
+        Self {
+            addresses: Vec::new(),
+            connected_since: None,
+            is_sought: false,
+            is_tcp_sought: false,
+            dials: 0,
+            dials_in_vain: 0,
+            next: now,
+        }
     }
 
     fn is_looked_for(&self) -> bool {
-        self.connected_since.is_none() || self.is_sought
+        self.connected_since.is_none() || self.is_sought || self.is_tcp_sought
+    }
+
+    /// Whether only its TCP addresses are of any use.
+    fn wants_only_tcp(&self) -> bool {
+        self.connected_since.is_some() && !self.is_sought
     }
 
     fn due(&self) -> Option<Instant> {
-        let wanted = self.is_looked_for() && self.dials < DIALS_PER_PEER_MAX && !self.addresses.is_empty();
+        let only_tcp = self.wants_only_tcp();
+        let has_address = self.addresses.iter().any(|known| !only_tcp || is_tcp(&known.address));
+        let wanted = self.is_looked_for() && self.dials < DIALS_PER_PEER_MAX && has_address;
         wanted.then_some(self.next)
     }
 
@@ -279,8 +307,9 @@ impl Peer {
 
     /// The addresses of the next dial, best first: the last that worked, then those that waited longest.
     fn choose(&mut self, now: Instant) -> Vec<Multiaddr> {
-        let (mut strangers, mut usable): (Vec<_>, Vec<_>) =
-            self.addresses.iter_mut().partition(|known| known.answered_by_stranger);
+        let only_tcp = self.wants_only_tcp();
+        let candidates = self.addresses.iter_mut().filter(|known| !only_tcp || is_tcp(&known.address));
+        let (mut strangers, mut usable): (Vec<_>, Vec<_>) = candidates.partition(|known| known.answered_by_stranger);
         let alone = usable.is_empty() || self.dials_in_vain % STRANGER_EVERY == STRANGER_EVERY - 1;
         let mut chosen: Vec<&mut Known> = Vec::new();
         if alone && !strangers.is_empty() {
@@ -299,6 +328,10 @@ impl Peer {
         });
         dialed.collect()
     }
+}
+
+fn is_tcp(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Protocol::Tcp(_)))
 }
 
 fn pause(dials_in_vain: u32) -> Duration {
@@ -359,6 +392,23 @@ mod tests {
         assert_eq!(dialer.poll_timeout(), None);
         dialer.seek(later, &peer, true);
         dialer.handle_connected(later, &peer);
+        assert_eq!(dialer.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_connected_peer_without_tcp_is_dialled_at_its_tcp_addresses_only() {
+        let start = Instant::now();
+        let (mut dialer, peer) = dialer(start);
+        dialer.add_address(start, &peer, &"/ip4/10.0.0.1/udp/1/quic-v1".parse().unwrap(), Source::Configured);
+        assert_eq!(next_dial(&mut dialer).1.addresses.len(), 2);
+        dialer.handle_connected(start, &peer);
+        assert_eq!(dialer.poll_timeout(), None);
+        dialer.seek_tcp(start, &peer, true);
+        assert_eq!(dialer.poll_timeout(), Some(start));
+        for _ in 0..4 {
+            assert_eq!(next_dial(&mut dialer).1.addresses, [address(1)]);
+        }
+        dialer.seek_tcp(start, &peer, false);
         assert_eq!(dialer.poll_timeout(), None);
     }
 

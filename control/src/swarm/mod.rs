@@ -31,7 +31,7 @@ mod problems;
 mod streams;
 mod transport;
 
-pub use connections::{ConnectionInfo, Direction, TransportName};
+pub use connections::{ConnectionInfo, Direction, PeerKind, Quality, TransportName, Way};
 pub use exchange::{ExchangeError, OpenError};
 pub use exchanges::{ExchangeId, ExchangeToken};
 pub use libp2p::swarm::ConnectionId;

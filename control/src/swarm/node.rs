@@ -21,7 +21,7 @@ use tokio::time::Sleep;
 
 use super::address::{self, AddressPolicy};
 use super::behaviour::Behaviour;
-use super::connections::{ConnectionInfo, Connections};
+use super::connections::{ConnectionInfo, Connections, PeerKind, Quality, Way};
 use super::dialer::{Dial, Dialer, Source};
 use super::exchange::ExchangeError;
 use super::exchanges::{ExchangeId, ExchangeToken, Exchanges};
@@ -129,6 +129,13 @@ pub enum NodeEvent {
         id: OpenId,
         /// The protocol agreed on, and the stream.
         result: Result<(StreamProtocol, Box<Stream>), OpenError>,
+    },
+    /// A peer has said on a connection what it is.
+    Identified {
+        /// Who.
+        peer: PeerId,
+        /// What.
+        kind: PeerKind,
     },
     /// A listener has failed. If it has ended, [`Node::set_listen_addresses`] with the same addresses tries again.
     ListenerFailed {
@@ -251,6 +258,22 @@ impl Node {
     /// The connection to talk to a peer on: its newest direct one, or else its newest relayed one.
     pub fn best_connection(&self, peer: &PeerId) -> Option<&ConnectionInfo> {
         self.connections.best(peer)
+    }
+
+    /// What a peer is, as it said last; `None` before it has, and for one that carries no packets.
+    pub fn kind(&self, peer: &PeerId) -> Option<PeerKind> {
+        self.connections.kind(peer)
+    }
+
+    /// The connection that packets to a peer should take.
+    pub fn packet_way(&self, peer: &PeerId) -> Option<Way> {
+        self.connections.packet_way(peer, Instant::now())
+    }
+
+    /// What a connection is worth to packets, in Hyprspace's frames or in ours.
+    pub fn quality(&self, peer: &PeerId, connection: ConnectionId, are_hyprspace: bool) -> Option<Quality> {
+        let connection = self.connections.of(peer).find(|other| other.id == connection)?;
+        Some(connection.quality(are_hyprspace))
     }
 
     /// Looks for a peer though it is connected, or stops: for one whose lanes are all silent.

@@ -81,6 +81,14 @@ impl std::fmt::Debug for InboundStream {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct OpenId(u64);
 
+#[cfg(test)]
+impl OpenId {
+    /// One for tests.
+    pub(crate) fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// Why a stream could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod fragment;
 pub mod kernel;
 pub mod offload;
+pub mod packets;
 pub mod rekey;
 pub mod twin;
 pub mod watched;

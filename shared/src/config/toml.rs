@@ -160,8 +160,12 @@ fn dataplane(table: &Table<'_>, draft: &mut Draft, report: &mut Report<'_>) {
 }
 
 const ENGINES: [(&str, Engine); 3] = [("auto", Engine::Auto), ("io_uring", Engine::IoUring), ("epoll", Engine::Epoll)];
-const CARRIERS: [(&str, CarrierChoice); 3] =
-    [("auto", CarrierChoice::Auto), ("lane", CarrierChoice::Lane), ("quic", CarrierChoice::Quic)];
+const CARRIERS: [(&str, CarrierChoice); 4] = [
+    ("auto", CarrierChoice::Auto),
+    ("lane", CarrierChoice::Lane),
+    ("quic", CarrierChoice::Quic),
+    ("stream", CarrierChoice::Stream),
+];
 const CIPHERS: [(&str, CipherChoice); 4] = [
     ("auto", CipherChoice::Auto),
     ("aes-128-gcm", CipherChoice::Aes128Gcm),

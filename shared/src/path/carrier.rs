@@ -106,7 +106,7 @@ impl CarrierSelector {
         let (carrier, chooses) = match (choice, peer_takes_datagrams) {
             (CarrierChoice::Auto, true) => (LaneCarrier::Records, true),
             (CarrierChoice::Quic, true) => (LaneCarrier::Quic, false),
-            (CarrierChoice::Lane, _) | (_, false) => (LaneCarrier::Records, false),
+            (CarrierChoice::Lane | CarrierChoice::Stream, _) | (_, false) => (LaneCarrier::Records, false),
         };
         let question = chooses.then_some(Question::new(FIRST_PATIENCE, now));
         Self { carrier, chooses, question, unheard_since: None, ask_at: now, pause: FIRST_PAUSE, since: now }

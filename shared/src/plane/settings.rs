@@ -28,7 +28,7 @@ impl Engine {
     }
 }
 
-/// How packets shall reach a peer with which there are lanes.
+/// How packets shall reach a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum CarrierChoice {
     /// Records; DATAGRAM frames of the lane's QUIC connection while QUIC passes and records do not.
@@ -38,6 +38,8 @@ pub enum CarrierChoice {
     Lane,
     /// DATAGRAM frames only (RFC 9221).
     Quic,
+    /// A libp2p stream only: no lanes are asked for, and none are agreed to.
+    Stream,
 }
 
 /// When the keys of a lane are to be replaced: at whichever comes first.

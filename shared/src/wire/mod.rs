@@ -4,6 +4,7 @@ pub mod echo;
 pub mod fragment;
 pub mod frame;
 pub mod offer;
+pub mod packets;
 pub mod probe;
 pub mod record;
 pub mod rekey;

@@ -122,8 +122,8 @@ key_file = {key_file}
 # tun_queue_packets = {queue}
 # What moves packets between a worker and the kernel: "auto", "io_uring" or "epoll".
 # engine = "{engine}"
-# How packets leave: "auto", in records ("lane") or in QUIC datagrams ("quic"), which is slower and passes where records do
-# not.
+# How packets leave: "auto", in records ("lane"), in QUIC datagrams ("quic"), which is slower and passes where records do
+# not, or without lanes on a libp2p stream ("stream"), where UDP does not pass at all.
 # carrier = "{carrier}"
 # What seals them: "auto", "aes-128-gcm", "aes-256-gcm" or "chacha20-poly1305".
 # cipher = "{cipher}"

@@ -221,6 +221,7 @@ mod tests {
             carrier: None,
             problem: Some("no address of it is known here; it has to dial us".to_owned()),
             lanes: Vec::new(),
+            streams: Vec::new(),
             rtt_us: None,
             mtu_bytes: None,
             packets_sent: 0,
@@ -247,6 +248,7 @@ mod tests {
             state: PeerState::Direct,
             carrier: Some(Carrier::Lane),
             problem: None,
+            streams: Vec::new(),
             lanes: vec![
                 LaneStatus {
                     index: 0,

@@ -48,3 +48,4 @@ mod rekey;
 mod shapes;
 mod shapes_udp;
 mod strangers;
+mod stream_carrier;

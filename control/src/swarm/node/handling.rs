@@ -11,7 +11,7 @@ use ringlane_shared::limits::KNOWN_ADDRESSES_PER_PEER_MAX;
 use super::{DialUnderWay, Node, NodeEvent};
 use crate::swarm::address;
 use crate::swarm::behaviour::BehaviourEvent;
-use crate::swarm::connections::{ConnectionInfo, Direction};
+use crate::swarm::connections::{ConnectionInfo, Direction, PeerKind};
 use crate::swarm::dialer::{STABLE_AFTER, Source};
 use crate::swarm::exchange;
 use crate::swarm::exchanges::Progress;
@@ -64,6 +64,7 @@ impl Node {
         self.dialer.handle_connected(now, &peer);
         tracing::debug!(%peer, connection = %id, %remote, direction = ?connection.direction, "connected");
         self.connections.insert(connection);
+        self.seek_tcp(peer);
         self.events.push_back(NodeEvent::PeerConnected { peer, connection: id, remote, first });
     }
 
@@ -76,6 +77,7 @@ impl Node {
             if last && now.duration_since(connection.established) < STABLE_AFTER {
                 self.problems.handle_thrown_out(peer);
             }
+            self.seek_tcp(peer);
             self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
         }
         if last {
@@ -108,6 +110,7 @@ impl Node {
             BehaviourEvent::Streams(event) => self.handle_stream(event),
             BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
                 self.handle_identify(peer_id, connection_id, &info.listen_addrs);
+                self.handle_kind(peer_id, connection_id, PeerKind::of(&info.protocols));
             }
             BehaviourEvent::Ping(ping::Event { peer, connection, result }) => match result {
                 Ok(rtt) => {
@@ -156,6 +159,19 @@ impl Node {
         if connection.direction == Direction::Inbound && self.dialer.knows(&peer, &connection.remote) {
             self.dialer.handle_success(now, &peer, &connection.remote);
         }
+    }
+
+    fn handle_kind(&mut self, peer: PeerId, connection: ConnectionId, kind: Option<PeerKind>) {
+        let Some(connection) = self.connections.get_mut(&peer, connection) else { return };
+        connection.kind = kind;
+        self.seek_tcp(peer);
+        if let Some(kind) = self.connections.kind(&peer) {
+            self.events.push_back(NodeEvent::Identified { peer, kind });
+        }
+    }
+
+    fn seek_tcp(&mut self, peer: PeerId) {
+        self.dialer.seek_tcp(Instant::now(), &peer, self.connections.lacks_tcp(&peer));
     }
 
     fn handle_stream(&mut self, event: StreamEvent) {

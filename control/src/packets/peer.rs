@@ -1,0 +1,381 @@
+//! The packet streams of one peer, and the one ordered writer that uses one of them at a time.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use libp2p::swarm::ConnectionId;
+use ringlane_shared::bucket::Bucket;
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::limits::{QUIET_STREAMS_KEPT, STREAM_BUDGET, STREAM_WRITE_BYTES, STREAM_WRITE_BYTES_RINGLANE};
+use ringlane_shared::plane::{PacketBatch, PlaneSender};
+use ringlane_shared::wire::packets::Framing;
+use tokio::time::{Sleep, sleep_until};
+
+use super::drops::{StreamDrop, StreamDrops};
+use super::queue::OutQueue;
+use super::stream::{PacketProtocol, PacketStream, Read};
+use crate::swarm::{Direction, PeerKind, Quality};
+
+/// Frames per second on a QUIC stream to a Hyprspace node: each leaves by itself, for two together can crash it.
+const PACED_PER_SECOND: u32 = 2000;
+/// Such frames at once.
+const PACED_BURST: u32 = 4;
+/// Until a worker whose queue was full is tried again.
+const DELIVER_AGAIN: Duration = Duration::from_millis(1);
+/// First pause after a stream that could not be opened.
+const OPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest such pause.
+const OPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A stream that has taken nothing for so long is not waited for when there is another one.
+const STUCK: Duration = Duration::from_secs(1);
+/// A stream that is in use has carried something within this time.
+const RECENT: Duration = Duration::from_secs(5);
+/// A stream on which nothing has passed for so long is closed if it can be spared. More than the 25 seconds after which a
+/// Hyprspace node opens another one anyway.
+pub(super) const QUIET: Duration = Duration::from_secs(60);
+
+/// What a peer's turn came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Turn {
+    /// There is more to do.
+    pub(super) again: bool,
+    /// A stream is to be opened, in these protocols.
+    pub(super) wants_stream: Option<&'static [PacketProtocol]>,
+}
+
+/// What a turn is done with.
+pub(super) struct Tools<'a> {
+    pub(super) memory: &'a mut [u8],
+    /// Memory for batches, as far as it goes.
+    pub(super) spare: &'a mut Vec<Vec<u8>>,
+    /// Who takes what the peer sends.
+    pub(super) worker: Option<&'a PlaneSender<PacketBatch>>,
+}
+
+/// One peer's part of the subsystem.
+pub(super) struct PeerStreams {
+    peer: PeerIndex,
+    kind: Option<PeerKind>,
+    streams: Vec<PacketStream>,
+    serials: u64,
+    /// The stream that packets leave by; only while it takes them.
+    sending: Option<u64>,
+    /// The one that takes its place at the end of a batch, or when it is stuck.
+    next_sending: Option<u64>,
+    queue: OutQueue,
+    /// A stream has been asked for.
+    is_opening: bool,
+    open_at: Option<Instant>,
+    open_pause: Duration,
+    /// There may be a better connection than that of the stream that packets leave by.
+    seeks_better: bool,
+    /// Only QUIC connects us to this Hyprspace node.
+    is_paced: bool,
+    pace: Option<Bucket>,
+    paced_until: Option<Instant>,
+    quiet_at: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    pub(super) drops: StreamDrops,
+}
+
+impl PeerStreams {
+    pub(super) fn new(peer: PeerIndex) -> Self {
+        Self {
+            peer,
+            kind: None,
+            streams: Vec::new(),
+            serials: 0,
+            sending: None,
+            next_sending: None,
+            queue: OutQueue::new(Framing::Ringlane),
+            is_opening: false,
+            open_at: None,
+            open_pause: OPEN_PAUSE_MIN,
+            seeks_better: false,
+            is_paced: false,
+            pace: None,
+            paced_until: None,
+            quiet_at: None,
+            timer: None,
+            drops: StreamDrops::default(),
+        }
+    }
+
+    pub(super) fn kind(&self) -> Option<PeerKind> {
+        self.kind
+    }
+
+    pub(super) fn streams(&self) -> &[PacketStream] {
+        &self.streams
+    }
+
+    /// Whether packets are held back because only QUIC leads to a Hyprspace node.
+    pub(super) fn is_paced(&self) -> bool {
+        self.is_paced
+    }
+
+    /// The quality of the way packets take at the moment.
+    pub(super) fn quality(&self) -> Option<Quality> {
+        self.sending_stream().map(|stream| stream.quality)
+    }
+
+    /// The peer has said what it speaks.
+    pub(super) fn handle_identified(&mut self, kind: PeerKind) {
+        if self.kind == Some(kind) {
+            return;
+        }
+        self.forget_packets();
+        self.kind = Some(kind);
+        self.sending = None;
+        self.queue = OutQueue::new(match kind {
+            PeerKind::Ringlane => Framing::Ringlane,
+            PeerKind::Hyprspace => Framing::Hyprspace,
+        });
+    }
+
+    /// There is a connection more: perhaps a better one than that of the stream that packets leave by, and perhaps that
+    /// one will be closed for it.
+    pub(super) fn handle_connected(&mut self, now: Instant) {
+        self.open_at = None;
+        self.open_pause = OPEN_PAUSE_MIN;
+        // One that lies idle may die with its connection: the next packet opens another.
+        let is_used = self.sending_stream().is_some_and(|stream| stream.quiet_for(now) < RECENT);
+        self.seeks_better = is_used || self.is_paced || !self.queue.is_empty();
+    }
+
+    /// The last connection is gone.
+    pub(super) fn handle_disconnected(&mut self) {
+        self.forget_packets();
+        let drops = std::mem::take(&mut self.drops);
+        *self = Self { drops, serials: self.serials, ..Self::new(self.peer) };
+    }
+
+    fn forget_packets(&mut self) {
+        let waiting = self.queue.packets();
+        self.drops.count_many(StreamDrop::NotConnected, waiting as u64);
+        self.queue.clear();
+    }
+
+    /// Queues what a worker sends.
+    pub(super) fn send(&mut self, batch: &PacketBatch) {
+        if self.kind.is_none() {
+            self.drops.count_many(StreamDrop::NotConnected, batch.packets().into());
+            return;
+        }
+        batch.items().for_each(|item| self.queue.push(item, &mut self.drops));
+    }
+
+    /// Another stream; `make` makes it of its number.
+    pub(super) fn add(&mut self, now: Instant, make: impl FnOnce(u64) -> PacketStream) {
+        let stream = make(self.serials);
+        self.serials += 1;
+        if stream.direction == Direction::Outbound {
+            self.handle_open_ended(true, now);
+            // It was asked for because there was none, or none as good. If the peer has opened one meanwhile, that one is
+            // kept to: who changes streams may overtake himself.
+            if self.sending_connection() != Some(stream.connection) {
+                self.next_sending = Some(stream.serial);
+            }
+        }
+        self.quiet_at.get_or_insert(now + QUIET);
+        self.streams.push(stream);
+    }
+
+    /// The stream asked for could not be opened, or nothing leads to the peer at the moment.
+    pub(super) fn handle_open_failed(&mut self, now: Instant) {
+        self.handle_open_ended(false, now);
+    }
+
+    /// There is nothing better than the stream that there is.
+    pub(super) fn handle_open_unneeded(&mut self) {
+        self.is_opening = false;
+    }
+
+    /// The connection of the stream that packets leave by.
+    pub(super) fn sending_connection(&self) -> Option<ConnectionId> {
+        self.sending_stream().map(|stream| stream.connection)
+    }
+
+    /// Whether packets leave by this one.
+    pub(super) fn is_sending(&self, serial: u64) -> bool {
+        self.sending == Some(serial)
+    }
+
+    fn sending_stream(&self) -> Option<&PacketStream> {
+        let sending = self.sending?;
+        self.streams.iter().find(|stream| stream.serial == sending)
+    }
+
+    fn handle_open_ended(&mut self, is_open: bool, now: Instant) {
+        self.is_opening = false;
+        if is_open {
+            self.open_at = None;
+            self.open_pause = OPEN_PAUSE_MIN;
+        } else {
+            self.open_at = Some(now + self.open_pause);
+            self.open_pause = (self.open_pause * 2).min(OPEN_PAUSE_MAX);
+        }
+    }
+
+    /// Only QUIC leads to this Hyprspace node, or that is over. Whether a stream is there for that already; else one is to
+    /// be opened.
+    pub(super) fn set_paced(&mut self, is_paced: bool) -> bool {
+        self.is_paced = is_paced;
+        let has_one = is_paced && self.streams.iter().any(|stream| self.may_take(stream));
+        self.is_opening &= !has_one;
+        has_one
+    }
+
+    /// Does what can be done without waiting, within a budget.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools<'_>) -> Turn {
+        let (has_more, is_blocked) = self.poll_reads(cx, now, tools);
+        let (has_more_to_write, mut wants_stream) = self.poll_writes(cx, now);
+        if self.seeks_better && !self.is_opening {
+            self.seeks_better = false;
+            wants_stream = self.ask_for_stream(now);
+        }
+        self.close_quiet(now);
+        for stream in &mut self.streams {
+            let is_idle = self.queue.is_empty() || self.sending != Some(stream.serial);
+            if stream.closed_by().is_some() || is_idle {
+                stream.poll_flush(cx, now, self.peer);
+            }
+        }
+        self.remove_ended();
+        let is_over = self.poll_timer(cx, now, is_blocked);
+        Turn { again: has_more || has_more_to_write || is_over, wants_stream }
+    }
+
+    /// Whether there is more, and whether the worker is what it waits for.
+    fn poll_reads(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools<'_>) -> (bool, bool) {
+        let mut budget = STREAM_BUDGET;
+        // The first has its turn first, and goes to the end of the line.
+        for _ in 0..self.streams.len() {
+            let stream = &mut self.streams[0];
+            loop {
+                if budget == 0 {
+                    return (true, false);
+                }
+                match stream.poll_read(cx, now, self.peer, tools, &mut self.drops) {
+                    Read::Some => budget -= 1,
+                    Read::Nothing => break,
+                    Read::Blocked => return (false, true),
+                }
+            }
+            self.streams.rotate_left(1);
+        }
+        (false, false)
+    }
+
+    /// Whether there is more, and whether a stream is wanted for it.
+    fn poll_writes(&mut self, cx: &mut Context<'_>, now: Instant) -> (bool, Option<&'static [PacketProtocol]>) {
+        self.paced_until = None;
+        for _ in 0..STREAM_BUDGET {
+            self.remove_ended();
+            if self.queue.is_empty() {
+                return (false, None);
+            }
+            let Some(at) = self.choose(now) else { return (false, self.ask_for_stream(now)) };
+            let stream = &mut self.streams[at];
+            let bytes_max = match (self.queue.framing(), stream.quality) {
+                (Framing::Hyprspace, Quality::Paced) => 1,
+                (Framing::Hyprspace, _) => STREAM_WRITE_BYTES,
+                (Framing::Ringlane, _) => STREAM_WRITE_BYTES_RINGLANE,
+            };
+            if bytes_max == 1 && self.queue.is_between_batches() {
+                stream.poll_flush(cx, now, self.peer);
+                let pace = self.pace.get_or_insert_with(|| Bucket::new(PACED_BURST, PACED_PER_SECOND, now));
+                if !pace.take(now) {
+                    self.paced_until = pace.ready_at();
+                    return (false, None);
+                }
+            }
+            match stream.poll_write(cx, now, self.peer, self.queue.next(bytes_max)) {
+                Poll::Pending => return (false, None),
+                Poll::Ready(taken) => self.queue.advance(taken),
+            }
+        }
+        self.remove_ended();
+        (!self.queue.is_empty(), None)
+    }
+
+    /// The position of the stream to send on, if there is one.
+    fn choose(&mut self, now: Instant) -> Option<usize> {
+        let is_stuck = || {
+            let written = self.sending_stream().map(|stream| stream.last_write);
+            written.is_none_or(|written| now.saturating_duration_since(written) >= STUCK)
+        };
+        if self.next_sending.is_some() && (self.queue.is_between_batches() || is_stuck()) {
+            self.queue.handle_stream_lost(&mut self.drops);
+            self.sending = self.next_sending.take().filter(|next| {
+                let next = self.streams.iter().find(|stream| stream.serial == *next);
+                next.is_some_and(|next| self.may_take(next))
+            });
+        }
+        if self.sending.is_none() {
+            let usable = self.streams.iter().filter(|stream| self.may_take(stream));
+            // Of two as good, the one on which the peer was heard last is known to be alive.
+            let best = usable.max_by_key(|stream| (stream.quality, stream.protocol, stream.last_read));
+            self.sending = best.map(|stream| stream.serial);
+        }
+        let sending = self.sending?;
+        self.streams.iter().position(|stream| stream.serial == sending)
+    }
+
+    fn may_take(&self, stream: &PacketStream) -> bool {
+        let is_fit = stream.quality != Quality::Paced || self.is_paced;
+        stream.takes_packets() && stream.protocol.framing() == self.queue.framing() && is_fit
+    }
+
+    /// The protocols to ask for, if it is time to.
+    fn ask_for_stream(&mut self, now: Instant) -> Option<&'static [PacketProtocol]> {
+        if self.is_opening || self.open_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        let protocols: &[_] = match self.kind? {
+            PeerKind::Ringlane => &[PacketProtocol::Ringlane],
+            PeerKind::Hyprspace => &[PacketProtocol::HyprspaceV1, PacketProtocol::HyprspaceV0],
+        };
+        self.open_at = None;
+        self.is_opening = true;
+        Some(protocols)
+    }
+
+    /// Forgets the streams of which nothing is left, and stops sending on one that takes no more.
+    fn remove_ended(&mut self) {
+        if self.sending.is_some() && !self.sending_stream().is_some_and(PacketStream::takes_packets) {
+            self.queue.handle_stream_lost(&mut self.drops);
+            self.sending = None;
+        }
+        self.streams.retain(|stream| !stream.is_over());
+    }
+
+    /// Closes streams that have been quiet: our own to Ringlane nodes, and of others those that are many.
+    fn close_quiet(&mut self, now: Instant) {
+        if self.quiet_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let mut spare = self.streams.len().saturating_sub(QUIET_STREAMS_KEPT);
+        for stream in self.streams.iter_mut().filter(|stream| stream.quiet_for(now) >= QUIET) {
+            let is_own = stream.protocol == PacketProtocol::Ringlane && stream.direction == Direction::Outbound;
+            if is_own || spare > 0 && self.sending != Some(stream.serial) {
+                stream.close(now);
+                spare = spare.saturating_sub(1);
+            }
+        }
+        self.quiet_at = (!self.streams.is_empty()).then(|| now + QUIET / 4);
+    }
+
+    /// Whether it is time for something now; else the task is woken when it is.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant, is_blocked: bool) -> bool {
+        let open_at = self.open_at.filter(|_| !self.queue.is_empty() && self.sending.is_none());
+        let closed_by = self.streams.iter().filter_map(PacketStream::closed_by).min();
+        let deliver_at = is_blocked.then(|| now + DELIVER_AGAIN);
+        let times = [open_at, closed_by, deliver_at, self.paced_until, self.quiet_at];
+        let Some(at) = times.into_iter().flatten().min() else { return false };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at.into())));
+        timer.as_mut().reset(at.into());
+        timer.as_mut().poll(cx).is_ready()
+    }
+}

@@ -1,0 +1,267 @@
+//! One stream that carries packets.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::{AsyncRead, AsyncWrite};
+use libp2p::StreamProtocol;
+use libp2p::swarm::ConnectionId;
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::plane::{BatchEnd, PacketBatch, PlaneSender, QueueFull};
+use ringlane_shared::wire::packets::{Frame, FrameReader, Framing, HYPRSPACE_V0, HYPRSPACE_V1, RINGLANE_PACKETS};
+
+use super::drops::{StreamDrop, StreamDrops};
+use super::peer::Tools;
+use crate::swarm::{Direction, Quality};
+
+/// How long the end of a stream may take.
+pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A protocol that carries packets.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum PacketProtocol {
+    /// Hyprspace's older one: only who opened a stream writes.
+    HyprspaceV0,
+    /// Hyprspace's newer one.
+    HyprspaceV1,
+    /// Ringlane's.
+    Ringlane,
+}
+
+impl PacketProtocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::HyprspaceV0, Self::HyprspaceV1, Self::Ringlane];
+
+    /// Its name on the wire and in status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HyprspaceV0 => HYPRSPACE_V0,
+            Self::HyprspaceV1 => HYPRSPACE_V1,
+            Self::Ringlane => RINGLANE_PACKETS,
+        }
+    }
+
+    /// The protocol of this name.
+    pub fn of(name: &StreamProtocol) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.name() == name.as_ref())
+    }
+
+    /// As libp2p wants it.
+    pub fn stream_protocol(self) -> StreamProtocol {
+        StreamProtocol::new(self.name())
+    }
+
+    /// How packets are told apart on it.
+    pub fn framing(self) -> Framing {
+        match self {
+            Self::HyprspaceV0 | Self::HyprspaceV1 => Framing::Hyprspace,
+            Self::Ringlane => Framing::Ringlane,
+        }
+    }
+}
+
+/// Both ways of a stream.
+pub trait Duplex: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+
+/// What a read came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Read {
+    /// Something was read and given to the worker.
+    Some,
+    /// There is nothing to read.
+    Nothing,
+    /// The worker takes no more at the moment: nothing is read until it does.
+    Blocked,
+}
+
+/// A stream of one peer's.
+pub(super) struct PacketStream {
+    pub(super) serial: u64,
+    pub(super) protocol: PacketProtocol,
+    pub(super) direction: Direction,
+    pub(super) connection: ConnectionId,
+    pub(super) quality: Quality,
+    pub(super) last_read: Instant,
+    pub(super) last_write: Instant,
+    pub(super) bytes_received: u64,
+    pub(super) bytes_sent: u64,
+    pub(super) unflushed: bool,
+    io: Pin<Box<dyn Duplex>>,
+    reader: FrameReader,
+    /// Read, but not yet taken by the worker.
+    undelivered: VecDeque<PacketBatch>,
+    peer_ended: bool,
+    /// Since when our half is to be closed.
+    closing: Option<Instant>,
+    is_closed: bool,
+    is_gone: bool,
+}
+
+impl PacketStream {
+    pub(super) fn new(
+        io: Box<dyn Duplex>,
+        serial: u64,
+        protocol: PacketProtocol,
+        direction: Direction,
+        (connection, quality): (ConnectionId, Quality),
+        now: Instant,
+    ) -> Self {
+        Self {
+            serial,
+            protocol,
+            direction,
+            connection,
+            quality,
+            last_read: now,
+            last_write: now,
+            bytes_received: 0,
+            bytes_sent: 0,
+            unflushed: false,
+            io: Box::into_pin(io),
+            reader: FrameReader::new(protocol.framing()),
+            undelivered: VecDeque::new(),
+            peer_ended: false,
+            closing: None,
+            is_closed: false,
+            is_gone: false,
+        }
+    }
+
+    /// Whether packets may be sent on it.
+    pub(super) fn takes_packets(&self) -> bool {
+        let is_ours = self.direction == Direction::Outbound || self.protocol != PacketProtocol::HyprspaceV0;
+        is_ours && !self.peer_ended && self.closing.is_none() && !self.is_gone
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_gone && self.undelivered.is_empty()
+    }
+
+    /// How long nothing has passed.
+    pub(super) fn quiet_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_read.max(self.last_write))
+    }
+
+    /// When its end must have come, if it is being closed.
+    pub(super) fn closed_by(&self) -> Option<Instant> {
+        self.closing.filter(|_| !self.is_gone).map(|since| since + CLOSE_LIMIT)
+    }
+
+    /// Closes our half, and with it the stream unless the peer goes on.
+    pub(super) fn close(&mut self, now: Instant) {
+        self.closing.get_or_insert(now);
+    }
+
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        peer: PeerIndex,
+        tools: &mut Tools<'_>,
+        drops: &mut StreamDrops,
+    ) -> Read {
+        if !self.deliver(tools.worker) {
+            return Read::Blocked;
+        }
+        if self.peer_ended || self.is_gone {
+            return Read::Nothing;
+        }
+        let bytes = match self.io.as_mut().poll_read(cx, tools.memory) {
+            Poll::Pending => return Read::Nothing,
+            Poll::Ready(Ok(0)) => {
+                tracing::trace!(peer = peer.0, protocol = self.protocol.name(), "the peer has ended a stream");
+                self.peer_ended = true;
+                self.close(now);
+                return Read::Nothing;
+            }
+            Poll::Ready(Ok(bytes)) => bytes,
+            Poll::Ready(Err(error)) => {
+                self.fail(peer, &error);
+                return Read::Nothing;
+            }
+        };
+        self.last_read = now;
+        self.bytes_received += bytes as u64;
+        let undelivered = &mut self.undelivered;
+        let read = self.reader.read(&tools.memory[..bytes], |frame| match frame {
+            Frame::Malformed => drops.count(StreamDrop::Malformed),
+            Frame::Packet(item) => {
+                let fits = undelivered.back_mut().is_some_and(|batch| batch.push(item.form, item.packet));
+                if !fits {
+                    let mut batch = PacketBatch::new(BatchEnd::Peer(peer), tools.spare.pop().unwrap_or_default());
+                    batch.push(item.form, item.packet);
+                    undelivered.push_back(batch);
+                }
+            }
+        });
+        if let Err(error) = read {
+            self.fail(peer, &error);
+        }
+        if self.deliver(tools.worker) { Read::Some } else { Read::Blocked }
+    }
+
+    /// Whether the worker has taken all.
+    fn deliver(&mut self, worker: Option<&PlaneSender<PacketBatch>>) -> bool {
+        while let Some(batch) = self.undelivered.pop_front() {
+            if let Some(Err(QueueFull(batch))) = worker.map(|worker| worker.try_send(batch)) {
+                self.undelivered.push_front(batch);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Writes a part of `bytes`; whether it was possible, and how many the stream has taken. An error ends the stream.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        peer: PeerIndex,
+        bytes: &[u8],
+    ) -> Poll<usize> {
+        match self.io.as_mut().poll_write(cx, bytes) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(taken)) if taken > 0 => {
+                self.last_write = now;
+                self.bytes_sent += taken as u64;
+                self.unflushed = true;
+                Poll::Ready(taken)
+            }
+            Poll::Ready(outcome) => {
+                self.fail(peer, &outcome.err().unwrap_or(io::ErrorKind::WriteZero.into()));
+                Poll::Ready(0)
+            }
+        }
+    }
+
+    /// Has what was written leave, and if our half is to be closed, closes it.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, now: Instant, peer: PeerIndex) {
+        if self.is_gone {
+            return;
+        }
+        if let Some(since) = self.closing {
+            if !self.is_closed {
+                self.is_closed = self.io.as_mut().poll_close(cx).is_ready();
+            }
+            // What the peer has on its way is still read; it hears of our end and ends too.
+            self.is_gone = self.is_closed && self.peer_ended || now >= since + CLOSE_LIMIT;
+        } else if self.unflushed {
+            match self.io.as_mut().poll_flush(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => self.fail(peer, &error),
+            }
+        }
+    }
+
+    fn fail(&mut self, peer: PeerIndex, error: &dyn std::fmt::Display) {
+        tracing::debug!(peer = peer.0, protocol = self.protocol.name(), %error, "a packet stream has failed");
+        self.is_gone = true;
+    }
+}

@@ -1,0 +1,79 @@
+//! What a peer writes on a stream that carries packets, against a reader that has the whole of it before it.
+
+use ringlane_shared::packet::ip::PacketHeader;
+use ringlane_shared::plane::{BatchItem, BatchItemForm};
+use ringlane_shared::wire::packets::{Frame, FrameReader, Framing};
+
+/// What a stream says, in order; `None` stands for something that is no packet.
+type Said = Vec<Option<(BatchItemForm, Vec<u8>)>>;
+
+/// The first byte says whose framing it is, and in how large pieces the rest comes. Accepted is a stream of whole frames,
+/// each with a packet in it.
+pub fn packets(input: &[u8]) -> bool {
+    let Some((&how, stream)) = input.split_first() else { return false };
+    let framing = if how & 1 == 0 { Framing::Hyprspace } else { Framing::Ringlane };
+    let mut reader = FrameReader::new(framing);
+    let mut said = Said::new();
+    let read = stream.chunks(1 + usize::from(how >> 1)).try_for_each(|piece| {
+        reader.read(piece, |frame| {
+            said.push(match frame {
+                Frame::Packet(BatchItem { form, packet }) => Some((form, packet.to_vec())),
+                Frame::Malformed => None,
+            });
+        })
+    });
+    let (expected, is_whole) = read_slowly(framing, stream);
+    assert_eq!(said, expected);
+    assert_eq!(read.is_ok() && reader.is_between_frames(), is_whole);
+    if !is_whole || said.is_empty() || said.contains(&None) {
+        return false;
+    }
+    write_again(framing, &said);
+    true
+}
+
+/// Takes frame after frame off the front, and says whether nothing was left over.
+fn read_slowly(framing: Framing, mut stream: &[u8]) -> (Said, bool) {
+    let mut said = Said::new();
+    let (header, most) = if framing == Framing::Hyprspace { (2, 1420) } else { (4, 65_577) };
+    while stream.len() >= header {
+        let length = match framing {
+            Framing::Hyprspace => usize::from(stream[0]) + 256 * usize::from(stream[1]),
+            Framing::Ringlane => {
+                65_536 * usize::from(stream[1]) + 256 * usize::from(stream[2]) + usize::from(stream[3])
+            }
+        };
+        if length > most || stream.len() < header + length {
+            return (said, false);
+        }
+        let kind = if framing == Framing::Hyprspace { 100 } else { stream[0] };
+        let rest = &stream[header..header + length];
+        let plain = BatchItemForm::Packet { is_partial: false };
+        match kind {
+            100 if length == 0 => {}
+            100 => said.push(PacketHeader::parse(rest).ok().map(|is| (plain, rest[..is.total_bytes].to_vec()))),
+            0 | 1 => {
+                let form = BatchItemForm::Packet { is_partial: kind == 1 };
+                said.push((length > 0).then(|| (form, rest.to_vec())));
+            }
+            2 => {
+                let segment_bytes = if length < 2 { 0 } else { 256 * u16::from(rest[0]) + u16::from(rest[1]) };
+                let form = BatchItemForm::SuperSegment { segment_bytes };
+                said.push((segment_bytes > 0 && length > 2).then(|| (form, rest[2..].to_vec())));
+            }
+            _ => {}
+        }
+        stream = &stream[header + length..];
+    }
+    (said, stream.is_empty())
+}
+
+/// What was said can be said by us, in frames of which Hyprspace's are even.
+fn write_again(framing: Framing, said: &Said) {
+    let mut bytes = Vec::new();
+    for (form, packet) in said.iter().flatten() {
+        let size = framing.write(BatchItem { form: *form, packet }, &mut bytes).expect("what was read can be written");
+        assert!(framing == Framing::Ringlane || size.is_multiple_of(2));
+    }
+    assert_eq!(read_slowly(framing, &bytes), (said.clone(), true));
+}

@@ -6,6 +6,7 @@
 //! | [`coordinator`] | what control decides, pure: events in, intents out |
 //! | [`swarm`] | libp2p: who is connected, and offers there and back |
 //! | [`lanes`] | listeners, probes and handshakes that make lanes |
+//! | [`services`] | TCP services with addresses of their own: those of peers, and ours |
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
 //! | [`packets`] | packets on libp2p streams, for peers that no lane leads to |
 //! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
@@ -19,6 +20,7 @@ pub mod netlink;
 pub mod packets;
 mod report;
 pub mod runtime;
+pub mod services;
 mod signals;
 pub mod store;
 pub mod swarm;

@@ -23,6 +23,7 @@ use crate::lanes::{ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
 use crate::packets::{Packets, StreamInfo};
 use crate::swarm::{ConnectionInfo, Node, Quality};
+use crate::services::ServiceNetwork;
 
 /// Everything a report is made from.
 pub(crate) struct Reporter<'a, T> {
@@ -36,6 +37,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) movement: MovementCounters,
     pub(crate) listener_drops: &'a ListenerDrops,
     pub(crate) workers: &'a [Arc<WorkerCounters>],
+    pub(crate) services: &'a ServiceNetwork,
     /// The prefixes the kernel routes into the tunnel.
     pub(crate) installed: &'a [IpNet],
 }
@@ -76,6 +78,7 @@ impl<T> Reporter<'_, T> {
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
             listener_drops: listener_drops(self.listener_drops),
             workers: workers.iter().zip(0..).map(|(worker, id)| WorkerStatus::new(id, worker)).collect(),
+            services: self.services.status(&self.id),
         }
     }
 

@@ -10,6 +10,7 @@ mod batches;
 mod lanes;
 mod links;
 mod packets;
+mod services;
 mod start;
 
 use std::collections::BTreeMap;
@@ -37,9 +38,10 @@ use crate::coordinator::{AskId, Coordinator, Intent};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::packets::{Packets, PacketsEvent};
+use crate::services::{ConnectionKey, ServiceIntent, ServiceNetwork};
 use crate::signals::Signals;
 use crate::store::PeerCache;
-use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent};
+use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent, OpenId};
 
 /// How long workers may take to close their lanes and end.
 const WORKERS_STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -180,6 +182,9 @@ struct Control {
     batches: PlaneReceiver<PacketBatch>,
     batches_woken: Arc<Notify>,
     packets: Packets,
+    services: ServiceNetwork,
+    /// Streams to peers' services that are being opened.
+    service_streams: BTreeMap<OpenId, ConnectionKey>,
     stopped: u64,
     admin: AdminServer,
     cache: PeerCache,
@@ -193,6 +198,7 @@ enum Happening {
     Plane,
     Batches,
     Packets(PacketsEvent),
+    Services(ServiceIntent),
     Addresses,
     Admin(AdminRequest),
     Deadline,
@@ -220,6 +226,7 @@ impl Control {
                 () = self.woken.notified() => Happening::Plane,
                 () = self.batches_woken.notified() => Happening::Batches,
                 event = self.packets.next() => Happening::Packets(event),
+                intent = self.services.next() => Happening::Services(intent),
                 () = self.changes.next() => Happening::Addresses,
                 request = self.admin.next() => Happening::Admin(request),
                 () = wait_until(deadline) => Happening::Deadline,
@@ -234,6 +241,7 @@ impl Control {
                 Happening::Plane => self.handle_plane(now)?,
                 Happening::Batches => self.handle_batches(),
                 Happening::Packets(event) => self.handle_packets(event, now),
+                Happening::Services(intent) => self.handle_services(intent),
                 Happening::Addresses => self.handle_address_change(now).await,
                 Happening::Admin(request) => {
                     if self.handle_admin(request).await {

@@ -483,3 +483,46 @@ pub const COALESCE_HEADER_BYTES_MAX: usize = 256;
 // Runs and pieces are counted in bytes.
 const _: () = assert!(COALESCE_RUNS_MAX < 256);
 const _: () = assert!(COALESCE_PIECES_MAX < 256);
+
+/// Services a node offers.
+pub const SERVICES_MAX: usize = 256;
+/// Bytes of a service's name: a DNS label's.
+pub const SERVICE_NAME_BYTES_MAX: usize = 63;
+/// TCP connections of local clients to services, whether of peers or our own, that are open at once.
+pub const SERVICE_CONNECTIONS_MAX: usize = 4096;
+/// Those to our own services.
+pub const SERVICE_CONNECTIONS_TO_US_MAX: usize = SERVICE_CONNECTIONS_MAX / 2;
+/// Those to the services of one peer: as many streams as a Ringlane node takes.
+pub const SERVICE_CONNECTIONS_PER_PEER_MAX: usize = SERVICE_STREAMS_PER_PEER_MAX;
+/// Those that are being opened: the peer or the target has not answered yet.
+pub const SERVICE_ASKS_MAX: usize = 1024;
+/// Those that are being opened to our own services, or to those of one peer.
+pub const SERVICE_ASKS_PER_NODE_MAX: usize = SERVICE_ASKS_MAX / 2;
+/// Connections with buffers of [`SERVICE_BUFFER_BYTES`]; all others have [`SERVICE_SMALL_BUFFER_BYTES`].
+pub const SERVICE_LARGE_BUFFERS_MAX: usize = 256;
+/// Bytes a connection may hold in each direction.
+pub const SERVICE_BUFFER_BYTES: usize = 64 << 10;
+/// Bytes a connection may hold in each direction when many are open.
+pub const SERVICE_SMALL_BUFFER_BYTES: usize = 8 << 10;
+/// What the buffers of all clients' connections take together: 92 MiB.
+pub const SERVICE_BUFFERS_BYTES_MAX: usize = 2
+    * (SERVICE_LARGE_BUFFERS_MAX * SERVICE_BUFFER_BYTES
+        + (SERVICE_CONNECTIONS_MAX - SERVICE_LARGE_BUFFERS_MAX) * SERVICE_SMALL_BUFFER_BYTES);
+const _: () = assert!(SERVICE_BUFFERS_BYTES_MAX == 92 << 20);
+/// Streams of all peers to our services that are open at once.
+pub const SERVICE_STREAMS_MAX: usize = 2048;
+/// Those of one peer.
+pub const SERVICE_STREAMS_PER_PEER_MAX: usize = 512;
+/// Streams of all kinds on one libp2p connection, of both sides together: twice what services may need. One more ends a
+/// yamux connection.
+pub const STREAMS_PER_CONNECTION_MAX: usize = 4 * SERVICE_STREAMS_PER_PEER_MAX;
+/// Bytes such a stream may hold in each direction: 64 MiB for all.
+pub const SERVICE_COPY_BYTES: usize = 16 << 10;
+/// Segments one connection may send before the others have their turn.
+pub const SERVICE_SEGMENTS_PER_VISIT: usize = 64;
+/// Connections looked at before the control loop gets another turn.
+pub const SERVICE_VISITS_PER_TURN: usize = 64;
+/// ICMPv6 messages sent at once to those who talk to what is no service, and per second after that.
+pub const SERVICE_ICMP_BURST: u32 = 64;
+/// See [`SERVICE_ICMP_BURST`].
+pub const SERVICE_ICMP_PER_SECOND: u32 = 256;

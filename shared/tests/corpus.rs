@@ -21,6 +21,9 @@ mod packets;
 #[path = "../fuzz/src/rekey.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod rekey;
+#[path = "../fuzz/src/service.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod service;
 #[path = "../fuzz/src/twin.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod twin;
@@ -92,4 +95,9 @@ fn the_split_corpus_is_handled() {
 #[test]
 fn the_coalesce_corpus_is_handled() {
     replay("coalesce", offload::coalesce);
+}
+
+#[test]
+fn the_service_corpus_is_handled() {
+    replay("service", service::service);
 }

@@ -4,7 +4,7 @@
 //! structs on demand; nothing here is kept.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use ringlane_shared::drop_reason::DropReason;
@@ -37,6 +37,49 @@ pub struct NodeStatus {
     pub listener_drops: Drops,
     /// What each worker did.
     pub workers: Vec<WorkerStatus>,
+    /// The services of this node, and local clients' connections to those of peers.
+    #[serde(default)]
+    pub services: ServicesStatus,
+}
+
+/// The service network.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ServicesStatus {
+    /// The services this node offers, by name.
+    pub offered: Vec<ServiceStatus>,
+    /// Connections of local clients to peers' services that are open.
+    pub connections_to_peers: u64,
+    /// Those that peers have taken since the node started.
+    pub accepted_by_peers: u64,
+    /// Connections of local clients that nobody has answered yet.
+    pub asking: u64,
+    /// Streams of peers to services of ours that are open or ask to be.
+    pub streams_of_peers: u64,
+    /// Connections of local clients that were refused, by reason; only reasons that occurred.
+    pub refused: BTreeMap<String, u64>,
+    /// Streams of peers that were refused and belong to no service, by reason.
+    pub refused_to_peers: BTreeMap<String, u64>,
+    /// Packets to services that were dropped, by reason.
+    pub packets_dropped: BTreeMap<String, u64>,
+}
+
+/// A service this node offers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its identifier, in hex.
+    pub id: String,
+    /// Its address, which answers on every TCP port.
+    pub address: Ipv6Addr,
+    /// What is behind it.
+    pub target: String,
+    /// Connections that are open, of peers and of local clients.
+    pub connections: u64,
+    /// Those accepted since the node started.
+    pub accepted: u64,
+    /// Those refused, by reason; only reasons that occurred.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// The node itself.

@@ -38,6 +38,7 @@ impl Control {
             movement: self.engine.movement(),
             listener_drops: self.engine.drops(),
             workers: &self.workers.counters,
+            services: &self.services,
             installed: &self.installed,
         }
     }

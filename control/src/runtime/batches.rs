@@ -1,5 +1,7 @@
 //! Packets from the workers that leave by control.
 
+use std::time::Instant;
+
 use ringlane_shared::limits::BATCH_QUEUE_MESSAGES;
 use ringlane_shared::plane::BatchEnd;
 
@@ -12,7 +14,7 @@ impl Control {
             let Some(batch) = self.batches.try_recv() else { return };
             match batch.end() {
                 BatchEnd::Peer(peer) => self.packets.send(peer, batch),
-                BatchEnd::Services => drop(batch),
+                BatchEnd::Services => self.services.handle_packets(batch, Instant::now()),
             }
         }
         // There may be more, and everybody else has waited long enough.

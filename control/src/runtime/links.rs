@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::wire::offer::{Answer, Offer, RefusalReason};
+use ringlane_shared::wire::service::SERVICE_PROTOCOL;
 use tracing::{error, info, warn};
 
 use super::{Control, body};
@@ -87,10 +88,16 @@ impl Control {
             }
             NodeEvent::Identified { peer, kind } => self.handle_identified(&peer, kind),
             NodeEvent::StreamInbound { peer, connection, protocol, stream } => {
-                self.handle_packet_stream(&peer, connection, &protocol, stream);
+                if protocol.as_ref() == SERVICE_PROTOCOL {
+                    self.handle_service_stream(&peer, stream);
+                } else {
+                    self.handle_packet_stream(&peer, connection, &protocol, stream);
+                }
             }
             NodeEvent::StreamOpened { id, result } => {
-                if self.packets.has_opening(id) {
+                if let Some(key) = self.service_streams.remove(&id) {
+                    self.handle_service_opened(key, result);
+                } else if self.packets.has_opening(id) {
                     self.packets.handle_opened(id, result.map(|(protocol, stream)| (protocol, stream as _)));
                 }
             }

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::{Control, ControlConfig, ControlError, Notice, deny_own, stop_workers};
+use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
 use crate::addresses::{ListenPlan, inner_networks};
 use crate::admin::{AdminServer, socket_path};
 use crate::coordinator::publisher::builtin_prefixes;
@@ -76,7 +76,7 @@ impl Control {
             allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
-            accepted: packets::accepted(),
+            accepted: packets::accepted().into_iter().chain([services::accepted()]).collect(),
             resolver: Resolver::system(),
         })?;
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
@@ -139,9 +139,11 @@ impl Control {
         };
         let mut coordinator = Coordinator::new(us, &settings.peers, Box::new(random));
         coordinator.set_addresses(&plan.lanes, started);
+        coordinator.set_services(true);
         for warning in forwarding_warnings(&settings.interface) {
             warn!("{warning}");
         }
+        let services = services::network(&settings, &id, random);
         info!(
             id = %id,
             interface = settings.interface,
@@ -175,6 +177,8 @@ impl Control {
             woken,
             batches,
             batches_woken,
+            services,
+            service_streams: BTreeMap::new(),
             stopped: 0,
             admin,
             cache,
@@ -213,7 +217,8 @@ impl Control {
                 }
             }
         }
-        debug_assert!(installed.len() <= ROUTES_MAX + 2 * settings.peers.len());
+        installed.extend(services::install_routes(netlink, interface, settings, id).await?);
+        debug_assert!(installed.len() <= ROUTES_MAX + 3 * settings.peers.len() + 1);
         Ok(installed)
     }
 }

@@ -16,6 +16,7 @@ use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, Trans
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo, Version};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Transport, noise, quic, tcp, tls, yamux};
+use ringlane_shared::limits::STREAMS_PER_CONNECTION_MAX;
 
 use super::address::AddressPolicy;
 use super::node::NodeError;
@@ -33,15 +34,18 @@ pub(super) type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
 /// Builds the stack for one node.
 pub(super) fn build(keypair: &Keypair, policy: AddressPolicy) -> Result<PeerTransport, NodeError> {
     let security = Security::new(keypair)?;
+    let mut multiplexing = yamux::Config::default();
+    multiplexing.set_max_num_streams(STREAMS_PER_CONNECTION_MAX);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1Lazy)
         .authenticate(security)
-        .multiplex(yamux::Config::default())
+        .multiplex(multiplexing)
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
 
     let mut config = quic::Config::new(keypair);
     config.max_idle_timeout = QUIC_IDLE_TIMEOUT_MS;
     config.keep_alive_interval = QUIC_KEEP_ALIVE;
+    config.max_concurrent_stream_limit = STREAMS_PER_CONNECTION_MAX as u32;
     let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
 
     let direct = quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed();

@@ -5,7 +5,7 @@ use std::path::Path;
 use ringlane_shared::config::{ConfigError, Settings, parse_hyprspace, parse_toml};
 use ringlane_shared::limits::{
     ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, PEERS_MAX, ROUTES_PER_PEER_MAX,
-    TUN_QUEUE_PACKETS_MAX, TUN_QUEUE_PACKETS_MIN, WORKERS_MAX,
+    SERVICES_MAX, TUN_QUEUE_PACKETS_MAX, TUN_QUEUE_PACKETS_MIN, WORKERS_MAX,
 };
 use ringlane_shared::plane::Offload;
 
@@ -44,6 +44,12 @@ fn bounds_hold(settings: &Settings) {
     for offloads in [false, true].map(|needed| dataplane.offloads_on(needed)) {
         assert!(offloads.has(Offload::TunChecksum) || !offloads.has(Offload::TunTso) && !offloads.has(Offload::TunUso));
         assert!(offloads.has(Offload::UdpGso) || !offloads.has(Offload::UdpSentinel));
+    }
+    assert!(settings.services.len() <= SERVICES_MAX);
+    for (position, service) in settings.services.iter().enumerate() {
+        assert!(settings.services[..position].iter().all(|other| other.id != service.id));
+        let peers = service.allow.iter().flatten().chain(&service.deny);
+        assert!(peers.into_iter().all(|peer| peer.position() < settings.peers.len()));
     }
     assert!(settings.peers.len() <= PEERS_MAX);
     for (position, peer) in settings.peers.iter().enumerate() {

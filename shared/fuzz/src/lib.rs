@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod offload;
 pub mod packets;
 pub mod rekey;
+pub mod service;
 pub mod twin;
 pub mod watched;
 pub mod wire;

@@ -13,7 +13,7 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Placed, Table};
 use super::validate::{self, Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, IdentitySettings, Settings};
+use super::{ConfigError, IdentitySettings, Settings, services};
 use crate::id::PeerId;
 use crate::identity;
 use crate::limits::{
@@ -57,6 +57,9 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     }
     if let Some(item) = root.get("bootstrapPeers") {
         bootstrap_peers(&item, &mut draft.peers, report);
+    }
+    if let Some(item) = root.get("services") {
+        draft.services = services::from_hyprspace(&item, report);
     }
     warn_of_what_is_missing(&root, report);
     draft
@@ -186,9 +189,6 @@ fn accept<'n, T>(
 
 fn warn_of_what_is_missing(root: &Table<'_>, report: &mut Report<'_>) {
     warn_of_unknown_keys(root, &KNOWN_KEYS, report);
-    if let Some(item) = root.get("services").filter(|item| !item.is_empty()) {
-        report.warn(&item.place(), "services are not yet supported by this version");
-    }
     if let Some(item) = root.get("filterPrivateAddresses")
         && item.boolean(report) == Some(true)
     {

@@ -5,6 +5,7 @@
 
 mod error;
 mod hyprspace;
+mod services;
 mod toml;
 mod tree;
 mod validate;
@@ -18,6 +19,7 @@ use multiaddr::Multiaddr;
 use self::error::Report;
 pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
+pub use self::services::{ServiceSettings, ServiceTarget};
 pub use self::toml::{carrier_word, cipher_word, parse_toml};
 use self::tree::Place;
 use crate::id::PeerId;
@@ -53,6 +55,8 @@ pub struct Settings {
     pub dataplane: DataplaneSettings,
     /// The configured peers, in the file's order; the position is the [`crate::id::PeerIndex`].
     pub peers: Vec<PeerSettings>,
+    /// The services this node offers, ordered by name.
+    pub services: Vec<ServiceSettings>,
     /// What the file asks for and this version does not do, one line each; for the log.
     pub warnings: Vec<String>,
 }

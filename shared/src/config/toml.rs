@@ -7,7 +7,7 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch};
+use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch, services};
 use crate::lane::keys::CipherChoice;
 use crate::limits::{
     ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, KEEP_ALIVE_SECONDS_MAX,
@@ -18,8 +18,8 @@ use crate::limits::{
 use crate::plane::{CarrierChoice, Engine, Offload};
 
 /// Every key there is, by table.
-const SCHEMA: [(&str, &[&str]); 6] = [
-    ("", &["interface", "identity", "control", "dataplane", "peers"]),
+const SCHEMA: [(&str, &[&str]); 7] = [
+    ("", &["interface", "identity", "control", "dataplane", "peers", "services"]),
     ("identity", &["key_file"]),
     ("control", &["listen", "mdns"]),
     (
@@ -46,6 +46,7 @@ const SCHEMA: [(&str, &[&str]); 6] = [
     ),
     ("dataplane.offload", &OFFLOAD_KEYS),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
+    ("services", &services::KEYS),
 ];
 
 const OFFLOAD_KEYS: [&str; Offload::ALL.len()] = {
@@ -107,6 +108,12 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     if let Some(item) = root.get("peers") {
         let items = item.list(PEERS_MAX, report).unwrap_or_default();
         draft.peers = items.iter().filter_map(|item| peer(item, report)).collect();
+    }
+    if let Some(item) = root.get("services") {
+        for table in item.tables() {
+            known_keys_only(&table, "services", report);
+        }
+        draft.services = services::from_toml(&item, report);
     }
     draft
 }
@@ -296,6 +303,7 @@ fn known_keys_only(table: &Table<'_>, name: &str, report: &mut Report<'_>) {
         let home = SCHEMA.iter().find(|(_, keys)| keys.contains(&key)).map(|(home, _)| *home);
         let remedy = match (value::closest(key, known.iter().copied()), home) {
             (_, Some("")) => "move it to the top of the file, before the first [table]".to_owned(),
+            (_, Some("services")) => "move it into the [services.NAME] table of its service".to_owned(),
             (_, Some("peers")) => "move it into a [[peers]] entry".to_owned(),
             (_, Some(home)) => format!("move it into [{home}]"),
             (Some(word), None) => format!("did you mean {word}?"),

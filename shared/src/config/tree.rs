@@ -259,14 +259,20 @@ impl<'n> Item<'n> {
         }
     }
 
-    /// Whether there is nothing in it: null, or a list or table without items.
-    pub(super) fn is_empty(&self) -> bool {
-        match &self.node.value {
-            Value::Null => true,
-            Value::Array(items) => items.is_empty(),
-            Value::Table(entries) => entries.is_empty(),
-            _ => false,
-        }
+    /// The tables among the values of a table; none if it is not one.
+    pub(super) fn tables(&self) -> impl Iterator<Item = Table<'n>> {
+        let entries = match &self.node.value {
+            Value::Table(entries) => entries.as_slice(),
+            _ => &[],
+        };
+        entries.iter().filter_map(|(name, node)| match &node.value {
+            Value::Table(entries) => Some(Table { entries, key: format!("{}.{name}", self.key) }),
+            _ => None,
+        })
+    }
+
+    pub(super) fn is_string(&self) -> bool {
+        matches!(self.node.value, Value::String(_))
     }
 
     fn refuse_kind<T>(&self, expected: &str, remedy: &str, report: &mut Report<'_>) -> Option<T> {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use multiaddr::{Multiaddr, Protocol};
 
 use super::error::{ConfigError, Problem, Report};
+use super::services::{self, ServiceDraft};
 use super::tree::{Place, Placed};
 use super::{
     ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, IdentitySettings, PeerSettings, STATE_DIRECTORY,
@@ -64,6 +65,7 @@ pub(super) struct Draft {
     pub(super) copy_ecn: bool,
     pub(super) keep_alive_seconds: u16,
     pub(super) peers: Vec<PeerDraft>,
+    pub(super) services: Vec<ServiceDraft>,
 }
 
 /// What a file says of one peer; what has been reported as a problem is left out.
@@ -107,6 +109,7 @@ impl Draft {
             copy_ecn: marks.copies_ecn,
             keep_alive_seconds: KEEP_ALIVE_SECONDS_DEFAULT,
             peers: Vec::new(),
+            services: Vec::new(),
         }
     }
 
@@ -115,7 +118,7 @@ impl Draft {
     }
 
     /// Checks how the parts fit together and, if the whole file is without a problem, makes settings of them.
-    pub(super) fn settle(self, mut report: Report<'_>) -> Result<Settings, ConfigError> {
+    pub(super) fn settle(mut self, mut report: Report<'_>) -> Result<Settings, ConfigError> {
         if let Err(flaw) = value::interface_name(&self.interface.value) {
             let remedy = match self.format {
                 Format::Toml => flaw.remedy,
@@ -130,6 +133,7 @@ impl Draft {
         self.check_carriers(&mut report);
         self.check_peers(&mut report);
         self.check_routes(&mut report);
+        let services = services::settle(std::mem::take(&mut self.services), &self.peers, &mut report);
         let Some(identity) = self.identity.filter(|_| report.is_clean()) else {
             return Err(report.into_error());
         };
@@ -170,6 +174,7 @@ impl Draft {
                 keep_alive_seconds: self.keep_alive_seconds,
             },
             peers: self.peers.into_iter().filter_map(peer).collect(),
+            services,
             warnings: report.into_warnings()?,
         })
     }

@@ -9,6 +9,7 @@ pub mod marks;
 pub mod reassembly;
 mod run;
 pub mod segment;
+pub mod service;
 
 pub use coalesce::{Coalescer, Joined, Span};
 pub use flow::flow_hash;

@@ -9,3 +9,4 @@ pub mod probe;
 pub mod record;
 pub mod rekey;
 pub mod secrets;
+pub mod service;

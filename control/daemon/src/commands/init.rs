@@ -152,6 +152,12 @@ key_file = {key_file}
 # addresses = ["/ip4/192.0.2.2/udp/8001/quic-v1"]   # optional: where to dial it
 # routes = ["10.20.0.0/16", "fd00:20::/64"]         # optional: the networks behind it
 # carrier = "quic"                                  # optional: how packets leave to it, if not as above
+
+# TCP services for peers, each with an address of its own.
+# [services.www]
+# target = "/tcp/8080"                              # or "/ip4/10.0.0.1/tcp/80", "/unix/run/x.sock"
+# allow = ["@site-b"]                               # optional: who may use it; by default every peer
+# deny = []                                         # optional: who may not
 "#,
         interface = quoted(stem),
         key_file = quoted(&key_name.to_string_lossy()),

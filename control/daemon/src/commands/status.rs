@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use ringlane_control::admin::status::{
-    Carrier, Drops, LaneState, LaneStatus, NodeStatus, PeerState, PeerStatus, TunStatus, WorkerStatus,
+    Carrier, Drops, LaneState, LaneStatus, NodeStatus, PeerState, PeerStatus, ServiceStatus, TunStatus, WorkerStatus,
 };
 use ringlane_control::admin::{AdminCommand, request};
 use ringlane_shared::plane::{EgressState, Offload, OffloadState};
@@ -36,6 +36,10 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     for (position, address) in node.listen.iter().enumerate() {
         detail(&mut out, if position == 0 { "listens on" } else { "" }, address);
     }
+    for (position, service) in status.services.offered.iter().enumerate() {
+        detail(&mut out, if position == 0 { "services" } else { "" }, &service_line(service));
+    }
+    detail(&mut out, "refused", &drops(&status.services.refused));
     detail(&mut out, "dropped", &drops(&status.drops));
     detail(&mut out, "listeners", &drops(&status.listener_drops));
 
@@ -123,6 +127,16 @@ fn lane_line(lane: &LaneStatus) -> String {
     line
 }
 
+fn service_line(service: &ServiceStatus) -> String {
+    let ServiceStatus { name, address, target, connections, accepted, .. } = service;
+    let mut line = format!("{name} at {address} -> {target}, {connections} connections of {accepted}");
+    let refused: u64 = service.refused.values().sum();
+    if refused > 0 {
+        let _ = write!(line, ", refused {}", drops(&service.refused));
+    }
+    line
+}
+
 fn queue(tun: &TunStatus) -> String {
     match (tun.queue_packets, tun.dropped) {
         (Some(packets), Some(dropped)) => format!("{packets} packets for each worker, {dropped} dropped"),
@@ -206,7 +220,7 @@ fn state(state: PeerState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use ringlane_control::admin::status::{MovementStatus, NodeInfo};
+    use ringlane_control::admin::status::{MovementStatus, NodeInfo, ServicesStatus};
     use ringlane_shared::plane::{Engine, WorkerCounters};
 
     use super::*;
@@ -323,6 +337,19 @@ mod tests {
             drops: Drops::from([("no_route".to_owned(), 12)]),
             listener_drops: Drops::from([("late".to_owned(), 2), ("unknown_token".to_owned(), 7)]),
             workers: vec![worker(0, OffloadState::On), worker(1, OffloadState::Failed)],
+            services: ServicesStatus {
+                offered: vec![ServiceStatus {
+                    name: "example".to_owned(),
+                    id: "a3dd".to_owned(),
+                    address: "fd00:6879:7072:7370:7376:f26:ea70:a3dd".parse().unwrap(),
+                    target: "/ip4/127.0.0.1/tcp/8080".to_owned(),
+                    connections: 2,
+                    accepted: 17,
+                    refused: Drops::from([("not_allowed".to_owned(), 1)]),
+                }],
+                refused: Drops::from([("unknown_at_peer".to_owned(), 4)]),
+                ..ServicesStatus::default()
+            },
         }
     }
 
@@ -358,6 +385,8 @@ ring0, up for 3 d 4 h, ringlane 0.1.0
   offloads    tun_checksum, tun_tso, udp_gso (w0), udp_gro, huge_pages; unavailable: tun_uso; failed: udp_gso (w1)
   listens on  /ip4/10.201.0.1/udp/8001/quic-v1
               /ip4/10.201.0.1/tcp/8001
+  services    example at fd00:6879:7072:7370:7376:f26:ea70:a3dd -> /ip4/127.0.0.1/tcp/8080, 2 connections of 17, refused not_allowed 1
+  refused     unknown_at_peer 4
   dropped     no_route 12
   listeners   late 2, unknown_token 7
 

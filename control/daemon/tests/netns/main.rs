@@ -45,6 +45,7 @@ mod order;
 mod path;
 mod refusals;
 mod rekey;
+mod services;
 mod shapes;
 mod shapes_udp;
 mod strangers;

@@ -10,6 +10,7 @@
 mod basics;
 mod commands;
 mod introductions;
+mod services;
 
 use std::collections::BTreeMap;
 use std::env;

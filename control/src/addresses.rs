@@ -7,6 +7,7 @@ use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
 use crate::netlink::HostAddress;
+use crate::swarm::Segment;
 use crate::swarm::address::is_overlay;
 
 /// The addresses of the two planes.
@@ -47,6 +48,39 @@ impl ListenPlan {
             plan.lanes = usable;
         }
         plan
+    }
+}
+
+/// The interfaces on which neighbours are looked for: those that have an address of the plan, which leaves out loopback
+/// and our own interface. On each, what libp2p listens on there is told.
+pub(crate) fn segments(plan: &ListenPlan, host: &[HostAddress], interface: &str) -> Vec<Segment> {
+    let mut segments: Vec<Segment> = Vec::new();
+    for address in host.iter().filter(|address| address.up && !address.loopback && address.interface != interface) {
+        let ip = address.prefix.addr();
+        let known = segments.iter_mut().find(|segment| segment.interface == address.interface_index);
+        match known {
+            Some(segment) => segment.hosts.push(ip),
+            None => segments.push(Segment {
+                interface: address.interface_index,
+                name: address.interface.clone(),
+                hosts: vec![ip],
+                addresses: Vec::new(),
+            }),
+        }
+    }
+    segments.retain(|segment| segment.hosts.iter().any(|ip| plan.lanes.contains(ip)));
+    for segment in &mut segments {
+        let here = |address: &&Multiaddr| ip_of(address).is_some_and(|ip| segment.hosts.contains(&ip));
+        segment.addresses = plan.control.iter().filter(here).cloned().collect();
+    }
+    segments
+}
+
+fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => Some(ip.into()),
+        Some(Protocol::Ip6(ip)) => Some(ip.into()),
+        _ => None,
     }
 }
 
@@ -134,6 +168,27 @@ mod tests {
         assert_eq!((control.len(), lanes), (2, vec!["192.0.2.1".to_owned()]));
         let (control, lanes) = plan(&[]);
         assert_eq!((control.len(), lanes.len()), (0, 3));
+    }
+
+    #[test]
+    fn neighbours_are_looked_for_where_we_listen_and_told_what_leads_to_us_there() {
+        let mut hosts = [
+            host("lo", "127.0.0.1/8"),
+            host("eth0", "192.0.2.1/24"),
+            host("eth0", "fe80::1/64"),
+            host("eth1", "10.10.0.1/16"),
+            host("ring0", "100.64.0.1/32"),
+            host("down0", "198.51.100.1/24"),
+        ];
+        (hosts[3].interface_index, hosts[4].interface_index, hosts[5].interface_index) = (2, 3, 4);
+        let listen = ["/ip4/0.0.0.0/tcp/8001".parse().unwrap()];
+        let found = |listen: &[Multiaddr]| segments(&ListenPlan::new(listen, &hosts, "ring0"), &hosts, "ring0");
+        let [first, second] = found(&listen).try_into().unwrap();
+        assert_eq!((first.name.as_str(), first.hosts.len(), first.addresses.len()), ("eth0", 2, 1));
+        assert_eq!(second.addresses, ["/ip4/10.10.0.1/tcp/8001".parse().unwrap()]);
+        let [only] = found(&["/ip4/10.10.0.1/tcp/8001".parse().unwrap()]).try_into().unwrap();
+        assert_eq!(only.interface, 2);
+        assert!(found(&[]).iter().all(|segment| segment.addresses.is_empty()), "a node that only dials only asks");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | [`runtime`] | the thread's one select loop: [`runtime::run`] is the way in |
 //! | [`coordinator`] | what control decides, pure: events in, intents out |
 //! | [`swarm`] | libp2p: who is connected, and offers there and back |
+//! | [`exchange`] | what nodes tell each other of third ones |
 //! | [`lanes`] | listeners, probes and handshakes that make lanes |
 //! | [`services`] | TCP services with addresses of their own: those of peers, and ours |
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
@@ -15,6 +16,7 @@
 mod addresses;
 pub mod admin;
 pub mod coordinator;
+pub mod exchange;
 pub mod lanes;
 pub mod netlink;
 pub mod packets;

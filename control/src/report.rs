@@ -13,12 +13,14 @@ use ringlane_shared::limits::{
 };
 use ringlane_shared::plane::{CarrierChoice, LaneCarrier, StreamForm, WorkerCounters};
 
+use crate::admin::discovery::DiscoveryStatus;
 use crate::admin::status::{
     Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo, NodeStatus,
     PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
+use crate::exchange::ExchangeCounters;
 use crate::lanes::{ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
 use crate::packets::{Packets, StreamInfo};
@@ -35,6 +37,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) node: &'a Node,
     pub(crate) packets: &'a Packets,
     pub(crate) movement: MovementCounters,
+    pub(crate) exchange: ExchangeCounters,
     pub(crate) listener_drops: &'a ListenerDrops,
     pub(crate) workers: &'a [Arc<WorkerCounters>],
     pub(crate) services: &'a ServiceNetwork,
@@ -74,6 +77,7 @@ impl<T> Reporter<'_, T> {
                 dropped: queue.map(|queue| queue.dropped),
             },
             movement: movement_status(self.movement),
+            discovery: DiscoveryStatus::new(self.node.mdns_counters(), self.exchange),
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
             listener_drops: listener_drops(self.listener_drops),

@@ -35,6 +35,7 @@ use tracing::{debug, error, info, warn};
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminError, AdminRequest, AdminServer};
 use crate::coordinator::{AskId, Coordinator, Intent};
+use crate::exchange::{PeerExchange, Progress};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::packets::{Packets, PacketsEvent};
@@ -172,6 +173,7 @@ struct Control {
     plan_is_open: bool,
     installed: Vec<IpNet>,
     node: Node,
+    exchange: PeerExchange,
     engine: LaneEngine,
     coordinator: Coordinator<ExchangeToken>,
     asks: BTreeMap<ExchangeId, (PeerIndex, AskId)>,
@@ -194,6 +196,7 @@ struct Control {
 /// What the select loop found.
 enum Happening {
     Node(NodeEvent),
+    Exchange(Progress),
     Lane(LaneOutcome),
     Plane,
     Batches,
@@ -222,6 +225,7 @@ impl Control {
             let deadline = self.coordinator.poll_timeout();
             let happening = tokio::select! {
                 event = self.node.next() => Happening::Node(event),
+                progress = self.exchange.next() => Happening::Exchange(progress),
                 outcome = self.engine.next() => Happening::Lane(outcome),
                 () = self.woken.notified() => Happening::Plane,
                 () = self.batches_woken.notified() => Happening::Batches,
@@ -236,7 +240,12 @@ impl Control {
             };
             let now = Instant::now();
             match happening {
-                Happening::Node(event) => self.handle_node(event, now),
+                Happening::Node(event) => {
+                    if let Some(event) = self.exchange.handle_event(event, &mut self.node) {
+                        self.handle_node(event, now);
+                    }
+                }
+                Happening::Exchange(progress) => self.exchange.handle_progress(progress, &mut self.node),
                 Happening::Lane(outcome) => self.handle_lane(outcome, now),
                 Happening::Plane => self.handle_plane(now)?,
                 Happening::Batches => self.handle_batches(),

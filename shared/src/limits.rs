@@ -526,3 +526,54 @@ pub const SERVICE_VISITS_PER_TURN: usize = 64;
 pub const SERVICE_ICMP_BURST: u32 = 64;
 /// See [`SERVICE_ICMP_BURST`].
 pub const SERVICE_ICMP_PER_SECOND: u32 = 256;
+/// Bytes of an mDNS packet that is read: RFC 6762's own bound.
+pub const MDNS_PACKET_BYTES_MAX: usize = 9000;
+/// Bytes of an mDNS packet that is sent: it fits the smallest Ethernet path whole, headers included.
+pub const MDNS_SENT_BYTES_MAX: usize = 1400;
+/// mDNS packets that are looked at, of each interface: so many at once, and per second after that.
+pub const MDNS_PACKETS_BURST: u32 = 256;
+/// See [`MDNS_PACKETS_BURST`].
+pub const MDNS_PACKETS_PER_SECOND: u32 = 128;
+/// Addresses not heard before that are taken up, of all interfaces: so many at once, and per second after that. Each may be
+/// dialled soon, and a neighbour can make them up.
+pub const MDNS_NEWS_BURST: u32 = 512;
+/// See [`MDNS_NEWS_BURST`].
+pub const MDNS_NEWS_PER_SECOND: u32 = 4;
+/// Interfaces on which neighbours are looked for.
+pub const MDNS_INTERFACES_MAX: usize = 32;
+/// Addresses of one mDNS packet that are looked at: some of them cannot be dialled.
+pub const MDNS_TOLD_MAX: usize = 64;
+/// Addresses that we tell by mDNS, and that are kept of one peer.
+pub const MDNS_ADDRESSES_MAX: usize = 16;
+const _: () = assert!(MDNS_ADDRESSES_MAX < KNOWN_ADDRESSES_PER_PEER_MAX);
+
+/// Bytes of an answer of Hyprspace's peer exchange that are read, and that are written.
+pub const PEX_ANSWER_BYTES_MAX: usize = 512 << 10;
+/// Lines of it that are read, and that are written.
+pub const PEX_LINES_MAX: usize = 4 * PEERS_MAX;
+/// Addresses of one peer in it that are used, and that are told.
+pub const PEX_ADDRESSES_PER_PEER_MAX: usize = 16;
+/// Addresses of one peer that are kept of what one other peer told by it: a liar has no more room than this.
+pub const PEX_ADDRESSES_PER_TELLER_MAX: usize = 8;
+/// Tellers of whom addresses of one peer are kept.
+pub const PEX_TELLERS_PER_PEER_MAX: usize = 4;
+const _: () = assert!(PEX_ADDRESSES_PER_TELLER_MAX * PEX_TELLERS_PER_PEER_MAX < KNOWN_ADDRESSES_PER_PEER_MAX);
+/// Requests of one peer that are answered: so many at once, and one per second after that.
+pub const PEX_ANSWERS_BURST: u32 = 8;
+/// Streams of peer exchange, of either kind, that one peer may have open.
+pub const PEX_STREAMS_PER_PEER_MAX: usize = 4;
+
+/// Addresses in a node's signed record.
+pub const RECORD_ADDRESSES_MAX: usize = 16;
+/// Bytes of one of them.
+pub const RECORD_ADDRESS_BYTES_MAX: usize = 160;
+/// Bytes of a signed record: its addresses, the key, the signature, and what holds them together.
+pub const SIGNED_RECORD_BYTES_MAX: usize = 3072;
+const _: () = assert!(RECORD_ADDRESSES_MAX * (2 + RECORD_ADDRESS_BYTES_MAX) + 256 <= SIGNED_RECORD_BYTES_MAX);
+/// Bytes of one message of `/ringlane/peers/1`, without its length.
+pub const PEERS_MESSAGE_BYTES_MAX: usize = 32 << 10;
+const _: () = assert!(2 + 16 * (PEERS_MAX + 1) <= PEERS_MESSAGE_BYTES_MAX && PEERS_MESSAGE_BYTES_MAX <= 0xffff);
+/// Such messages of one peer that are read: so many at once, and per second after that.
+pub const PEERS_MESSAGES_BURST: u32 = 64;
+/// See [`PEERS_MESSAGES_BURST`].
+pub const PEERS_MESSAGES_PER_SECOND: u32 = 16;

@@ -9,6 +9,9 @@ use std::path::Path;
 #[path = "../fuzz/src/config.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod config;
+#[path = "../fuzz/src/discovery.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod discovery;
 #[path = "../fuzz/src/fragment.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod fragment;
@@ -100,4 +103,19 @@ fn the_coalesce_corpus_is_handled() {
 #[test]
 fn the_service_corpus_is_handled() {
     replay("service", service::service);
+}
+
+#[test]
+fn the_peer_exchange_corpus_is_handled() {
+    replay("pex", discovery::pex);
+}
+
+#[test]
+fn the_signed_records_corpus_is_handled() {
+    replay("peers", discovery::peers);
+}
+
+#[test]
+fn the_mdns_corpus_is_handled() {
+    replay("mdns", discovery::mdns);
 }

@@ -16,6 +16,7 @@
 //! | [`request`] | the command line's end, blocking |
 
 mod client;
+pub mod discovery;
 mod server;
 pub mod status;
 

@@ -12,6 +12,8 @@ use ringlane_shared::plane::counters::{DropCounters, PeerCounters};
 use ringlane_shared::plane::{Offload, WorkerCounters};
 use serde::{Deserialize, Serialize};
 
+use super::discovery::DiscoveryStatus;
+
 /// Drops by the stable name of their reason; only reasons that occurred.
 pub type Drops = BTreeMap<String, u64>;
 
@@ -30,6 +32,9 @@ pub struct NodeStatus {
     /// What became of lanes' other paths.
     #[serde(default)]
     pub movement: MovementStatus,
+    /// How peers are found.
+    #[serde(default)]
+    pub discovery: DiscoveryStatus,
     /// Drops that belong to no peer.
     pub drops: Drops,
     /// Datagrams that came to the lanes' ports by no lane and were dropped there.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use super::{Control, deny_own};
-use crate::addresses::ListenPlan;
+use crate::addresses::{ListenPlan, segments};
 
 impl Control {
     pub(super) async fn handle_address_change(&mut self, now: Instant) {
@@ -19,6 +19,8 @@ impl Control {
         };
         deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
         let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);
+        // Before the plan is compared: link-local addresses and interfaces are not part of it.
+        self.node.set_segments(segments(&plan, &host, &self.settings.interface));
         if plan == self.plan && !self.plan_is_open {
             return;
         }

@@ -36,6 +36,7 @@ impl Control {
             node: &self.node,
             packets: &self.packets,
             movement: self.engine.movement(),
+            exchange: self.exchange.counters(),
             listener_drops: self.engine.drops(),
             workers: &self.workers.counters,
             services: &self.services,

@@ -21,17 +21,18 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
-use crate::addresses::{ListenPlan, inner_networks};
+use crate::addresses::{ListenPlan, inner_networks, segments};
 use crate::admin::{AdminServer, socket_path};
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, Us};
+use crate::exchange::{self, PeerExchange};
 use crate::lanes::{LaneEngine, LaneEngineConfig, ListenError};
 use crate::netlink::{HostAddress, InterfaceConfig, Netlink, NetlinkError, forwarding_warnings, refuse_connected};
 use crate::packets::{self, Packets};
 use crate::signals::Signals;
 use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
-use crate::swarm::{Node, NodeConfig, Resolver};
+use crate::swarm::{Accepted, Node, NodeConfig, Resolver};
 
 /// How long the lane sockets of a killed node may outlive it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ impl Control {
             allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
-            accepted: packets::accepted().into_iter().chain([services::accepted()]).collect(),
+            accepted: accepted(),
             resolver: Resolver::system(),
         })?;
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
@@ -84,6 +85,9 @@ impl Control {
         if let Some(error) = node.set_listen_addresses(&plan.control).into_iter().next() {
             return Err(ControlError::Listen(format!("{file}: control.listen: {error}")));
         }
+        node.set_segments(segments(&plan, &host, &settings.interface));
+        let configured = settings.peers.iter().map(|peer| peer.id).collect();
+        let exchange = PeerExchange::new(&keypair, configured, u64::from_le_bytes(seed));
         let all_routes = settings.peers.iter().flat_map(|peer| peer.routes.iter().copied());
         let mut engine = LaneEngine::new(LaneEngineConfig {
             keypair,
@@ -168,6 +172,7 @@ impl Control {
             plan_is_open: false,
             installed,
             node,
+            exchange,
             engine,
             coordinator,
             asks: BTreeMap::new(),
@@ -226,6 +231,11 @@ impl Control {
 /// The networks the host is connected to, and its addresses.
 async fn look_at_host(netlink: &Netlink) -> Result<(Vec<(IpNet, String)>, Vec<HostAddress>), NetlinkError> {
     Ok((netlink.connected_prefixes(None).await?, netlink.host_addresses().await?))
+}
+
+/// The protocols whose streams peers may open, beyond the offers of links.
+fn accepted() -> Vec<Accepted> {
+    packets::accepted().into_iter().chain([services::accepted()]).chain(exchange::accepted()).collect()
 }
 
 /// What we are willing to seal records with, here.

@@ -101,6 +101,14 @@ pub fn without_peer(address: &Multiaddr, peer: &PeerId) -> Result<Multiaddr, Add
     Ok(bare)
 }
 
+/// Whether an address leads somewhere only on one interface, which it does not name.
+pub fn is_link_local(address: &Multiaddr) -> bool {
+    parse(address).is_ok_and(|to| match to.socket.ip() {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    })
+}
+
 /// Whether an address is inside the mesh: a connection to or from it would be carried by the tunnel it is to set up.
 pub fn is_overlay(ip: IpAddr) -> bool {
     match ip.to_canonical() {

@@ -5,8 +5,7 @@ use std::time::Duration;
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{PeerId, identify, mdns, ping};
+use libp2p::{PeerId, identify, ping};
 use ringlane_shared::limits::{
     CONNECTIONS_PER_PEER_MAX, DIALS_PER_PEER_MAX, LINK_STREAMS_PER_PEER_MAX, PENDING_INBOUND_CONNECTIONS_MAX,
 };
@@ -29,17 +28,10 @@ pub(super) struct Behaviour {
     pub(super) streams: Streams,
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
-    pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
 impl Behaviour {
-    pub(super) fn new(
-        keypair: &Keypair,
-        peers: &[PeerId],
-        agent: String,
-        mdns: bool,
-        mut accepted: Vec<Accepted>,
-    ) -> Self {
+    pub(super) fn new(keypair: &Keypair, peers: &[PeerId], agent: String, mut accepted: Vec<Accepted>) -> Self {
         let identify = identify::Config::new(String::new(), keypair.public())
             .with_agent_version(agent)
             .with_push_listen_addr_updates(true)
@@ -51,7 +43,6 @@ impl Behaviour {
             streams: Streams::new(accepted),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-            mdns: mdns.then(|| discovery(keypair)).flatten().into(),
         }
     }
 }
@@ -64,13 +55,4 @@ fn limits(peers: usize) -> ConnectionLimits {
         .with_max_pending_outgoing(count(peers * usize::from(DIALS_PER_PEER_MAX)))
         .with_max_established_per_peer(count(CONNECTIONS_PER_PEER_MAX))
         .with_max_established(count(peers * CONNECTIONS_PER_PEER_MAX))
-}
-
-/// Hears other nodes on the local networks. The stock behaviour runs on every interface that has an IPv4 address, the
-/// TUN too, and cannot be told otherwise. That is harmless: workers have no route for its multicasts, and overlay
-/// addresses are never dialled.
-fn discovery(keypair: &Keypair) -> Option<mdns::tokio::Behaviour> {
-    mdns::tokio::Behaviour::new(mdns::Config::default(), keypair.public().to_peer_id())
-        .inspect_err(|error| tracing::warn!(%error, "mDNS is off: the interfaces cannot be watched"))
-        .ok()
 }

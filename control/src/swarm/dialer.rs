@@ -33,16 +33,15 @@ const STRANGER_EVERY: u32 = 4;
 
 /// Who told us an address; the more trustworthy, the greater.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Source {
+pub enum Source {
     /// A delegated router.
-    #[expect(dead_code, reason = "delegated routing is yet to come")]
     Routing,
     /// The distributed hash table.
-    #[expect(dead_code, reason = "the DHT is yet to come")]
     Dht,
     /// Another configured peer.
-    #[expect(dead_code, reason = "peer exchange is yet to come")]
     PeerExchange,
+    /// The peer itself, in a record that others passed on.
+    SignedRecord,
     /// The peer itself, over an authenticated connection.
     Identify,
     /// The cache of an earlier run.
@@ -203,6 +202,18 @@ impl Dialer {
     /// Forgets all peers: nothing is dialled any more.
     pub(super) fn stop(&mut self) {
         self.peers.clear();
+    }
+
+    /// What may be told to others of where a peer is, best first: where it was reached, and what it says of itself. What
+    /// others said of it is not, so that no rumour goes round for ever; nor where a stranger answers.
+    pub(super) fn tellable(&self, peer: &PeerId) -> Vec<&Multiaddr> {
+        let says_so = |source| matches!(source, Source::SignedRecord | Source::Identify | Source::Configured);
+        let known = self.peers.get(peer).into_iter().flat_map(|state| &state.addresses);
+        let mut tellable: Vec<&Known> = known
+            .filter(|known| !known.answered_by_stranger && (known.last_success.is_some() || says_so(known.source)))
+            .collect();
+        tellable.sort_by_key(|known| Reverse((known.last_success, known.source)));
+        tellable.into_iter().map(|known| &known.address).collect()
     }
 
     /// Every peer's addresses that worked in this run, each with when it last did.
@@ -548,6 +559,26 @@ mod tests {
         }
         assert!(dialer.knows(&peer, &address(1)));
         assert!(!dialer.knows(&peer, &address(2)));
+    }
+
+    #[test]
+    fn what_worked_is_told_first_and_what_others_said_never() {
+        let now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        for (port, source) in [
+            (2, Source::Identify),
+            (3, Source::PeerExchange),
+            (4, Source::Mdns),
+            (5, Source::PeerExchange),
+            (6, Source::Cache),
+            (7, Source::SignedRecord),
+        ] {
+            dialer.add_address(now, &peer, &address(port), source);
+        }
+        dialer.handle_success(now, &peer, &address(5));
+        dialer.handle_stranger(&peer, &address(7));
+        let told: Vec<_> = dialer.tellable(&peer).into_iter().cloned().collect();
+        assert_eq!(told, [address(5), address(1), address(2)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | `gate` | refuses the connections of peers that are not configured |
 //! | `streams` | raw streams of our protocols, on the connection we choose |
 //! | [`exchange`], `exchanges` | one question and one answer on a stream; those under way |
+//! | `mdns` | finding peers on the local networks |
 //! | `names` | what names in configured addresses stand for, asked anew for every dial |
 //! | `dialer` | when to dial whom and where: pure |
 //! | `connections` | who is connected how, and which connections are too many: pure |
@@ -25,6 +26,7 @@ pub mod exchange;
 mod exchanges;
 mod gate;
 mod listeners;
+mod mdns;
 mod names;
 mod node;
 mod problems;
@@ -32,10 +34,12 @@ mod streams;
 mod transport;
 
 pub use connections::{ConnectionInfo, Direction, PeerKind, Quality, TransportName, Way};
+pub use dialer::Source;
 pub use exchange::{ExchangeError, OpenError};
 pub use exchanges::{ExchangeId, ExchangeToken};
 pub use libp2p::swarm::ConnectionId;
 pub use listeners::{ListenError, ListenFault};
+pub use mdns::{MdnsCounters, Segment};
 pub use names::Resolver;
 pub use node::{KnownAddress, Node, NodeConfig, NodeError, NodeEvent};
 pub use streams::{Accepted, InboundStream, OpenId};

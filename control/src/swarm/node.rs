@@ -1,6 +1,7 @@
 //! [`Node`]: the swarm with everything around it, polled by the control loop.
 
 mod handling;
+mod knowledge;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -26,6 +27,7 @@ use super::dialer::{Dial, Dialer, Source};
 use super::exchange::ExchangeError;
 use super::exchanges::{ExchangeId, ExchangeToken, Exchanges};
 use super::listeners::{ListenError, Listeners};
+use super::mdns::Mdns;
 use super::names::{self, Found, LookUps, Resolver};
 use super::problems::Problems;
 use super::streams::{Accepted, InboundStream, OpenError, OpenId};
@@ -172,6 +174,8 @@ pub struct Node {
     look_ups: LookUps,
     connections: Connections,
     listeners: Listeners,
+    /// Nothing if it is switched off.
+    mdns: Option<Mdns>,
     exchanges: Exchanges,
     problems: Problems,
     events: VecDeque<NodeEvent>,
@@ -187,12 +191,13 @@ impl Node {
         }
         let policy = AddressPolicy::new(config.allow_loopback);
         let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
-        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.mdns, config.accepted);
+        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.accepted);
         let transport = transport::build(&config.keypair, policy.clone())?;
         let settings = libp2p::swarm::Config::with_tokio_executor()
             .with_dial_concurrency_factor(const { dial_concurrency() })
             .with_idle_connection_timeout(Duration::from_secs(60));
 
+        let mdns = config.mdns.then(|| knowledge::mdns(local, &peers, config.seed)).flatten();
         let now = Instant::now();
         let mut dialer = Dialer::new(peers, config.seed, now);
         for (source, list) in [(Source::Configured, config.peers), (Source::Cache, config.cached)] {
@@ -215,6 +220,7 @@ impl Node {
             look_ups: LookUps::new(config.resolver),
             connections: Connections::new(local),
             listeners: Listeners::default(),
+            mdns,
             exchanges: Exchanges::default(),
             problems: Problems::default(),
             events: VecDeque::new(),
@@ -334,6 +340,9 @@ impl Node {
     /// Closes every connection, telling the peers, and ends; after `limit` at the latest.
     pub async fn shutdown(mut self, limit: Duration) {
         self.dialer.stop();
+        if let Some(mdns) = &mut self.mdns {
+            mdns.say_goodbye();
+        }
         self.swarm.behaviour_mut().gate.shut();
         let dialled = self.dials.values().map(|dial| dial.peer);
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().chain(dialled).collect();
@@ -364,6 +373,10 @@ impl Node {
             }
             if let Poll::Ready(exchange) = self.exchanges.poll(cx) {
                 self.handle_exchange(exchange);
+                progress = true;
+            }
+            if let Some(Poll::Ready(heard)) = self.mdns.as_mut().map(|mdns| mdns.poll(cx)) {
+                self.handle_mdns(heard);
                 progress = true;
             }
             let now = Instant::now();

@@ -6,6 +6,7 @@
 //! `fuzz/corpus/record`, it is replayed for ever.
 
 pub mod config;
+pub mod discovery;
 pub mod fragment;
 pub mod kernel;
 pub mod offload;

@@ -3,8 +3,11 @@
 pub mod echo;
 pub mod fragment;
 pub mod frame;
+pub mod mdns;
 pub mod offer;
 pub mod packets;
+pub mod peers;
+pub mod pex;
 pub mod probe;
 pub mod record;
 pub mod rekey;

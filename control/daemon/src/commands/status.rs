@@ -223,6 +223,8 @@ mod tests {
     use ringlane_control::admin::status::{MovementStatus, NodeInfo, ServicesStatus};
     use ringlane_shared::plane::{Engine, WorkerCounters};
 
+    use ringlane_control::admin::discovery::DiscoveryStatus;
+
     use super::*;
 
     fn offline_peer() -> PeerStatus {
@@ -333,6 +335,7 @@ mod tests {
             },
             tun: TunStatus { queue_packets: Some(500), dropped: Some(34) },
             movement: MovementStatus::default(),
+            discovery: DiscoveryStatus::default(),
             peers,
             drops: Drops::from([("no_route".to_owned(), 12)]),
             listener_drops: Drops::from([("late".to_owned(), 2), ("unknown_token".to_owned(), 7)]),

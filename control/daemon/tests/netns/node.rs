@@ -378,6 +378,11 @@ impl Status {
         self.0["tun"][name].as_u64()
     }
 
+    /// A figure of one way to find peers: `mdns`, `pex` or `records`.
+    pub(crate) fn discovery(&self, part: &str, figure: &str) -> Option<u64> {
+        self.0["discovery"][part][figure].as_u64()
+    }
+
     /// Each worker's offloads and their states, in the workers' order.
     pub(crate) fn offloads(&self) -> Vec<BTreeMap<String, String>> {
         let workers = self.0["workers"].as_array().expect("status lists the workers");

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, identify, mdns, ping};
+use libp2p::{Multiaddr, identify, ping};
 use ringlane_shared::id::PeerId;
 use ringlane_shared::limits::KNOWN_ADDRESSES_PER_PEER_MAX;
 
@@ -126,19 +126,6 @@ impl Node {
                     self.swarm.close_connection(connection);
                 }
             },
-            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
-                let now = Instant::now();
-                for (peer, address) in found {
-                    if self.policy.check(&address).is_ok() {
-                        self.dialer.add_address(now, &peer, &address, Source::Mdns);
-                    }
-                }
-            }
-            BehaviourEvent::Mdns(mdns::Event::Expired(gone)) => {
-                for (peer, address) in gone {
-                    self.dialer.expire_address(&peer, &address, Source::Mdns);
-                }
-            }
             BehaviourEvent::Identify(_) => {}
             BehaviourEvent::Gate(never) | BehaviourEvent::Limits(never) => match never {},
         }

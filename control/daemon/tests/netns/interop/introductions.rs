@@ -49,12 +49,12 @@ fn a_third_member_introduces_two_that_do_not_know_each_other([a, b, c]: [Kind; 3
 }
 
 matrix!(a_third_member_introduces_two_that_do_not_know_each_other:
-    #[ignore = "waits for PeX"] rust_rust_rust [Rust, Rust, Rust],
+    rust_rust_rust [Rust, Rust, Rust],
     go_go_go [Go, Go, Go],
-    #[ignore = "waits for PeX"] go_go_rust [Go, Go, Rust],
-    #[ignore = "waits for PeX"] go_rust_go [Go, Rust, Go],
-    #[ignore = "waits for PeX"] rust_go_rust [Rust, Go, Rust],
-    #[ignore = "waits for PeX"] go_rust_rust [Go, Rust, Rust],
+    #[ignore = "waits for /hyprspace/1"] go_go_rust [Go, Go, Rust],
+    #[ignore = "waits for /hyprspace/1"] go_rust_go [Go, Rust, Go],
+    #[ignore = "waits for /hyprspace/1"] rust_go_rust [Rust, Go, Rust],
+    #[ignore = "waits for /hyprspace/1"] go_rust_rust [Go, Rust, Rust],
 );
 
 /// Without mDNS, and with a node between them that is a peer of neither: it only answers in their DHT.

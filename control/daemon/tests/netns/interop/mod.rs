@@ -9,6 +9,7 @@
 
 mod basics;
 mod commands;
+mod discovery;
 mod introductions;
 mod services;
 

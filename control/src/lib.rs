@@ -8,6 +8,8 @@
 //! | [`exchange`] | what nodes tell each other of third ones |
 //! | [`lanes`] | listeners, probes and handshakes that make lanes |
 //! | [`services`] | TCP services with addresses of their own: those of peers, and ours |
+//! | [`environment`] | Hyprspace's environment variables |
+//! | `routing` | delegated routers and a Kubo node, asked over HTTP where peers are |
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
 //! | [`packets`] | packets on libp2p streams, for peers that no lane leads to |
 //! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
@@ -16,11 +18,13 @@
 mod addresses;
 pub mod admin;
 pub mod coordinator;
+pub mod environment;
 pub mod exchange;
 pub mod lanes;
 pub mod netlink;
 pub mod packets;
 mod report;
+mod routing;
 pub mod runtime;
 pub mod services;
 mod signals;

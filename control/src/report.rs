@@ -15,8 +15,8 @@ use ringlane_shared::plane::{CarrierChoice, LaneCarrier, StreamForm, WorkerCount
 
 use crate::admin::discovery::DiscoveryStatus;
 use crate::admin::status::{
-    Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo, NodeStatus,
-    PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
+    AddressStatus, Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo,
+    NodeStatus, PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
 };
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
@@ -24,8 +24,8 @@ use crate::exchange::ExchangeCounters;
 use crate::lanes::{ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
 use crate::packets::{Packets, StreamInfo};
-use crate::swarm::{ConnectionInfo, Node, Quality};
 use crate::services::ServiceNetwork;
+use crate::swarm::{ConnectionInfo, LearntAddress, Node, Quality};
 
 /// Everything a report is made from.
 pub(crate) struct Reporter<'a, T> {
@@ -54,6 +54,15 @@ fn movement_status(counters: MovementCounters) -> MovementStatus {
 fn listener_drops(drops: &ListenerDrops) -> Drops {
     let occurred = drops.iter().filter(|(_, count)| *count > 0);
     occurred.map(|(reason, count)| (reason.name().to_owned(), count)).collect()
+}
+
+fn address_status(learnt: LearntAddress) -> AddressStatus {
+    let since = learnt.last_success.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    AddressStatus {
+        address: learnt.address.to_string(),
+        source: learnt.source.to_owned(),
+        last_success_unix_s: since.map(|since| since.as_secs()),
+    }
 }
 
 impl<T> Reporter<'_, T> {
@@ -149,6 +158,7 @@ impl<T> Reporter<'_, T> {
             state,
             carrier,
             problem: unconnected.or(of_stream).or(of_lanes).map(str::to_owned),
+            known_addresses: self.node.learnt_addresses(&peer.id).into_iter().map(address_status).collect(),
             rtt_us: lanes.iter().filter_map(|lane| lane.rtt_us).min(),
             mtu_bytes: carrier.map(|carrier| match (carrier, link.and_then(|link| link.stream())) {
                 (Carrier::Stream, Some(form)) => stream_mtu(self.settings.dataplane.mtu, form),

@@ -7,6 +7,7 @@
 mod addresses;
 mod admin;
 mod batches;
+mod discovery;
 mod lanes;
 mod links;
 mod packets;
@@ -35,13 +36,15 @@ use tracing::{debug, error, info, warn};
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminError, AdminRequest, AdminServer};
 use crate::coordinator::{AskId, Coordinator, Intent};
+use crate::environment::Environment;
 use crate::exchange::{PeerExchange, Progress};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::packets::{Packets, PacketsEvent};
 use crate::services::{ConnectionKey, ServiceIntent, ServiceNetwork};
-use crate::signals::Signals;
+use crate::signals::{Signals, Told};
 use crate::store::PeerCache;
+use crate::swarm::swarm_key::SwarmKeyError;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent, OpenId};
 
 /// How long workers may take to close their lanes and end.
@@ -94,6 +97,8 @@ pub struct ControlConfig {
     pub notify: Box<dyn Fn(Notice) + Send>,
     /// How often the service manager wants [`Notice::Watchdog`].
     pub watchdog: Option<Duration>,
+    /// Hyprspace's environment variables.
+    pub environment: Environment,
 }
 
 /// Why the node could not start or go on.
@@ -111,6 +116,9 @@ pub enum ControlError {
     /// libp2p refused our identity or peers.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// The swarm key is missing or malformed.
+    #[error(transparent)]
+    SwarmKey(#[from] SwarmKeyError),
     /// A listen address cannot be used.
     #[error("{0}")]
     Listen(String),
@@ -207,7 +215,7 @@ enum Happening {
     Deadline,
     CacheIsDue,
     WatchdogIsDue,
-    Signal(&'static str),
+    Signal(Told),
 }
 
 impl Control {
@@ -236,7 +244,7 @@ impl Control {
                 () = wait_until(deadline) => Happening::Deadline,
                 _ = cache_timer.tick() => Happening::CacheIsDue,
                 _ = watchdog_timer.tick() => Happening::WatchdogIsDue,
-                name = signals.next() => Happening::Signal(name),
+                told = signals.next() => Happening::Signal(told),
             };
             let now = Instant::now();
             match happening {
@@ -270,7 +278,8 @@ impl Control {
                         (self.notify)(Notice::Watchdog);
                     }
                 }
-                Happening::Signal(name) => {
+                Happening::Signal(Told::Rediscover) => self.rediscover(),
+                Happening::Signal(Told::Stop(name)) => {
                     info!("told to stop by {name}");
                     return Ok(());
                 }

@@ -9,7 +9,7 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use ringlane_control::exchange::{ExchangeCounters, PeerExchange, accepted};
-use ringlane_control::swarm::{Accepted, Node, NodeConfig, NodeEvent, Resolver};
+use ringlane_control::swarm::{Accepted, Discovery, Node, NodeConfig, NodeEvent, Resolver};
 
 /// Everything here takes far less; a machine under load may take longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +52,7 @@ impl Member {
             seed: at.into(),
             accepted,
             resolver: Resolver::system(),
+            discovery: Discovery::default(),
         })
         .unwrap();
         assert!(node.set_listen_addresses(&[Self::address(at)]).is_empty());

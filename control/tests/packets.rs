@@ -137,6 +137,7 @@ fn pair(accepted: [&[PacketProtocol]; 2], dialled: TransportName) -> [Site; 2] {
             seed: us as u64,
             accepted: all,
             resolver: Resolver::system(),
+            discovery: Default::default(),
         })
         .unwrap();
         assert!(node.set_listen_addresses(&addresses[us]).is_empty());

@@ -13,7 +13,8 @@ use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use ringlane_control::swarm::{
-    Direction, ExchangeError, ListenFault, Node, NodeConfig, NodeError, NodeEvent, OpenError, Resolver, TransportName,
+    Direction, Discovery, ExchangeError, ListenFault, Node, NodeConfig, NodeError, NodeEvent, OpenError, Resolver,
+    TransportName,
 };
 use ringlane_shared::limits::OFFER_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot};
@@ -67,6 +68,7 @@ impl Site {
             seed: u64::from(u32::from(self.ip)),
             accepted: Vec::new(),
             resolver: Resolver::system(),
+            discovery: Discovery::default(),
         }
     }
 

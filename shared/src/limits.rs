@@ -21,6 +21,29 @@ pub const ROUTES_MAX: usize = 65_536;
 /// Static addresses of one peer in the configuration.
 pub const ADDRESSES_PER_PEER_MAX: usize = 32;
 
+/// Entries of a bootstrap list: every configured peer may have as many as it may have addresses, within reason.
+pub const BOOTSTRAP_PEERS_MAX: usize = 4 * PEERS_MAX;
+/// Of those, entries that belong to no configured peer: three times the public list.
+pub const BOOTSTRAP_CONTACTS_MAX: usize = 64;
+/// Bootstrap contacts that are dialled at once, and that are enough.
+pub const BOOTSTRAP_CONTACTS_ENOUGH: usize = 2;
+
+/// Delegated routers that can be configured.
+pub const DELEGATED_ROUTERS_MAX: usize = 8;
+/// Bytes of a delegated router's answer that are read; Hyprspace's bound.
+pub const ROUTING_ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Addresses that are taken from one answer of a router.
+pub const ROUTING_ADDRESSES_MAX: usize = 64;
+/// Requests to routers that are under way at once.
+pub const ROUTING_REQUESTS_MAX: usize = 64;
+
+/// Peers that are looked for in the DHT and with routers at once. Each search asks up to 3 nodes at a time.
+pub const SEARCHES_MAX: usize = 8;
+/// Connections to DHT nodes that are no peers, those being dialled included: eight searches' worth, and some that idle.
+pub const DHT_CONTACTS_MAX: usize = 64;
+/// Text records that one `/dnsaddr` may lead to; the public one has six, each with six behind it.
+pub const DNSADDR_LOOKUPS_MAX: usize = 16;
+
 /// Bytes of a configuration file we are willing to read.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
 

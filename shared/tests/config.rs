@@ -631,7 +631,13 @@ fn hyprspace_habits_are_kept_where_they_do_no_harm() {
     assert_eq!(texts(&settings.control.listen), ["/ip4/0.0.0.0/udp/8100/quic-v1"]);
     assert_eq!(settings.dataplane.port, 8164, "there is no key to move the lanes' ports out of the way");
     let warnings = settings.warnings.join("\n");
-    for part in ["/dnsaddr/c.example", "1 of its entries", "/tcp/8001/ws", "peers[0].extra", "peers[1].name"] {
+    let contacts = [format!("/dnsaddr/c.example/p2p/{ID_C}"), format!("/ip4/192.0.2.9/tcp/1/p2p/{ID_RSA}")];
+    assert_eq!(
+        texts(&settings.control.discovery.bootstrap),
+        contacts,
+        "ways into the DHT that are no peer's addresses"
+    );
+    for part in ["/tcp/8001/ws", "peers[0].extra", "peers[1].name"] {
         assert!(warnings.contains(part), "{warnings}\nlacks {part}");
     }
 }

@@ -24,6 +24,9 @@ mod packets;
 #[path = "../fuzz/src/rekey.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod rekey;
+#[path = "../fuzz/src/routing.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod routing;
 #[path = "../fuzz/src/service.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod service;
@@ -73,6 +76,11 @@ fn the_packets_corpus_is_handled() {
 #[test]
 fn the_rekey_corpus_is_handled() {
     replay("rekey", rekey::rekey);
+}
+
+#[test]
+fn the_routing_corpus_is_handled() {
+    replay("routing", routing::routing);
 }
 
 #[test]

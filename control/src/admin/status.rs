@@ -176,6 +176,9 @@ pub struct PeerStatus {
     /// What was last seen to keep it from being connected, or from having all its lanes: a text for people.
     #[serde(default)]
     pub problem: Option<String>,
+    /// Every address of it that the node knows, wherever from.
+    #[serde(default)]
+    pub known_addresses: Vec<AddressStatus>,
     /// Its lanes, by index.
     pub lanes: Vec<LaneStatus>,
     /// Its packet streams.
@@ -213,6 +216,18 @@ pub struct PeerStatus {
     pub last_handshake_unix_s: Option<u64>,
     /// What was dropped of its traffic.
     pub drops: Drops,
+}
+
+/// An address of a peer that the node knows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// A multiaddr without `/p2p/`.
+    pub address: String,
+    /// The best source of it: `configured`, `connected` (it worked), `mdns`, `cache`, `identify`, `peer_exchange`, `dht`
+    /// or `routing`.
+    pub source: String,
+    /// When it last worked since the node started, in seconds since 1970.
+    pub last_success_unix_s: Option<u64>,
 }
 
 /// One lane of a link.
@@ -520,6 +535,7 @@ mod tests {
             state: PeerState::Offline,
             carrier: None,
             problem: None,
+            known_addresses: Vec::new(),
             lanes: Vec::new(),
             streams: Vec::new(),
             rtt_us: None,
@@ -539,7 +555,7 @@ mod tests {
         };
         peer.set_traffic(&workers);
 
-        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"lanes":[],"streams":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"stream_packets_sent":0,"stream_packets_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
+        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"known_addresses":[],"lanes":[],"streams":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"stream_packets_sent":0,"stream_packets_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
         assert_eq!(serde_json::to_string(&peer).unwrap(), expected);
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+use super::discovery::discovery;
 use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
 use crate::addresses::{ListenPlan, inner_networks, segments};
 use crate::admin::{AdminServer, socket_path};
@@ -42,15 +43,17 @@ const LINGER_STEP: Duration = Duration::from_millis(50);
 impl Control {
     /// Returns nothing when a signal ended the start; then nothing is left of it.
     pub(super) async fn start(config: ControlConfig, signals: &mut Signals) -> Result<Option<Self>, ControlError> {
-        let ControlConfig { settings, keypair, workers, version, start_workers, notify, watchdog } = config;
+        let ControlConfig { settings, keypair, workers, version, start_workers, notify, watchdog, environment } =
+            config;
         let started = Instant::now();
         let id = keypair.public().to_peer_id();
 
         // Look at everything first.
+        let discovery = discovery(&settings, &environment)?;
         let (netlink, changes) = Netlink::connect()?;
         let (connected, host) = tokio::select! {
             biased;
-            name = signals.next() => {
+            name = signals.stop() => {
                 info!("told to stop by {name} while starting");
                 return Ok(None);
             }
@@ -79,6 +82,7 @@ impl Control {
             seed: u64::from_le_bytes(seed),
             accepted: accepted(),
             resolver: Resolver::system(),
+            discovery,
         })?;
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
         let file = settings.file.display();
@@ -114,7 +118,7 @@ impl Control {
         let workers = start_workers(to_control).map_err(ControlError::Workers)?;
         let prepared = tokio::select! {
             biased;
-            name = signals.next() => {
+            name = signals.stop() => {
                 info!("told to stop by {name} while starting");
                 Ok(None)
             }

@@ -43,6 +43,9 @@ pub enum AddressRefusal {
     /// An inner address: the tunnel cannot be carried by itself.
     #[error("it is an address inside the mesh")]
     Overlay,
+    /// QUIC, in a network whose swarm key only TCP can carry.
+    #[error("this network has a swarm key, which QUIC cannot carry")]
+    SwarmKey,
     /// One of our own addresses, or one the control loop denies.
     #[error("it is an address of this node")]
     Own,
@@ -133,13 +136,24 @@ type DenyFn = dyn Fn(IpAddr) -> bool + Send + Sync;
 #[derive(Clone)]
 pub struct AddressPolicy {
     allow_loopback: bool,
+    tcp_only: bool,
     denied: Arc<RwLock<Arc<DenyFn>>>,
 }
 
 impl AddressPolicy {
     /// A policy that denies nothing beyond what never works; loopback only if told so (tests).
     pub fn new(allow_loopback: bool) -> Self {
-        Self { allow_loopback, denied: Arc::new(RwLock::new(Arc::new(|_| false))) }
+        Self { allow_loopback, tcp_only: false, denied: Arc::new(RwLock::new(Arc::new(|_| false))) }
+    }
+
+    /// The same, but QUIC is refused.
+    pub fn tcp_only(self) -> Self {
+        Self { tcp_only: true, ..self }
+    }
+
+    /// Whether a swarm key keeps this address from being used.
+    pub(super) fn is_beyond_swarm_key(&self, address: &Multiaddr) -> bool {
+        self.tcp_only && parse(address).is_ok_and(|destination| destination.transport == TransportName::Quic)
     }
 
     /// Replaces the predicate for our own and otherwise denied addresses.
@@ -150,6 +164,9 @@ impl AddressPolicy {
     /// Whether an address may be dialled, and where it leads.
     pub fn check(&self, address: &Multiaddr) -> Result<Destination, AddressRefusal> {
         let destination = parse(address)?;
+        if self.is_beyond_swarm_key(address) {
+            return Err(AddressRefusal::SwarmKey);
+        }
         let ip = destination.socket.ip();
         if ip.is_unspecified() {
             return Err(AddressRefusal::Unspecified);

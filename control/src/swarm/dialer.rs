@@ -54,6 +54,23 @@ pub enum Source {
     Configured,
 }
 
+impl Source {
+    /// As status prints it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Routing => "routing",
+            Self::Dht => "dht",
+            Self::PeerExchange => "peer_exchange",
+            Self::SignedRecord => "signed_record",
+            Self::Identify => "identify",
+            Self::Cache => "cache",
+            Self::Mdns => "mdns",
+            Self::Connected => "connected",
+            Self::Configured => "configured",
+        }
+    }
+}
+
 /// An order to dial.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Dial {
@@ -77,7 +94,7 @@ impl Dialer {
     /// A dialer for these peers, to be dialled from `now` on. `seed` makes its jitter.
     pub(super) fn new(peers: impl IntoIterator<Item = PeerId>, seed: u64, now: Instant) -> Self {
         let peers = peers.into_iter().map(|peer| (peer, Peer::new(now))).collect();
-        Self { peers, jitter: Jitter(seed) }
+        Self { peers, jitter: Jitter::new(seed) }
     }
 
     /// Learns an address. Unknown peers, other peers' ids and known addresses change nothing. A new address of a peer
@@ -197,6 +214,29 @@ impl Dialer {
     /// When [`Self::poll_dial`] should be asked again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.peers.values().filter_map(Peer::due).min()
+    }
+
+    /// Everybody who is missing is to be dialled at once.
+    pub(super) fn dial_all(&mut self, now: Instant) {
+        for state in self.peers.values_mut() {
+            (state.next, state.dials_in_vain) = (now, 0);
+        }
+    }
+
+    /// The configured peers.
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> {
+        self.peers.keys().copied()
+    }
+
+    /// Whether this is a configured peer.
+    pub(super) fn has(&self, peer: &PeerId) -> bool {
+        self.peers.contains_key(peer)
+    }
+
+    /// A peer's addresses, in no order: each with its source and when it last worked in this run.
+    pub(super) fn addresses(&self, peer: &PeerId) -> impl Iterator<Item = (&Multiaddr, Source, Option<Instant>)> {
+        let known = self.peers.get(peer).into_iter().flat_map(|state| &state.addresses);
+        known.map(|known| (&known.address, known.source, known.last_success))
     }
 
     /// Forgets all peers: nothing is dialled any more.
@@ -350,17 +390,25 @@ fn pause(dials_in_vain: u32) -> Duration {
 }
 
 /// SplitMix64: enough to spread dials in time, and the same on every run with the same seed. Not for secrets.
-struct Jitter(u64);
+pub(super) struct Jitter(u64);
 
 impl Jitter {
-    /// A duration between three quarters of `pause` and all of it.
-    fn around(&mut self, pause: Duration) -> Duration {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number, any of 64 bits.
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        pause.mul_f64(0.75 + 0.25 * (bits as f64 / u64::MAX as f64))
+        bits ^ (bits >> 31)
+    }
+
+    /// A duration between three quarters of `pause` and all of it.
+    pub(super) fn around(&mut self, pause: Duration) -> Duration {
+        pause.mul_f64(0.75 + 0.25 * (self.next() as f64 / u64::MAX as f64))
     }
 }
 
@@ -486,6 +534,17 @@ mod tests {
         assert_eq!(dialer.poll_dial(start + PAUSE_MAX * 2), None);
         dialer.handle_dial_ended(&peer);
         assert!(dialer.poll_dial(start + PAUSE_MAX * 2).is_some());
+    }
+
+    #[test]
+    fn told_to_dial_all_it_forgets_its_pauses() {
+        let start = Instant::now();
+        let (mut dialer, _) = dialer(start);
+        let now = (0..20).map(|_| next_dial(&mut dialer).0).last().unwrap();
+        assert!(dialer.poll_timeout().unwrap() > now + PAUSE_MAX / 2);
+        dialer.dial_all(now);
+        assert_eq!(next_dial(&mut dialer).0, now);
+        assert!(dialer.poll_timeout().unwrap() <= now + PAUSE_MIN);
     }
 
     #[test]

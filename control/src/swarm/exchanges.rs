@@ -190,11 +190,11 @@ mod tests {
             let keypair = Keypair::generate_ed25519();
             let raw = keypair.public().to_peer_id();
             let settings = libp2p::swarm::Config::with_tokio_executor();
-            let transport = transport::build(&keypair, AddressPolicy::new(true)).unwrap();
-            let mut swarm = Swarm::new(transport, Streams::new(Vec::new()), raw, settings);
-
+            let transport = transport::build(&keypair, AddressPolicy::new(true), None).unwrap();
             let ours = Keypair::generate_ed25519();
             let id = ours.public().to_peer_id();
+            let mut swarm = Swarm::new(transport, Streams::new(Vec::new(), [id]), raw, settings);
+
             let mut node = Node::new(NodeConfig {
                 accepted: Vec::new(),
                 keypair: ours,
@@ -205,6 +205,7 @@ mod tests {
                 agent: "ringlane/test".into(),
                 seed: 0,
                 resolver: crate::swarm::Resolver::system(),
+                discovery: crate::swarm::Discovery::default(),
             })
             .unwrap();
             let listen: Multiaddr = format!("/ip4/{}/udp/0/quic-v1", Ipv4Addr::LOCALHOST).parse().unwrap();

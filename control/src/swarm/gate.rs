@@ -2,6 +2,9 @@
 //!
 //! The peer id is known only after the handshake, so that is when a stranger is turned away. Connections that come
 //! *through* the mesh are refused before it: they would be carried by the tunnel they are to set up.
+//!
+//! *Contacts* are the exception: DHT nodes that are not configured and that we dial, if the configuration gives any way
+//! into a DHT. Their number is bounded, they are offered no protocol of ours, and only we begin.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -10,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
+use libp2p::swarm::behaviour::{ConnectionClosed, DialFailure};
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     dummy,
 };
 use libp2p::{Multiaddr, PeerId};
-use ringlane_shared::limits::REFUSALS_REMEMBERED_MAX;
+use ringlane_shared::limits::{DHT_CONTACTS_MAX, REFUSALS_REMEMBERED_MAX};
 use thiserror::Error;
 
 use super::address;
@@ -35,6 +39,9 @@ pub(super) enum Refusal {
     /// The connection comes from an address inside the mesh.
     #[error("the connection comes from inside the mesh")]
     ThroughMesh,
+    /// There are as many contacts as there may be.
+    #[error("there are {DHT_CONTACTS_MAX} connections to DHT nodes already")]
+    TooManyContacts,
     /// The node is shutting down.
     #[error("this node is shutting down")]
     ShuttingDown,
@@ -43,15 +50,20 @@ pub(super) enum Refusal {
 /// The gate. First in the derived behaviour, so that a denial leaves nothing behind in the others.
 pub(super) struct Gate {
     configured: HashSet<PeerId>,
+    allows_contacts: bool,
+    /// Connections to contacts, those being dialled included.
+    contacts: HashSet<ConnectionId>,
     shutting_down: bool,
     refused: u64,
     log: RefusalLog,
 }
 
 impl Gate {
-    pub(super) fn new(configured: impl IntoIterator<Item = PeerId>) -> Self {
+    pub(super) fn new(configured: impl IntoIterator<Item = PeerId>, allows_contacts: bool) -> Self {
         Self {
             configured: configured.into_iter().collect(),
+            allows_contacts,
+            contacts: HashSet::new(),
             shutting_down: false,
             refused: 0,
             log: RefusalLog::default(),
@@ -103,6 +115,29 @@ impl NetworkBehaviour for Gate {
         Ok(())
     }
 
+    fn handle_pending_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: Option<PeerId>,
+        _: &[Multiaddr],
+        _: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        match peer.filter(|peer| !self.configured.contains(peer)) {
+            None => {}
+            Some(_) if self.shutting_down => return Err(ConnectionDenied::new(Refusal::ShuttingDown)),
+            Some(stranger) if !self.allows_contacts => {
+                return Err(ConnectionDenied::new(Refusal::NotConfigured(stranger)));
+            }
+            Some(_) if self.contacts.len() >= DHT_CONTACTS_MAX => {
+                return Err(ConnectionDenied::new(Refusal::TooManyContacts));
+            }
+            Some(_) => {
+                self.contacts.insert(id);
+            }
+        }
+        Ok(Vec::new())
+    }
+
     fn handle_established_inbound_connection(
         &mut self,
         _: ConnectionId,
@@ -115,16 +150,27 @@ impl NetworkBehaviour for Gate {
 
     fn handle_established_outbound_connection(
         &mut self,
-        _: ConnectionId,
+        id: ConnectionId,
         peer: PeerId,
         remote: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        if self.contacts.contains(&id) && !self.shutting_down {
+            return Ok(dummy::ConnectionHandler);
+        }
         self.admit(peer, remote)
     }
 
-    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::DialFailure(DialFailure { connection_id, .. })
+            | FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
+                self.contacts.remove(&connection_id);
+            }
+            _ => {}
+        }
+    }
 
     fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
         match event {}
@@ -189,8 +235,33 @@ mod tests {
     }
 
     #[test]
+    fn dht_nodes_are_dialled_only_if_allowed_and_only_so_many() {
+        let me = PeerId::random();
+        let pending = |gate: &mut Gate, id, peer| {
+            let id = ConnectionId::new_unchecked(id);
+            gate.handle_pending_outbound_connection(id, Some(peer), &[], Endpoint::Dialer)
+                .map_err(|denied| *denied.downcast_ref::<Refusal>().unwrap())
+        };
+        let (mut closed, mut open) = (Gate::new([me], false), Gate::new([me], true));
+        let stranger = PeerId::random();
+        assert_eq!(pending(&mut closed, 0, stranger), Err(Refusal::NotConfigured(stranger)));
+        assert_eq!(pending(&mut closed, 1, me), Ok(vec![]));
+        for id in 0..DHT_CONTACTS_MAX {
+            assert_eq!(pending(&mut open, id, PeerId::random()), Ok(vec![]));
+        }
+        assert_eq!(pending(&mut open, DHT_CONTACTS_MAX, stranger), Err(Refusal::TooManyContacts));
+        assert_eq!(pending(&mut open, DHT_CONTACTS_MAX, me), Ok(vec![]), "peers are not counted among them");
+        open.on_swarm_event(FromSwarm::DialFailure(DialFailure {
+            peer_id: None,
+            error: &libp2p::swarm::DialError::Aborted,
+            connection_id: ConnectionId::new_unchecked(3),
+        }));
+        assert_eq!(pending(&mut open, DHT_CONTACTS_MAX, stranger), Ok(vec![]));
+    }
+
+    #[test]
     fn a_connection_from_inside_the_mesh_is_refused_before_its_handshake() {
-        let mut gate = Gate::new([]);
+        let mut gate = Gate::new([], false);
         let local: Multiaddr = "/ip4/10.0.0.1/tcp/8001".parse().unwrap();
         let id = ConnectionId::new_unchecked(0);
         let mut pending = |remote: &str| gate.handle_pending_inbound_connection(id, &local, &remote.parse().unwrap());

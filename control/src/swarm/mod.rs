@@ -13,6 +13,10 @@
 //! | `names` | what names in configured addresses stand for, asked anew for every dial |
 //! | `dialer` | when to dial whom and where: pure |
 //! | `connections` | who is connected how, and which connections are too many: pure |
+//! | [`discovery`] | finding peers nobody gave an address of: the DHT, its bootstrap contacts, delegated routers |
+//! | `dht` | the DHT's behaviour |
+//! | `seeker`, `bootstrap` | whom to look for when; when to go to which contact: pure |
+//! | `swarm_key` | the key of a private libp2p network |
 //! | `problems` | why a peer is not connected, for the operator |
 //! | `listeners` | the addresses we listen on |
 //! | `behaviour` | the above and the stock behaviours, put together |
@@ -20,8 +24,11 @@
 
 pub mod address;
 mod behaviour;
+mod bootstrap;
 mod connections;
+mod dht;
 mod dialer;
+pub mod discovery;
 pub mod exchange;
 mod exchanges;
 mod gate;
@@ -30,16 +37,20 @@ mod mdns;
 mod names;
 mod node;
 mod problems;
+mod seeker;
 mod streams;
+pub mod swarm_key;
+mod texts;
 mod transport;
 
 pub use connections::{ConnectionInfo, Direction, PeerKind, Quality, TransportName, Way};
 pub use dialer::Source;
+pub use discovery::Discovery;
 pub use exchange::{ExchangeError, OpenError};
 pub use exchanges::{ExchangeId, ExchangeToken};
 pub use libp2p::swarm::ConnectionId;
 pub use listeners::{ListenError, ListenFault};
 pub use mdns::{MdnsCounters, Segment};
 pub use names::Resolver;
-pub use node::{KnownAddress, Node, NodeConfig, NodeError, NodeEvent};
+pub use node::{KnownAddress, LearntAddress, Node, NodeConfig, NodeError, NodeEvent};
 pub use streams::{Accepted, InboundStream, OpenId};

@@ -1,4 +1,5 @@
-//! Names in configured addresses, `/dns`, `/dns4` and `/dns6`: looked up anew for every dial.
+//! Names in configured addresses, `/dns`, `/dns4` and `/dns6`: looked up anew for every dial. Bootstrap contacts may also
+//! have `/dnsaddr`, whose text records (`texts`) lead to further addresses.
 //!
 //! The system's own resolver does it, so that a name means here what it means to every other program on the host:
 //! `/etc/hosts` counts, and so does a `resolv.conf` that DHCP wrote long after we started. What is dialled, and all that
@@ -6,7 +7,7 @@
 //!
 //! The resolver blocks, so it runs on threads of its own: a bounded number, whatever the number of names.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -17,20 +18,21 @@ use futures::future::{BoxFuture, join_all};
 use futures::stream::{FuturesUnordered, StreamExt};
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
-use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, NAME_LOOKUPS_MAX};
+use ringlane_shared::limits::{ADDRESS_TEXT_BYTES_MAX, DIALED_ADDRESSES_MAX, DNSADDR_LOOKUPS_MAX, NAME_LOOKUPS_MAX};
 use tokio::sync::Semaphore;
 
-use super::address;
+use super::{address, texts};
 
 /// How long one name may take. The lookup may go on, to the resolver's own time limits, but nobody waits for it.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-type LookUp = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+type LookUp<T> = dyn Fn(&str) -> io::Result<Vec<T>> + Send + Sync;
 
 /// How names are looked up.
 #[derive(Clone)]
 pub struct Resolver {
-    look_up: Arc<LookUp>,
+    look_up: Arc<LookUp<IpAddr>>,
+    look_up_texts: Arc<LookUp<String>>,
     threads: Arc<Semaphore>,
 }
 
@@ -42,15 +44,69 @@ impl Resolver {
 
     /// One that asks `look_up`, which may block.
     pub fn new(look_up: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Self {
-        Self { look_up: Arc::new(look_up), threads: Arc::new(Semaphore::new(NAME_LOOKUPS_MAX)) }
+        Self {
+            look_up: Arc::new(look_up),
+            look_up_texts: Arc::new(texts::look_up),
+            threads: Arc::new(Semaphore::new(NAME_LOOKUPS_MAX)),
+        }
     }
 
-    /// The addresses that an address with a name stands for, in the resolver's order.
-    async fn resolve(self, address: &Multiaddr) -> Result<Vec<Multiaddr>, String> {
-        let name = Name::parse(address).ok_or("it has no name")?;
-        let look_up = async {
-            let thread = self.threads.acquire_owned().await.map_err(io::Error::other)?;
-            let (look_up, host) = (self.look_up, name.host.clone());
+    /// The same, but text records come from `look_up`, which may block.
+    pub fn with_texts(self, look_up: impl Fn(&str) -> io::Result<Vec<String>> + Send + Sync + 'static) -> Self {
+        Self { look_up_texts: Arc::new(look_up), ..self }
+    }
+
+    /// The addresses that an address of `peer` with a name stands for, in the resolver's order.
+    async fn resolve(&self, peer: &PeerId, address: &Multiaddr) -> Result<Vec<Multiaddr>, String> {
+        let mut found = Vec::new();
+        let mut waiting = VecDeque::from([address.clone()]);
+        let (mut look_ups, mut problem) = (0, "it leads to no address of the peer".to_owned());
+        while let Some(address) = waiting.pop_front().filter(|_| look_ups < DNSADDR_LOOKUPS_MAX) {
+            let further = if let Some(Protocol::Dnsaddr(host)) = address.iter().next() {
+                look_ups += 1;
+                self.resolve_texts(&host, peer).await.map(|addresses| waiting.extend(addresses))
+            } else if let Some(name) = Name::parse(&address) {
+                look_ups += 1;
+                self.resolve_name(&name).await.map(|addresses| found.extend(addresses))
+            } else {
+                found.push(address);
+                Ok(())
+            };
+            if let Err(error) = further {
+                problem = error;
+            }
+        }
+        let mut seen = HashSet::new();
+        found.retain(|address| seen.insert(address.clone()));
+        found.truncate(DIALED_ADDRESSES_MAX);
+        if found.is_empty() { Err(problem) } else { Ok(found) }
+    }
+
+    async fn resolve_name(&self, name: &Name) -> Result<Vec<Multiaddr>, String> {
+        let addresses = name.with(&self.ips(&name.host).await?);
+        if addresses.is_empty() { Err(format!("it has no {} address", name.family())) } else { Ok(addresses) }
+    }
+
+    /// The addresses of `peer` that the text records of `_dnsaddr.<host>` name.
+    async fn resolve_texts(&self, host: &str, peer: &PeerId) -> Result<Vec<Multiaddr>, String> {
+        let texts = self.on_thread(&self.look_up_texts, format!("_dnsaddr.{host}")).await?;
+        let addresses = texts.iter().filter(|text| text.len() <= ADDRESS_TEXT_BYTES_MAX).filter_map(|text| {
+            let address: Multiaddr = text.strip_prefix("dnsaddr=")?.parse().ok()?;
+            let names_it = address.iter().last() == Some(Protocol::P2p(*peer));
+            names_it.then(|| address::without_peer(&address, peer).ok())?
+        });
+        Ok(addresses.take(DNSADDR_LOOKUPS_MAX).collect())
+    }
+
+    /// The IP addresses of a host.
+    pub(crate) async fn ips(&self, host: &str) -> Result<Vec<IpAddr>, String> {
+        self.on_thread(&self.look_up, host.to_owned()).await
+    }
+
+    async fn on_thread<T: Send + 'static>(&self, look_up: &Arc<LookUp<T>>, host: String) -> Result<Vec<T>, String> {
+        let looking_up = async {
+            let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(io::Error::other)?;
+            let look_up = Arc::clone(look_up);
             let looking_up = tokio::task::spawn_blocking(move || {
                 let found = look_up(&host);
                 drop(thread);
@@ -58,9 +114,8 @@ impl Resolver {
             });
             looking_up.await?
         };
-        let found = tokio::time::timeout(LOOKUP_TIMEOUT, look_up).await.map_err(|_| "no answer in time".to_owned())?;
-        let addresses = name.with(&found.map_err(|error| error.to_string())?);
-        if addresses.is_empty() { Err(format!("it has no {} address", name.family())) } else { Ok(addresses) }
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, looking_up).await;
+        found.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())
     }
 }
 
@@ -150,7 +205,7 @@ impl LookUps {
         let each = names.into_iter().map(|name| {
             let resolver = self.resolver.clone();
             async move {
-                let found = resolver.resolve(&name).await;
+                let found = resolver.resolve(&peer, &name).await;
                 (name, found)
             }
         });
@@ -211,6 +266,35 @@ mod tests {
         ] {
             assert_eq!(is_name(&address.parse().unwrap()), expected, "{address}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_dnsaddr_leads_through_further_ones_and_names_to_the_peers_addresses() {
+        let (peer, other) = (PeerId::random(), PeerId::random());
+        let texts = move |host: &str| {
+            Ok(match host {
+                "_dnsaddr.a.example" => vec![
+                    format!("dnsaddr=/dnsaddr/b.example/p2p/{peer}"),
+                    format!("dnsaddr=/ip4/192.0.2.9/tcp/9/p2p/{other}"),
+                    "dnsaddr=/ip4/192.0.2.9/tcp/9".to_owned(),
+                    "v=spf1".to_owned(),
+                ],
+                "_dnsaddr.b.example" => vec![
+                    format!("dnsaddr=/ip4/192.0.2.1/tcp/1/p2p/{peer}"),
+                    format!("dnsaddr=/dns4/c.example/tcp/2/p2p/{peer}"),
+                    format!("dnsaddr=/dnsaddr/a.example/p2p/{peer}"),
+                ],
+                _ => return Err(io::ErrorKind::NotFound.into()),
+            })
+        };
+        let resolver = Resolver::new(|_| Ok(vec![[192, 0, 2, 2].into()])).with_texts(texts);
+        let resolve = async |text: &str| {
+            let found = resolver.resolve(&peer, &text.parse().unwrap()).await?;
+            Ok::<_, String>(found.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let found = resolve("/dnsaddr/a.example").await.unwrap();
+        assert_eq!(found, ["/ip4/192.0.2.1/tcp/1", "/ip4/192.0.2.2/tcp/2"], "a circle ends, too");
+        assert!(resolve("/dnsaddr/nowhere.example").await.is_err());
     }
 
     #[tokio::test]

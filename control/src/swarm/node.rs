@@ -1,5 +1,6 @@
 //! [`Node`]: the swarm with everything around it, polled by the control loop.
 
+mod discovering;
 mod handling;
 mod knowledge;
 
@@ -24,6 +25,7 @@ use super::address::{self, AddressPolicy};
 use super::behaviour::Behaviour;
 use super::connections::{ConnectionInfo, Connections, PeerKind, Quality, Way};
 use super::dialer::{Dial, Dialer, Source};
+use super::discovery::{Discoverer, Discovery};
 use super::exchange::ExchangeError;
 use super::exchanges::{ExchangeId, ExchangeToken, Exchanges};
 use super::listeners::{ListenError, Listeners};
@@ -56,6 +58,8 @@ pub struct NodeConfig {
     pub seed: u64,
     /// Looks up names in the configured addresses.
     pub resolver: Resolver,
+    /// How peers are found beyond these addresses.
+    pub discovery: Discovery,
 }
 
 /// Why there is no node.
@@ -159,6 +163,17 @@ pub struct KnownAddress {
     pub last_success: SystemTime,
 }
 
+/// An address of a peer, however we came by it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LearntAddress {
+    /// The address, without `/p2p/`.
+    pub address: Multiaddr,
+    /// The best source of it: `routing`, `dht`, `peer_exchange`, `identify`, `cache`, `mdns`, `connected` or `configured`.
+    pub source: &'static str,
+    /// When it last worked in this run.
+    pub last_success: Option<SystemTime>,
+}
+
 struct DialUnderWay {
     peer: PeerId,
     /// Of the addresses that came from a name, each with that one.
@@ -178,6 +193,7 @@ pub struct Node {
     mdns: Option<Mdns>,
     exchanges: Exchanges,
     problems: Problems,
+    discovery: Discoverer,
     events: VecDeque<NodeEvent>,
     timer: Pin<Box<Sleep>>,
 }
@@ -190,15 +206,19 @@ impl Node {
             return Err(NodeError::SelfAsPeer(local));
         }
         let policy = AddressPolicy::new(config.allow_loopback);
+        let swarm_key = config.discovery.swarm_key;
+        let policy = if swarm_key.is_some() { policy.tcp_only() } else { policy };
         let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
-        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.accepted);
-        let transport = transport::build(&config.keypair, policy.clone())?;
+        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.accepted, &config.discovery);
+        let transport = transport::build(&config.keypair, policy.clone(), swarm_key)?;
         let settings = libp2p::swarm::Config::with_tokio_executor()
             .with_dial_concurrency_factor(const { dial_concurrency() })
             .with_idle_connection_timeout(Duration::from_secs(60));
 
         let mdns = config.mdns.then(|| knowledge::mdns(local, &peers, config.seed)).flatten();
         let now = Instant::now();
+        let resolver = config.resolver.clone();
+        let discovery = Discoverer::new(&config.discovery, local, &peers, resolver, config.seed, now);
         let mut dialer = Dialer::new(peers, config.seed, now);
         for (source, list) in [(Source::Configured, config.peers), (Source::Cache, config.cached)] {
             for (peer, addresses) in list {
@@ -223,15 +243,18 @@ impl Node {
             mdns,
             exchanges: Exchanges::default(),
             problems: Problems::default(),
+            discovery,
             events: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         })
     }
 
     /// Listens on exactly these concrete addresses, closing and opening what differs. Closing a QUIC listener ends the
-    /// connections through it. What could not be opened is returned, and tried again by the next call that names it.
+    /// connections through it. With a swarm key, QUIC addresses are left out. What could not be opened is returned, and tried again by the next call that names it.
     pub fn set_listen_addresses(&mut self, addresses: &[Multiaddr]) -> Vec<ListenError> {
-        self.listeners.set(&mut self.swarm, addresses)
+        let usable: Vec<_> =
+            addresses.iter().filter(|address| !self.policy.is_beyond_swarm_key(address)).cloned().collect();
+        self.listeners.set(&mut self.swarm, &usable)
     }
 
     /// Sets which addresses, beyond the mesh's own prefixes, are never dialled: those of this host.
@@ -300,7 +323,10 @@ impl Node {
     /// What keeps a configured peer from being connected, for the operator; `None` if nothing is known to.
     pub fn problem(&self, peer: &PeerId) -> Option<&str> {
         let nowhere = self.connections.best(peer).is_none() && !self.dialer.knows_any(peer);
-        let nowhere = nowhere.then_some("no address of it is known here; it has to dial us");
+        let nowhere = nowhere.then(|| match self.has_sources() {
+            true => "no address of it is known here yet; it is looked for",
+            false => "no address of it is known here; it has to dial us",
+        });
         self.problems.of(peer).or(nowhere)
     }
 
@@ -332,6 +358,17 @@ impl Node {
         known
     }
 
+    /// Every address known of a peer, wherever from.
+    pub fn learnt_addresses(&self, peer: &PeerId) -> Vec<LearntAddress> {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let learnt = self.dialer.addresses(peer).map(|(address, source, last_success)| LearntAddress {
+            address: address.clone(),
+            source: source.name(),
+            last_success: last_success.map(|at| wall.checked_sub(now.duration_since(at)).unwrap_or(wall)),
+        });
+        learnt.collect()
+    }
+
     /// Connections of strangers refused so far.
     pub fn refused_connections(&self) -> u64 {
         self.swarm.behaviour().gate.refused()
@@ -343,6 +380,7 @@ impl Node {
         if let Some(mdns) = &mut self.mdns {
             mdns.say_goodbye();
         }
+        self.discovery.seeker.stop();
         self.swarm.behaviour_mut().gate.shut();
         let dialled = self.dials.values().map(|dial| dial.peer);
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().chain(dialled).collect();
@@ -398,6 +436,7 @@ impl Node {
                 self.swarm.close_connection(connection);
                 progress = true;
             }
+            progress |= self.poll_discovery(cx, now);
             if progress || self.poll_timer(cx).is_ready() {
                 continue;
             }
@@ -406,7 +445,7 @@ impl Node {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timeouts = [self.dialer.poll_timeout(), self.connections.poll_timeout()];
+        let timeouts = [self.dialer.poll_timeout(), self.connections.poll_timeout(), self.discovery_timeout()];
         let Some(deadline) = timeouts.into_iter().flatten().min() else { return Poll::Pending };
         self.timer.as_mut().reset(deadline.into());
         self.timer.as_mut().poll(cx)

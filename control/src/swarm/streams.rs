@@ -7,7 +7,7 @@
 //! Every [`Streams::open`] ends in exactly one event: the negotiation has a timeout of its own, and a connection that
 //! closes (or is gone already) fails what was asked of it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io;
@@ -120,6 +120,8 @@ pub(super) enum StreamEvent {
 /// The behaviour.
 pub(super) struct Streams {
     accepted: Arc<[Accepted]>,
+    /// Who is offered our protocols.
+    configured: HashSet<PeerId>,
     connections: HashMap<ConnectionId, PeerId>,
     /// Per peer, in the order of `accepted`.
     permits: HashMap<PeerId, Vec<Arc<Semaphore>>>,
@@ -130,9 +132,10 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    pub(super) fn new(accepted: Vec<Accepted>) -> Self {
+    pub(super) fn new(accepted: Vec<Accepted>, configured: impl IntoIterator<Item = PeerId>) -> Self {
         Self {
             accepted: accepted.into(),
+            configured: configured.into_iter().collect(),
             connections: HashMap::new(),
             permits: HashMap::new(),
             opening: HashMap::new(),
@@ -166,9 +169,11 @@ impl Streams {
         }
     }
 
-    fn handler(&self) -> Handler {
-        let names = self.accepted.iter().map(|accepted| accepted.name.clone()).collect();
-        Handler { names, queue: VecDeque::new(), waker: None }
+    /// A contact of the DHT gets a handler that offers nothing and keeps nothing open.
+    fn handler(&self, peer: &PeerId) -> Handler {
+        let is_configured = self.configured.contains(peer);
+        let names = self.accepted.iter().filter(|_| is_configured).map(|accepted| accepted.name.clone()).collect();
+        Handler { names, keep_alive: is_configured, queue: VecDeque::new(), waker: None }
     }
 
     fn accept(&mut self, peer: PeerId, connection: ConnectionId, protocol: StreamProtocol, stream: Stream) {
@@ -193,22 +198,22 @@ impl NetworkBehaviour for Streams {
     fn handle_established_inbound_connection(
         &mut self,
         _: ConnectionId,
-        _: PeerId,
+        peer: PeerId,
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler())
+        Ok(self.handler(&peer))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         _: ConnectionId,
-        _: PeerId,
+        peer: PeerId,
         _: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler())
+        Ok(self.handler(&peer))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -276,6 +281,7 @@ pub(super) enum HandlerEvent {
 /// One connection's end of the behaviour.
 pub(super) struct Handler {
     names: Vec<StreamProtocol>,
+    keep_alive: bool,
     queue: VecDeque<ConnectionHandlerEvent<Offered, OpenId, HandlerEvent>>,
     waker: Option<Waker>,
 }
@@ -301,9 +307,9 @@ impl ConnectionHandler for Handler {
         SubstreamProtocol::new(Offered(self.names.clone()), ()).with_timeout(OPEN_TIMEOUT)
     }
 
-    /// Only configured peers have a handler: theirs stay open however idle.
+    /// Connections of configured peers stay open however idle.
     fn connection_keep_alive(&self) -> bool {
-        true
+        self.keep_alive
     }
 
     fn on_behaviour_event(&mut self, Open { id, protocols }: Open) {

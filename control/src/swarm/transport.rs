@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! timeout( filter( QUIC | TCP > TLS or Noise > yamux ) )
+//! timeout( filter( TCP > swarm key > TLS or Noise > yamux ) )     in a network with a swarm key
 //! ```
 
 use std::io;
@@ -15,6 +16,7 @@ use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo, Version};
 use libp2p::identity::Keypair;
+use libp2p::pnet::{PnetConfig, PreSharedKey};
 use libp2p::{Multiaddr, PeerId, Transport, noise, quic, tcp, tls, yamux};
 use ringlane_shared::limits::STREAMS_PER_CONNECTION_MAX;
 
@@ -32,10 +34,23 @@ const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(2);
 pub(super) type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// Builds the stack for one node.
-pub(super) fn build(keypair: &Keypair, policy: AddressPolicy) -> Result<PeerTransport, NodeError> {
+pub(super) fn build(
+    keypair: &Keypair,
+    policy: AddressPolicy,
+    swarm_key: Option<PreSharedKey>,
+) -> Result<PeerTransport, NodeError> {
     let security = Security::new(keypair)?;
     let mut multiplexing = yamux::Config::default();
     multiplexing.set_max_num_streams(STREAMS_PER_CONNECTION_MAX);
+    if let Some(key) = swarm_key {
+        let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+            .and_then(move |socket, _| PnetConfig::new(key).handshake(socket))
+            .upgrade(Version::V1Lazy)
+            .authenticate(security)
+            .multiplex(multiplexing)
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        return Ok(TransportTimeout::new(DialFilter { inner: tcp.boxed(), policy }, HANDSHAKE_TIMEOUT).boxed());
+    }
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1Lazy)
         .authenticate(security)

@@ -13,6 +13,7 @@ pub mod offload;
 pub mod packets;
 pub mod rekey;
 pub mod service;
+pub mod routing;
 pub mod twin;
 pub mod watched;
 pub mod wire;

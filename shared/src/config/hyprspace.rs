@@ -4,24 +4,17 @@
 //! Hyprspace accepts and then fails on (our own id among the peers, a peer or a network twice) is refused, and what
 //! this version cannot do yet is a warning.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use multiaddr::{Multiaddr, Protocol};
+use multiaddr::Multiaddr;
 
 use super::error::Report;
 use super::tree::{self, Item, Node, Placed, Table};
 use super::validate::{self, Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, IdentitySettings, Settings, services};
-use crate::id::PeerId;
+use super::{ConfigError, IdentitySettings, Settings, discovery, services};
 use crate::identity;
-use crate::limits::{
-    ADDRESS_TEXT_BYTES_MAX, ADDRESSES_PER_PEER_MAX, LISTEN_ADDRESSES_MAX, PEERS_MAX, ROUTES_PER_PEER_MAX,
-};
-
-/// Entries of `bootstrapPeers`: every configured peer may have as many as it may have addresses, within reason.
-const BOOTSTRAP_PEERS_MAX: usize = 4 * PEERS_MAX;
+use crate::limits::{LISTEN_ADDRESSES_MAX, PEERS_MAX, ROUTES_PER_PEER_MAX};
 
 const KNOWN_KEYS: [&str; 7] =
     ["privateKey", "listenAddresses", "bootstrapPeers", "peers", "services", "filterPrivateAddresses", "domain"];
@@ -55,8 +48,11 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
         let items = item.list(PEERS_MAX, report).unwrap_or_default();
         draft.peers = items.iter().filter_map(|item| peer(item, report)).collect();
     }
-    if let Some(item) = root.get("bootstrapPeers") {
-        bootstrap_peers(&item, &mut draft.peers, report);
+    match root.get("bootstrapPeers") {
+        Some(item) => {
+            discovery::bootstrap(&item, Format::Hyprspace, &mut draft.peers, &mut draft.discovery, report);
+        }
+        None => draft.discovery = discovery::public(),
     }
     if let Some(item) = root.get("services") {
         draft.services = services::from_hyprspace(&item, report);
@@ -119,55 +115,6 @@ fn route(item: &Item<'_>, report: &mut Report<'_>) -> Option<Placed<ipnet::IpNet
             report.refuse(&table.missing("net"), "is missing", "add the network, for example \"10.20.0.0/16\"");
             None
         }
-    }
-}
-
-/// Gives every configured peer the bootstrap addresses that end in its id.
-fn bootstrap_peers(item: &Item<'_>, peers: &mut [PeerDraft], report: &mut Report<'_>) {
-    let positions: BTreeMap<PeerId, usize> =
-        peers.iter().enumerate().filter_map(|(position, peer)| Some((peer.id.as_ref()?.value, position))).collect();
-    let mut strangers = 0;
-    for item in item.list(BOOTSTRAP_PEERS_MAX, report).unwrap_or_default() {
-        let Some(Placed { value: (id, text), .. }) = accept(&item, bootstrap_peer, report) else {
-            continue;
-        };
-        let Some(peer) = positions.get(&id).map(|position| &mut peers[*position]) else {
-            strangers += 1;
-            continue;
-        };
-        if let Some(address) = accept(&item, |_| value::peer_address(text, Some(&id)), report)
-            && peer.addresses.iter().all(|known| known.value != address.value)
-        {
-            if peer.addresses.len() == ADDRESSES_PER_PEER_MAX {
-                let remedy = format!("keep it to {ADDRESSES_PER_PEER_MAX} for each peer");
-                report.refuse(&item.place(), "is one address too many for this peer", remedy);
-                continue;
-            }
-            peer.addresses.push(address);
-        }
-    }
-    if strangers > 0 {
-        let consequence = format!(
-            "{strangers} of its entries belong to no configured peer and have no effect: there is no DHT in this version"
-        );
-        report.warn(&item.place(), consequence);
-    }
-}
-
-/// Whom a bootstrap address belongs to, and the address.
-fn bootstrap_peer(text: &str) -> Result<(PeerId, &str), Flaw> {
-    let flaw = |problem: &str| Flaw {
-        problem: problem.to_owned(),
-        remedy: "write one such as \"/ip4/192.0.2.1/tcp/8001/p2p/12D3KooW...\"".to_owned(),
-        unsupported: false,
-    };
-    if text.len() > ADDRESS_TEXT_BYTES_MAX {
-        return Err(flaw("is too long"));
-    }
-    let address: Multiaddr = text.parse().map_err(|_| flaw("is not a multiaddress"))?;
-    match address.iter().last() {
-        Some(Protocol::P2p(id)) => Ok((id, text)),
-        _ => Err(flaw("does not end in /p2p/ and a peer id")),
     }
 }
 

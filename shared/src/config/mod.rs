@@ -3,6 +3,7 @@
 //! Two formats are read: Ringlane's TOML and, unchanged, Hyprspace's JSON. What comes out is the same [`Settings`];
 //! everything behind this module works with values and never sees the file.
 
+mod discovery;
 mod error;
 mod hyprspace;
 mod services;
@@ -16,6 +17,9 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use multiaddr::Multiaddr;
 
+pub use self::discovery::{
+    DhtMode, DiscoverySettings, PUBLIC_BOOTSTRAP, PUBLIC_ROUTER, RouterSettings, RouterUrl, bootstrap_address,
+};
 use self::error::Report;
 pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
@@ -90,6 +94,11 @@ fn is_too_long(text: &str, report: &mut Report<'_>) -> bool {
     true
 }
 
+/// Relative paths are relative to the configuration file.
+fn beside(file: &Path, path: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(path)
+}
+
 /// Where our Ed25519 key is.
 #[derive(Clone)]
 pub enum IdentitySettings {
@@ -115,6 +124,8 @@ pub struct ControlSettings {
     pub listen: Vec<Multiaddr>,
     /// Whether to find peers on the local network by mDNS.
     pub mdns: bool,
+    /// How peers are found beyond that.
+    pub discovery: DiscoverySettings,
 }
 
 /// The workers' settings.

@@ -7,7 +7,7 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch, services};
+use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch, discovery, services};
 use crate::lane::keys::CipherChoice;
 use crate::limits::{
     ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, KEEP_ALIVE_SECONDS_MAX,
@@ -18,10 +18,11 @@ use crate::limits::{
 use crate::plane::{CarrierChoice, Engine, Offload};
 
 /// Every key there is, by table.
-const SCHEMA: [(&str, &[&str]); 7] = [
+const SCHEMA: [(&str, &[&str]); 8] = [
     ("", &["interface", "identity", "control", "dataplane", "peers", "services"]),
     ("identity", &["key_file"]),
-    ("control", &["listen", "mdns"]),
+    ("control", &["listen", "mdns", "dht", "bootstrap", "delegated_routers", "swarm_key"]),
+    ("control.delegated_routers", &["url", "pin"]),
     (
         "dataplane",
         &[
@@ -92,9 +93,10 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
         if text.is_empty() || text.contains('\0') {
             report.refuse(&item.place(), "is not a file name", "write the path of the key file, or remove the key");
         }
-        draft.identity = Some(IdentitySettings::KeyFile(beside(report.file(), text)));
+        draft.identity = Some(IdentitySettings::KeyFile(super::beside(report.file(), text)));
     }
-    if let Some(table) = section(&root, "control", report) {
+    let control = section(&root, "control", report);
+    if let Some(table) = &control {
         if let Some(item) = table.get("listen") {
             draft.listen = listen_addresses(&item, report);
         }
@@ -114,6 +116,9 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
             known_keys_only(&table, "services", report);
         }
         draft.services = services::from_toml(&item, report);
+    }
+    if let Some(table) = &control {
+        draft.discovery = discovery::control(table, &mut draft.peers, report);
     }
     draft
 }
@@ -297,7 +302,7 @@ fn accept<T>(item: &Item<'_>, parse: impl Fn(&str) -> Result<T, Flaw>, report: &
     }
 }
 
-fn known_keys_only(table: &Table<'_>, name: &str, report: &mut Report<'_>) {
+pub(super) fn known_keys_only(table: &Table<'_>, name: &str, report: &mut Report<'_>) {
     let known = SCHEMA.iter().find(|(table, _)| *table == name).map_or(&[][..], |(_, keys)| keys);
     for (key, item) in table.items().filter(|(key, _)| !known.contains(key)) {
         let home = SCHEMA.iter().find(|(_, keys)| keys.contains(&key)).map(|(home, _)| *home);
@@ -311,9 +316,4 @@ fn known_keys_only(table: &Table<'_>, name: &str, report: &mut Report<'_>) {
         };
         report.refuse(&item.place(), "is not a known key", remedy);
     }
-}
-
-/// Relative paths are relative to the configuration file.
-fn beside(file: &Path, path: &str) -> std::path::PathBuf {
-    file.parent().unwrap_or(Path::new("")).join(path)
 }

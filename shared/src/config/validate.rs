@@ -11,8 +11,8 @@ use super::error::{ConfigError, Problem, Report};
 use super::services::{self, ServiceDraft};
 use super::tree::{Place, Placed};
 use super::{
-    ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, IdentitySettings, PeerSettings, STATE_DIRECTORY,
-    Settings, Switch, value,
+    ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, DiscoverySettings, IdentitySettings,
+    PeerSettings, STATE_DIRECTORY, Settings, Switch, value,
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
@@ -47,6 +47,7 @@ pub(super) struct Draft {
     pub(super) identity: Option<IdentitySettings>,
     pub(super) listen: Vec<Placed<Multiaddr>>,
     pub(super) mdns: bool,
+    pub(super) discovery: DiscoverySettings,
     pub(super) workers: Option<Placed<u8>>,
     pub(super) port: Placed<u16>,
     pub(super) mtu: u16,
@@ -92,6 +93,7 @@ impl Draft {
             identity: None,
             listen: listen.collect(),
             mdns: true,
+            discovery: DiscoverySettings::default(),
             workers: None,
             port: Placed::new(DEFAULT_PORT, Place::default_of("dataplane.port", DEFAULT_PORT)),
             mtu: INNER_MTU_DEFAULT,
@@ -154,6 +156,7 @@ impl Draft {
             control: ControlSettings {
                 listen: self.listen.into_iter().map(|address| address.value).collect(),
                 mdns: self.mdns,
+                discovery: self.discovery,
             },
             dataplane: DataplaneSettings {
                 workers: self.workers.map(|workers| workers.value),

@@ -11,5 +11,6 @@ pub mod pex;
 pub mod probe;
 pub mod record;
 pub mod rekey;
+pub mod routing;
 pub mod secrets;
 pub mod service;

@@ -106,6 +106,15 @@ key_file = {key_file}
 {listen}
 # Whether to find peers on the local network.
 # mdns = true
+# The node's part in the distributed hash table: "client", "server" (for configured peers) or "off".
+# dht = "client"
+# DHT nodes to begin with, such as "/ip4/192.0.2.1/tcp/8001/p2p/12D3KooW..."; "public" stands for Hyprspace's list. With
+# none, only configured peers are ever dialled.
+# bootstrap = []
+# HTTP servers that are asked where peers are.
+# delegated_routers = [{{ url = "https://router.example" }}]
+# The key file of a private libp2p network, which then uses TCP only.
+# swarm_key = "swarm.key"
 
 [dataplane]
 # Threads that move packets, each on a core of its own; by default one per core.

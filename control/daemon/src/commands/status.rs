@@ -236,6 +236,7 @@ mod tests {
             state: PeerState::Offline,
             carrier: None,
             problem: Some("no address of it is known here; it has to dial us".to_owned()),
+            known_addresses: Vec::new(),
             lanes: Vec::new(),
             streams: Vec::new(),
             rtt_us: None,
@@ -264,6 +265,7 @@ mod tests {
             state: PeerState::Direct,
             carrier: Some(Carrier::Lane),
             problem: None,
+            known_addresses: Vec::new(),
             streams: Vec::new(),
             lanes: vec![
                 LaneStatus {

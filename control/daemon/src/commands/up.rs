@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use ringlane_control::environment::Environment;
 use ringlane_control::runtime::{self, ControlConfig, Notice, Workers};
 use ringlane_dataplane::{Dataplane, Tun};
 use ringlane_shared::config::{DataplaneSettings, Switch};
@@ -62,6 +63,7 @@ pub(crate) fn run_node(loaded: Loaded, ready: impl Fn() + Send + 'static) -> any
             Notice::Watchdog => notify::watchdog(),
         }),
         watchdog: notify::watchdog_interval(),
+        environment: Environment::read(|name| std::env::var_os(name)),
     };
     let control = thread::Builder::new()
         .name("ringlane-control".to_owned())

@@ -31,6 +31,7 @@ mod capture;
 mod carrier;
 mod carries;
 mod cut;
+mod dht;
 mod discovery;
 mod engine;
 mod fair;

@@ -144,6 +144,13 @@ impl Mdns {
         self.timer.as_mut().reset(now.into());
     }
 
+    /// Asks and tells anew, everywhere.
+    pub(super) fn rediscover(&mut self) {
+        let now = Instant::now();
+        self.places.iter_mut().for_each(|place| place.schedule.handle_change(now));
+        self.timer.as_mut().reset(now.into());
+    }
+
     /// Takes back what was told.
     pub(super) fn say_goodbye(&mut self) {
         for at in 0..self.places.len() {

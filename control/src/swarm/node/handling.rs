@@ -55,6 +55,16 @@ impl Node {
         let now = Instant::now();
         let connection = ConnectionInfo::new(id, peer, endpoint, now);
         let remote = connection.remote.clone();
+        self.handle_contact_dialled(id, true);
+        if !self.dialer.has(&peer) {
+            tracing::debug!(%peer, connection = %id, %remote, "connected to a DHT node");
+            self.discovery.contacts.insert(id, (peer, remote));
+            return;
+        }
+        self.discovery.seeker.handle_connected(now, &peer);
+        if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
+            dht.stop_search(&peer);
+        }
         if self.dials.remove(&id).is_some() {
             self.dialer.handle_dial_ended(&peer);
         }
@@ -69,6 +79,9 @@ impl Node {
     }
 
     fn handle_closed(&mut self, peer: PeerId, id: ConnectionId, last: bool) {
+        if self.discovery.contacts.remove(&id).is_some() {
+            return;
+        }
         let now = Instant::now();
         if let Some(connection) = self.connections.remove(&peer, id) {
             if !connection.relayed && self.dialer.knows(&peer, &connection.remote) {
@@ -82,11 +95,16 @@ impl Node {
         }
         if last {
             self.dialer.handle_disconnected(now, &peer);
+            self.discovery.seeker.handle_disconnected(now, &peer);
             self.events.push_back(NodeEvent::PeerDisconnected { peer });
         }
     }
 
     fn handle_dial_error(&mut self, id: ConnectionId, error: &DialError) {
+        if self.handle_contact_dialled(id, false) {
+            tracing::debug!(%error, "a bootstrap contact was not reached");
+            return;
+        }
         let Some(DialUnderWay { peer, named }) = self.dials.remove(&id) else { return };
         self.dialer.handle_dial_ended(&peer);
         if self.connections.best(&peer).is_none() {
@@ -109,6 +127,7 @@ impl Node {
         match event {
             BehaviourEvent::Streams(event) => self.handle_stream(event),
             BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
+                self.handle_dht_identify(&peer_id, &info.protocols, &info.listen_addrs);
                 self.handle_identify(peer_id, connection_id, &info.listen_addrs);
                 self.handle_kind(peer_id, connection_id, PeerKind::of(&info.protocols));
             }
@@ -126,6 +145,7 @@ impl Node {
                     self.swarm.close_connection(connection);
                 }
             },
+            BehaviourEvent::Dht(event) => self.handle_dht(event),
             BehaviourEvent::Identify(_) => {}
             BehaviourEvent::Gate(never) | BehaviourEvent::Limits(never) => match never {},
         }

@@ -10,6 +10,8 @@
 //! | [`services`] | TCP services with addresses of their own: those of peers, and ours |
 //! | [`environment`] | Hyprspace's environment variables |
 //! | `routing` | delegated routers and a Kubo node, asked over HTTP where peers are |
+//! | [`dns`] | the name server, and systemd-resolved told of it |
+//! | [`metrics`] | what Prometheus reads |
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
 //! | [`packets`] | packets on libp2p streams, for peers that no lane leads to |
 //! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
@@ -18,9 +20,11 @@
 mod addresses;
 pub mod admin;
 pub mod coordinator;
+pub mod dns;
 pub mod environment;
 pub mod exchange;
 pub mod lanes;
+pub mod metrics;
 pub mod netlink;
 pub mod packets;
 mod report;

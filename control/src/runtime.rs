@@ -10,6 +10,7 @@ mod batches;
 mod discovery;
 mod lanes;
 mod links;
+mod metrics;
 mod packets;
 mod services;
 mod start;
@@ -36,9 +37,11 @@ use tracing::{debug, error, info, warn};
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminError, AdminRequest, AdminServer};
 use crate::coordinator::{AskId, Coordinator, Intent};
+use crate::dns::NameServer;
 use crate::environment::Environment;
 use crate::exchange::{PeerExchange, Progress};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
+use crate::metrics::{MetricsServer, ScrapeRequest};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::packets::{Packets, PacketsEvent};
 use crate::services::{ConnectionKey, ServiceIntent, ServiceNetwork};
@@ -197,6 +200,9 @@ struct Control {
     service_streams: BTreeMap<OpenId, ConnectionKey>,
     stopped: u64,
     admin: AdminServer,
+    metrics: Option<MetricsServer>,
+    /// Answers questions as long as it is there.
+    _names: Option<NameServer>,
     cache: PeerCache,
     cache_file: PathBuf,
 }
@@ -212,6 +218,7 @@ enum Happening {
     Services(ServiceIntent),
     Addresses,
     Admin(AdminRequest),
+    Scrape(ScrapeRequest),
     Deadline,
     CacheIsDue,
     WatchdogIsDue,
@@ -241,6 +248,7 @@ impl Control {
                 intent = self.services.next() => Happening::Services(intent),
                 () = self.changes.next() => Happening::Addresses,
                 request = self.admin.next() => Happening::Admin(request),
+                request = MetricsServer::next(self.metrics.as_mut()) => Happening::Scrape(request),
                 () = wait_until(deadline) => Happening::Deadline,
                 _ = cache_timer.tick() => Happening::CacheIsDue,
                 _ = watchdog_timer.tick() => Happening::WatchdogIsDue,
@@ -266,6 +274,7 @@ impl Control {
                         return Ok(());
                     }
                 }
+                Happening::Scrape(request) => request.send(self.exposition().await),
                 Happening::Deadline => self.coordinator.handle_timeout(now),
                 Happening::CacheIsDue => {
                     self.save_cache();

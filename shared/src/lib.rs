@@ -8,6 +8,7 @@
 //! | [`id`] | the newtypes everything is keyed by |
 //! | [`identity`] | Ed25519 keys, peer ids and the addresses derived from them |
 //! | [`config`] | a configuration file, parsed once into typed [`config::Settings`] |
+//! | [`dns`] | the names of a network and the answers to questions about them |
 //! | [`limits`] | every bound in the system, with the arithmetic that ties them together |
 //! | [`wire`] | outer messages: records, frames, offers, probes; parse and emit, nothing else |
 //! | [`packet`] | inner packets: IP headers, checksums, flows |
@@ -20,6 +21,7 @@
 
 pub mod bucket;
 pub mod config;
+pub mod dns;
 pub mod drop_reason;
 pub mod id;
 pub mod identity;

@@ -600,3 +600,23 @@ const _: () = assert!(2 + 16 * (PEERS_MAX + 1) <= PEERS_MESSAGE_BYTES_MAX && PEE
 pub const PEERS_MESSAGES_BURST: u32 = 64;
 /// See [`PEERS_MESSAGES_BURST`].
 pub const PEERS_MESSAGES_PER_SECOND: u32 = 16;
+/// Bytes of the domain that a network's names end in: with the interface's name before it, and a service and a peer's CID
+/// before that, a name still fits the 255 bytes that DNS allows.
+pub const DNS_DOMAIN_BYTES_MAX: usize = 100;
+const _: () = assert!(2 * 64 + INTERFACE_NAME_BYTES_MAX + 1 + DNS_DOMAIN_BYTES_MAX + 2 <= 255);
+/// Bytes of a question we are willing to read. One has 300; with cookies and padding, half a kilobyte.
+pub const DNS_QUERY_BYTES_MAX: usize = 4096;
+/// Bytes of an answer over UDP, whatever the asker would take: no path of today's fragments that (DNS flag day 2020).
+pub const DNS_UDP_ANSWER_BYTES_MAX: u16 = 1232;
+/// Askers over TCP served at once; more wait in the socket's backlog.
+pub const DNS_CLIENTS_MAX: usize = 32;
+/// Starts and stops of systemd-resolved that may wait to be looked at.
+pub const DNS_BUS_SIGNALS_MAX: usize = 8;
+
+/// Scrapers of the metrics served at once; more wait in the socket's backlog.
+pub const METRICS_CLIENTS_MAX: usize = 8;
+/// Bytes of one scrape's request line and headers.
+pub const METRICS_REQUEST_BYTES_MAX: usize = 16 << 10;
+/// Lanes whose figures are served one by one; a dozen lines of 250 bytes each.
+pub const METRICS_LANES_MAX: usize = 4096;
+const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX > 250 * (12 * METRICS_LANES_MAX + 24 * PEERS_MAX));

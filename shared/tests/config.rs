@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ringlane_shared::config::{
-    DataplaneSettings, IdentitySettings, Switch, parse, parse_hyprspace, parse_listen_address, parse_toml,
+    DataplaneSettings, DnsSettings, IdentitySettings, Switch, parse, parse_hyprspace, parse_listen_address, parse_toml,
 };
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, keypair_from_seed, parse_peer_id};
 use ringlane_shared::lane::keys::CipherChoice;
@@ -695,6 +695,56 @@ fn each_mistake_in_hyprspace_json_names_file_key_value_and_remedy() {
     assert_refused(&mistakes, "/etc/hyprspace/hs0.json", false);
     let syntax = mistake("{\n \"peers\": [,]}", "", "", "correct the syntax");
     assert_refused(&[syntax], "/etc/hyprspace/hs0.json", true);
+}
+
+#[test]
+fn names_and_metrics_are_as_configured() {
+    let settings = parse_toml("", toml_file()).unwrap();
+    assert_eq!(settings.dns, DnsSettings::default());
+    assert_eq!(settings.metrics.listen, None);
+    let text = "[dns]\nenabled = false\ndomain = \"VPN.example.org.\"\nresolved = false\nlisten = \"127.0.0.1:53\"\n\
+                [metrics]\nlisten = \"[::1]:9100\"";
+    let mut settings = parse_toml(text, toml_file()).unwrap();
+    let listen = Some("127.0.0.1:53".parse().unwrap());
+    let expected = DnsSettings { enabled: false, domain: "vpn.example.org".to_owned(), resolved: false, listen };
+    assert_eq!(settings.dns, expected);
+    assert_eq!(settings.metrics.listen, Some("[::1]:9100".parse().unwrap()));
+    settings.set_metrics_port(None).unwrap();
+    assert_eq!(settings.metrics.listen, Some("[::1]:9100".parse().unwrap()));
+    settings.set_metrics_port(Some("9200")).unwrap();
+    assert_eq!(settings.metrics.listen, Some("127.0.0.1:9200".parse().unwrap()));
+    let error = settings.set_metrics_port(Some("0")).unwrap_err().to_string();
+    assert!(error.contains("HYPRSPACE_METRICS_PORT = \"0\": is not a port"), "{error}");
+
+    for (domain, expected) in [("\"net.example\"", "net.example"), ("\"\"", "hyprspace"), ("null", "hyprspace")] {
+        let settings = parse_hyprspace(&hyprspace(&format!("\"domain\": {domain}")), json_file()).unwrap();
+        assert_eq!(settings.dns, DnsSettings { domain: expected.to_owned(), ..DnsSettings::default() });
+        assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    }
+}
+
+#[test]
+fn each_mistake_about_names_and_metrics_names_file_line_key_value_and_remedy() {
+    let (label, long) = ("d".repeat(64), format!("{}.{}", "d".repeat(50), "e".repeat(50)));
+    let shortened = format!("\"{}...", &long[..79]);
+    let mistakes = [
+        mistake("[dns]\nenabled = 1", "dns.enabled", "1", "true or false"),
+        mistake("[dns]\nresolved = \"no\"", "dns.resolved", "\"no\"", "true or false"),
+        mistake("[dns]\ndomain = \"\"", "dns.domain", "\"\"", "write one such as"),
+        mistake("[dns]\ndomain = \"a..b\"", "dns.domain", "\"a..b\"", "write one such as"),
+        mistake("[dns]\ndomain = \"a b\"", "dns.domain", "\"a b\"", "write one such as"),
+        mistake(format!("[dns]\ndomain = \"{label}\""), "dns.domain", format!("\"{label}\""), "write one such as"),
+        mistake(format!("[dns]\ndomain = \"{long}\""), "dns.domain", shortened, "at most 100 bytes"),
+        mistake("[dns]\nlisten = \"127.0.0.1\"", "dns.listen", "\"127.0.0.1\"", "\"127.0.0.53:5353\""),
+        mistake("[dns]\nlisten = \"127.0.0.1:0\"", "dns.listen", "\"127.0.0.1:0\"", "write one such as"),
+        mistake("[dns]\nlisten = 53", "dns.listen", "53", "double quotes"),
+        mistake("[dns]\ndomian = \"x\"", "dns.domian", "\"x\"", "did you mean domain"),
+        mistake("[metrics]\nlisten = \"localhost:9100\"", "metrics.listen", "\"localhost:9100\"", "\"127.0.0.1:9100\""),
+        mistake("[metrics]\nport = 9100", "metrics.port", "9100", "move it into [dataplane]"),
+    ];
+    assert_refused(&mistakes, "/etc/ringlane/net0.toml", true);
+    let mistakes = [mistake(hyprspace("\"domain\": \"a b\""), "domain", "\"a b\"", "write one such as")];
+    assert_refused(&mistakes, "/etc/hyprspace/hs0.json", false);
 }
 
 #[test]

@@ -12,6 +12,9 @@ mod config;
 #[path = "../fuzz/src/discovery.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod discovery;
+#[path = "../fuzz/src/dns.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod dns;
 #[path = "../fuzz/src/fragment.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod fragment;
@@ -91,6 +94,11 @@ fn the_toml_corpus_is_handled() {
 #[test]
 fn the_json_corpus_is_handled() {
     replay("config_json", config::config_json);
+}
+
+#[test]
+fn the_dns_corpus_is_handled() {
+    replay("dns", dns::dns);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Peers(InterfaceArgs),
     /// Show a running node's routes
     Route(RouteArgs),
+    /// Print a running node's figures as Prometheus reads them
+    Metrics(InterfaceArgs),
     /// Print the version
     Version(OutputArgs),
     /// Print a completion script for a shell

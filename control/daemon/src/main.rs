@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Up(arguments) => commands::up::run(&arguments),
         Command::Down(arguments) => commands::down::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
+        Command::Metrics(arguments) => commands::metrics::run(&arguments),
         Command::Peers(arguments) => commands::peers::run(&arguments),
         Command::Route(arguments) => commands::route::run(&arguments),
         Command::Version(arguments) => commands::version::run(arguments),

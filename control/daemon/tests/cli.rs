@@ -147,7 +147,9 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
 
     let text = place.read("a.toml");
     let (settings, peers) = text.split_once("# One entry").expect("the file ends with an example of a peer");
-    let is_example = |line: &str| ["# workers", "# cores", "# rate_mbit"].iter().any(|key| line.starts_with(key));
+    let is_example = |line: &str| {
+        ["# workers", "# cores", "# rate_mbit", "# listen = \"127.0.0.1:9100\""].iter().any(|key| line.starts_with(key))
+    };
     let uncommented: Vec<_> = settings
         .lines()
         .map(|line| match line.strip_prefix("# ") {
@@ -433,6 +435,45 @@ fn a_hyprspace_configuration_is_checked_like_our_own() {
 
     place.write("hs0.json", &config("12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN"));
     place.check("hs0.json", &[]).refused(&["hs0.json", "peers[0].id", "own id"]);
+}
+
+#[test]
+fn check_tells_where_names_are_asked_and_metrics_read() {
+    let place = Place::new();
+    place.init("hs0.toml", &[]).succeeded();
+    let checked = place.check("hs0.toml", &["--json"]).succeeded().json();
+    let names = serde_json::json!({
+        "enabled": true, "zone": "hs0.hyprspace.", "listen": "127.56.114.5:20647", "resolved": true
+    });
+    assert_eq!((&checked["dns"], &checked["metrics"]), (&names, &Json::Null));
+    let text = place.check("hs0.toml", &[]).succeeded().stdout;
+    assert!(text.contains("names       hs0.hyprspace. at 127.56.114.5:20647, systemd-resolved is told\n"), "{text}");
+
+    let more = "\n[dns]\ndomain = \"VPN.example.org.\"\nresolved = false\nlisten = \"[::1]:5300\"\n\
+                [metrics]\nlisten = \"127.0.0.1:9100\"\n";
+    place.append("hs0.toml", more);
+    let text = place.check("hs0.toml", &[]).succeeded().stdout;
+    assert!(text.contains("names       hs0.vpn.example.org. at [::1]:5300\n"), "{text}");
+    assert!(text.contains("metrics     http://127.0.0.1:9100/metrics\n"), "{text}");
+}
+
+#[test]
+fn hyprspace_s_variable_says_where_metrics_are_read() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let check = |port: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringlane"));
+        command.args(["check", "--json", "--config", &place.text("a.toml")]).env("HYPRSPACE_METRICS_PORT", port);
+        let Output { status, stdout, .. } = command.output().expect("the binary is built");
+        let answer: Json = serde_json::from_slice(&stdout).expect("check prints JSON");
+        (status.success(), answer)
+    };
+    let (is_right, answer) = check("9105");
+    assert!(is_right && answer["metrics"] == "127.0.0.1:9105", "{answer}");
+    for port in ["", "0", "65536", "http", "127.0.0.1:9105"] {
+        let (is_right, answer) = check(port);
+        assert!(!is_right && answer["problems"][0]["key"] == "HYPRSPACE_METRICS_PORT", "{port:?}: {answer}");
+    }
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub enum AdminCommand {
     Peers,
     /// All inner prefixes: a list of [`status::RouteStatus`].
     Routes,
+    /// What Prometheus reads: a string in OpenMetrics' text format.
+    Metrics,
     /// End the node: answered with `null`, then the node takes its interface down and removes its socket last.
     Stop,
 }

@@ -3,6 +3,7 @@
 use tracing::warn;
 
 use super::Control;
+use crate::admin::status::NodeStatus;
 use crate::admin::{AdminCommand, AdminRequest};
 use crate::report::Reporter;
 use crate::swarm::ExchangeToken;
@@ -11,13 +12,10 @@ impl Control {
     /// Answers a client. Returns whether the node is to stop.
     pub(super) async fn handle_admin(&self, request: AdminRequest) -> bool {
         match request.command {
-            AdminCommand::Status => {
-                let queue = self.netlink.transmit_queue(&self.settings.interface).await;
-                let queue = queue.inspect_err(|error| warn!(%error, "cannot read the TUN's queue")).ok();
-                request.reply.send(self.reporter().node(queue));
-            }
+            AdminCommand::Status => request.reply.send(self.status().await),
             AdminCommand::Peers => request.reply.send(self.reporter().connections()),
             AdminCommand::Routes => request.reply.send(self.reporter().routes()),
+            AdminCommand::Metrics => request.reply.send(self.exposition().await),
             AdminCommand::Stop => {
                 request.reply.send(());
                 return true;
@@ -26,7 +24,13 @@ impl Control {
         false
     }
 
-    fn reporter(&self) -> Reporter<'_, ExchangeToken> {
+    pub(super) async fn status(&self) -> NodeStatus {
+        let queue = self.netlink.transmit_queue(&self.settings.interface).await;
+        let queue = queue.inspect_err(|error| warn!(%error, "cannot read the TUN's queue")).ok();
+        self.reporter().node(queue)
+    }
+
+    pub(super) fn reporter(&self) -> Reporter<'_, ExchangeToken> {
         Reporter {
             settings: &self.settings,
             id: self.id,

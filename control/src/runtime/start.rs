@@ -26,6 +26,7 @@ use crate::addresses::{ListenPlan, inner_networks, segments};
 use crate::admin::{AdminServer, socket_path};
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, Us};
+use crate::dns::NameServer;
 use crate::exchange::{self, PeerExchange};
 use crate::lanes::{LaneEngine, LaneEngineConfig, ListenError};
 use crate::netlink::{HostAddress, InterfaceConfig, Netlink, NetlinkError, forwarding_warnings, refuse_connected};
@@ -39,6 +40,13 @@ use crate::swarm::{Accepted, Node, NodeConfig, Resolver};
 const LINGER: Duration = Duration::from_secs(1);
 /// Between two tries to take their ports.
 const LINGER_STEP: Duration = Duration::from_millis(50);
+
+/// What takes a TUN interface.
+struct Prepared {
+    installed: Vec<IpNet>,
+    interface: u32,
+    admin: AdminServer,
+}
 
 impl Control {
     /// Returns nothing when a signal ended the start; then nothing is left of it.
@@ -124,7 +132,7 @@ impl Control {
             }
             prepared = Self::prepare(&netlink, &settings, &id) => prepared.map(Some),
         };
-        let (installed, admin) = match prepared {
+        let Prepared { installed, interface, admin } = match prepared {
             Ok(Some(prepared)) => prepared,
             Ok(None) => return stop_workers(&workers, &events, &woken, 0).await.map(|()| None),
             Err(error) => {
@@ -162,8 +170,9 @@ impl Control {
         );
         let packets = Packets::new(settings.peers.len(), workers.deliveries.clone());
         let ready = format!("interface {}, {} peers", settings.interface, settings.peers.len());
+        let names = NameServer::start(&settings, id, interface);
         notify(Notice::Ready(ready));
-        Ok(Some(Self {
+        let mut control = Self {
             settings,
             id,
             version,
@@ -190,24 +199,29 @@ impl Control {
             service_streams: BTreeMap::new(),
             stopped: 0,
             admin,
+            metrics: None,
+            _names: names,
             cache,
             cache_file,
-        }))
+        };
+        control.serve_metrics();
+        Ok(Some(control))
     }
 
     /// Does what takes a TUN interface: its addresses and routes, and last the socket, which says that all is there.
-    async fn prepare(
+    async fn prepare(netlink: &Netlink, settings: &Settings, id: &PeerId) -> Result<Prepared, ControlError> {
+        let (interface, installed) = Self::configure_kernel(netlink, settings, id).await?;
+        let path =
+            socket_path(&settings.interface).ok_or_else(|| ControlError::NoInterface(settings.interface.clone()))?;
+        Ok(Prepared { installed, interface, admin: AdminServer::bind(&path)? })
+    }
+
+    /// Returns the interface's index too.
+    async fn configure_kernel(
         netlink: &Netlink,
         settings: &Settings,
         id: &PeerId,
-    ) -> Result<(Vec<IpNet>, AdminServer), ControlError> {
-        let installed = Self::configure_kernel(netlink, settings, id).await?;
-        let path =
-            socket_path(&settings.interface).ok_or_else(|| ControlError::NoInterface(settings.interface.clone()))?;
-        Ok((installed, AdminServer::bind(&path)?))
-    }
-
-    async fn configure_kernel(netlink: &Netlink, settings: &Settings, id: &PeerId) -> Result<Vec<IpNet>, ControlError> {
+    ) -> Result<(u32, Vec<IpNet>), ControlError> {
         let name = &settings.interface;
         let interface = netlink.interface_index(name).await?.ok_or_else(|| ControlError::NoInterface(name.clone()))?;
         let config = InterfaceConfig {
@@ -228,7 +242,7 @@ impl Control {
         }
         installed.extend(services::install_routes(netlink, interface, settings, id).await?);
         debug_assert!(installed.len() <= ROUTES_MAX + 3 * settings.peers.len() + 1);
-        Ok(installed)
+        Ok((interface, installed))
     }
 }
 

@@ -37,6 +37,7 @@ mod mdns;
 mod names;
 mod node;
 mod problems;
+mod recorder;
 mod seeker;
 mod streams;
 pub mod swarm_key;

@@ -32,6 +32,7 @@ use super::listeners::{ListenError, Listeners};
 use super::mdns::Mdns;
 use super::names::{self, Found, LookUps, Resolver};
 use super::problems::Problems;
+use super::recorder::Recorder;
 use super::streams::{Accepted, InboundStream, OpenError, OpenId};
 use super::transport;
 
@@ -194,6 +195,7 @@ pub struct Node {
     exchanges: Exchanges,
     problems: Problems,
     discovery: Discoverer,
+    recorder: Recorder,
     events: VecDeque<NodeEvent>,
     timer: Pin<Box<Sleep>>,
 }
@@ -244,6 +246,7 @@ impl Node {
             exchanges: Exchanges::default(),
             problems: Problems::default(),
             discovery,
+            recorder: Recorder::default(),
             events: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         })
@@ -367,6 +370,11 @@ impl Node {
             last_success: last_success.map(|at| wall.checked_sub(now.duration_since(at)).unwrap_or(wall)),
         });
         learnt.collect()
+    }
+
+    /// Appends libp2p's metrics in OpenMetrics' text format, without its end mark.
+    pub fn encode_metrics(&self, text: &mut String) -> std::fmt::Result {
+        self.recorder.encode(text)
     }
 
     /// Connections of strangers refused so far.

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod discovery;
+pub mod dns;
 pub mod fragment;
 pub mod kernel;
 pub mod offload;

@@ -12,7 +12,7 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Placed, Table};
 use super::validate::{self, Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, IdentitySettings, Settings, discovery, services};
+use super::{ConfigError, IdentitySettings, Settings, discovery, dns, services};
 use crate::identity;
 use crate::limits::{LISTEN_ADDRESSES_MAX, PEERS_MAX, ROUTES_PER_PEER_MAX};
 
@@ -56,6 +56,12 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     }
     if let Some(item) = root.get("services") {
         draft.services = services::from_hyprspace(&item, report);
+    }
+    if let Some(item) = root.get("domain")
+        && item.string(report).is_some_and(|text| !text.is_empty())
+        && let Some(domain) = dns::domain(&item, report)
+    {
+        draft.dns.domain = domain;
     }
     warn_of_what_is_missing(&root, report);
     draft
@@ -140,11 +146,6 @@ fn warn_of_what_is_missing(root: &Table<'_>, report: &mut Report<'_>) {
         && item.boolean(report) == Some(true)
     {
         report.warn(&item.place(), "has no effect in this version: private addresses are used");
-    }
-    if let Some(item) = root.get("domain")
-        && item.string(report).is_some_and(|domain| !domain.is_empty())
-    {
-        report.warn(&item.place(), "has no effect in this version: there is no name server");
     }
 }
 

@@ -4,8 +4,10 @@
 //! everything behind this module works with values and never sees the file.
 
 mod discovery;
+mod dns;
 mod error;
 mod hyprspace;
+mod metrics;
 mod services;
 mod toml;
 mod tree;
@@ -20,9 +22,11 @@ use multiaddr::Multiaddr;
 pub use self::discovery::{
     DhtMode, DiscoverySettings, PUBLIC_BOOTSTRAP, PUBLIC_ROUTER, RouterSettings, RouterUrl, bootstrap_address,
 };
+pub use self::dns::{DEFAULT_DOMAIN, DnsSettings};
 use self::error::Report;
 pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
+pub use self::metrics::{METRICS_PORT_VARIABLE, MetricsSettings};
 pub use self::services::{ServiceSettings, ServiceTarget};
 pub use self::toml::{carrier_word, cipher_word, parse_toml};
 use self::tree::Place;
@@ -57,6 +61,10 @@ pub struct Settings {
     pub control: ControlSettings,
     /// The workers' settings.
     pub dataplane: DataplaneSettings,
+    /// The name server's settings.
+    pub dns: DnsSettings,
+    /// The metrics' settings.
+    pub metrics: MetricsSettings,
     /// The configured peers, in the file's order; the position is the [`crate::id::PeerIndex`].
     pub peers: Vec<PeerSettings>,
     /// The services this node offers, ordered by name.

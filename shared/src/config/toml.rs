@@ -7,7 +7,7 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch, discovery, services};
+use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch, discovery, dns, metrics, services};
 use crate::lane::keys::CipherChoice;
 use crate::limits::{
     ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, KEEP_ALIVE_SECONDS_MAX,
@@ -18,8 +18,8 @@ use crate::limits::{
 use crate::plane::{CarrierChoice, Engine, Offload};
 
 /// Every key there is, by table.
-const SCHEMA: [(&str, &[&str]); 8] = [
-    ("", &["interface", "identity", "control", "dataplane", "peers", "services"]),
+const SCHEMA: [(&str, &[&str]); 10] = [
+    ("", &["interface", "identity", "control", "dataplane", "dns", "metrics", "peers", "services"]),
     ("identity", &["key_file"]),
     ("control", &["listen", "mdns", "dht", "bootstrap", "delegated_routers", "swarm_key"]),
     ("control.delegated_routers", &["url", "pin"]),
@@ -46,6 +46,8 @@ const SCHEMA: [(&str, &[&str]); 8] = [
         ],
     ),
     ("dataplane.offload", &OFFLOAD_KEYS),
+    ("dns", &["enabled", "domain", "resolved", "listen"]),
+    ("metrics", &["listen"]),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
     ("services", &services::KEYS),
 ];
@@ -106,6 +108,12 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     }
     if let Some(table) = section(&root, "dataplane", report) {
         dataplane(&table, &mut draft, report);
+    }
+    if let Some(table) = section(&root, "dns", report) {
+        draft.dns = dns::read(&table, report);
+    }
+    if let Some(table) = section(&root, "metrics", report) {
+        draft.metrics = metrics::read(&table, report);
     }
     if let Some(item) = root.get("peers") {
         let items = item.list(PEERS_MAX, report).unwrap_or_default();

@@ -11,8 +11,8 @@ use super::error::{ConfigError, Problem, Report};
 use super::services::{self, ServiceDraft};
 use super::tree::{Place, Placed};
 use super::{
-    ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, DiscoverySettings, IdentitySettings,
-    PeerSettings, STATE_DIRECTORY, Settings, Switch, value,
+    ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, DiscoverySettings, DnsSettings, IdentitySettings,
+    MetricsSettings, PeerSettings, STATE_DIRECTORY, Settings, Switch, value,
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
@@ -65,6 +65,8 @@ pub(super) struct Draft {
     pub(super) copy_dscp: Placed<bool>,
     pub(super) copy_ecn: bool,
     pub(super) keep_alive_seconds: u16,
+    pub(super) dns: DnsSettings,
+    pub(super) metrics: MetricsSettings,
     pub(super) peers: Vec<PeerDraft>,
     pub(super) services: Vec<ServiceDraft>,
 }
@@ -110,6 +112,8 @@ impl Draft {
             copy_dscp: Placed::new(marks.copies_dscp, Place::default_of("dataplane.copy_dscp", marks.copies_dscp)),
             copy_ecn: marks.copies_ecn,
             keep_alive_seconds: KEEP_ALIVE_SECONDS_DEFAULT,
+            dns: DnsSettings::default(),
+            metrics: MetricsSettings::default(),
             peers: Vec::new(),
             services: Vec::new(),
         }
@@ -176,6 +180,8 @@ impl Draft {
                 outer_marks: OuterMarks { copies_dscp: self.copy_dscp.value, copies_ecn: self.copy_ecn },
                 keep_alive_seconds: self.keep_alive_seconds,
             },
+            dns: self.dns,
+            metrics: self.metrics,
             peers: self.peers.into_iter().filter_map(peer).collect(),
             services,
             warnings: report.into_warnings()?,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 
 use ringlane_shared::config::{
     ConfigError, DataplaneSettings, IdentitySettings, Problem, Switch, carrier_word, cipher_word,
 };
+use ringlane_shared::dns::{listen_address, zone_name};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::plane::Offload;
 use serde::Serialize;
@@ -49,8 +50,18 @@ struct Summary<'a> {
     fragments: bool,
     copy_dscp: bool,
     copy_ecn: bool,
+    dns: Names,
+    metrics: Option<SocketAddr>,
     peers: Vec<Peer<'a>>,
     warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Names {
+    enabled: bool,
+    zone: String,
+    listen: SocketAddr,
+    resolved: bool,
 }
 
 #[derive(Serialize)]
@@ -137,6 +148,13 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         fragments: dataplane.fragments,
         copy_dscp: dataplane.outer_marks.copies_dscp,
         copy_ecn: dataplane.outer_marks.copies_ecn,
+        dns: Names {
+            enabled: settings.dns.enabled,
+            zone: zone_name(&settings.interface, &settings.dns.domain),
+            listen: settings.dns.listen.unwrap_or_else(|| listen_address(&settings.interface)),
+            resolved: settings.dns.resolved,
+        },
+        metrics: settings.metrics.listen,
         peers: peers.collect(),
         warnings: &settings.warnings,
     }
@@ -191,6 +209,10 @@ fn describe(summary: &Summary<'_>) -> String {
         line("listen", address.clone());
     }
     line("mdns", if summary.mdns { "on" } else { "off" }.to_owned());
+    let names = &summary.dns;
+    let told = if names.resolved { ", systemd-resolved is told" } else { "" };
+    line("names", if names.enabled { format!("{} at {}{told}", names.zone, names.listen) } else { "off".to_owned() });
+    summary.metrics.iter().for_each(|address| line("metrics", format!("http://{address}/metrics")));
     for peer in &summary.peers {
         line("peer", if peer.name.is_empty() { peer.id.clone() } else { format!("{} ({})", peer.id, peer.name) });
         line("  addresses", format!("{} {}", peer.builtin_ipv4, peer.builtin_ipv6));

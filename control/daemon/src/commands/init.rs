@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use multiaddr::{Multiaddr, Protocol};
 use ringlane_control::store::{self, Existing, NewFile};
 use ringlane_shared::config;
+use ringlane_shared::dns::listen_address;
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::lane::keys::CipherChoice;
 use ringlane_shared::limits::{KEEP_ALIVE_SECONDS_DEFAULT, TUN_QUEUE_PACKETS_DEFAULT};
@@ -154,6 +155,19 @@ key_file = {key_file}
 # [dataplane.offload]
 {offloads}
 
+# Names of the network's nodes, such as site-b.{stem}.{domain}; docs/dns.md says how hosts come to ask for them.
+# [dns]
+# enabled = true
+# domain = "{domain}"
+# Whether systemd-resolved is told to ask.
+# resolved = true
+# Where the name server listens.
+# listen = "{names}"
+
+# Figures for Prometheus, as /metrics over HTTP; by default nowhere.
+# [metrics]
+# listen = "127.0.0.1:9100"
+
 # One entry for each peer, as `ringlane init` printed it on that node.
 # [[peers]]
 # name = "site-b"
@@ -181,6 +195,8 @@ key_file = {key_file}
         copy_dscp = marks.copies_dscp,
         copy_ecn = marks.copies_ecn,
         offloads = offloads.join("\n"),
+        domain = config::DEFAULT_DOMAIN,
+        names = listen_address(stem),
     ))
 }
 

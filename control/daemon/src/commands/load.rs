@@ -6,7 +6,7 @@ use std::thread;
 
 use multiaddr::PeerId;
 use ringlane_control::store::{self, Keypair, StoreError};
-use ringlane_shared::config::{self, ConfigError, IdentitySettings, Problem, Settings};
+use ringlane_shared::config::{self, ConfigError, IdentitySettings, METRICS_PORT_VARIABLE, Problem, Settings};
 use ringlane_shared::limits::{CONFIG_BYTES_MAX, WORKERS_MAX};
 
 use crate::host;
@@ -53,6 +53,8 @@ fn read(file: &Path) -> Result<String, ConfigError> {
 }
 
 fn complete(mut settings: Settings) -> Result<Loaded, ConfigError> {
+    let port = std::env::var_os(METRICS_PORT_VARIABLE);
+    settings.set_metrics_port(port.as_ref().map(|port| port.to_string_lossy()).as_deref())?;
     let keypair = keypair(&mut settings)?;
     let peer_id = keypair.public().to_peer_id();
     settings.own_peer_checks(&peer_id)?;

@@ -6,6 +6,7 @@ pub(crate) mod down;
 pub(crate) mod init;
 pub(crate) mod keygen;
 pub(crate) mod load;
+pub(crate) mod metrics;
 pub(crate) mod peers;
 pub(crate) mod route;
 pub(crate) mod status;

@@ -58,6 +58,8 @@ impl Setup {
         };
         setup.settings.insert("interface".into(), interface.into());
         setup.set("control", "mdns", false);
+        // The host's, if there is one, is not the lab's.
+        setup.set("dns", "resolved", false);
         if let Ok(engine) = env::var("RINGLANE_TEST_ENGINE") {
             setup.set("dataplane", "engine", engine);
         }

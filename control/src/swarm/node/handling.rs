@@ -19,6 +19,7 @@ use crate::swarm::streams::StreamEvent;
 
 impl Node {
     pub(super) fn handle_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        self.recorder.record(&event);
         match event {
             SwarmEvent::Behaviour(event) => self.handle_behaviour(event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {

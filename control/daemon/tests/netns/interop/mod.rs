@@ -11,6 +11,7 @@ mod basics;
 mod commands;
 mod discovery;
 mod introductions;
+mod names;
 mod services;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,172 @@
+use std::collections::BTreeSet;
+
+use serde_json::{Value as Json, from_value, json};
+
+use super::*;
+
+const DOCUMENTATION: &str = include_str!("../../../docs/metrics.md");
+
+/// A node in whose status every figure is there and has a value of its own.
+fn scrape() -> Scrape {
+    let mut next = 100;
+    let mut number = || {
+        next += 1;
+        next
+    };
+    let mut numbers = |keys: &[&str]| -> Json { keys.iter().map(|key| ((*key).to_owned(), json!(number()))).collect() };
+    let merge = |mut base: Json, more: Json| {
+        if let (Json::Object(base), Json::Object(more)) = (&mut base, more) {
+            base.extend(more);
+        }
+        base
+    };
+    let lane = merge(
+        json!({ "index": 3, "worker": 1, "local": "192.0.2.1:8101", "remote": "[2001:db8::2]:8103", "state": "up",
+            "carrier": "quic", "cipher": "aes-128-gcm", "rtt_us": 1500, "mtu_bytes": 1452 }),
+        numbers(&["epoch", "rekeys", "rekeys_failed", "moves", "echoes_sent", "echoes_answered", "age_s"]),
+    );
+    let traffic = numbers(&[
+        "packets_sent",
+        "packets_received",
+        "bytes_sent",
+        "bytes_received",
+        "records_sent",
+        "records_received",
+        "quic_datagrams_sent",
+        "quic_datagrams_received",
+        "last_handshake_unix_s",
+    ]);
+    let site_b = json!({ "name": "site \"b\"", "id": "12D3KooWBob", "addresses": [], "routes": [], "state": "direct",
+        "carrier": "quic", "lanes": [lane], "rtt_us": 1500, "mtu_bytes": 1420, "drops": { "replayed": 7 } });
+    let nobody = json!({ "name": "", "id": "12D3KooWNobody", "addresses": [], "routes": [], "state": "offline",
+        "carrier": null, "lanes": [], "rtt_us": null, "mtu_bytes": null, "drops": {} });
+    let idle = numbers(&[
+        "packets_sent",
+        "packets_received",
+        "bytes_sent",
+        "bytes_received",
+        "records_sent",
+        "records_received",
+    ]);
+    let nobody = merge(merge(nobody, idle), json!({ "last_handshake_unix_s": null }));
+    let worker = merge(
+        json!({ "worker": 1, "engine": "epoll", "offloads": { "udp_gso": "on" },
+            "egress": { "state": "queueing", "queued_packets": 21, "queued_bytes": 22, "marked": 23 } }),
+        numbers(&[
+            "turns",
+            "enters",
+            "sleeps",
+            "handed_over",
+            "tun_buffer_shortages",
+            "udp_buffer_shortages",
+            "super_segments_read",
+            "super_segments_written",
+            "tun_writes",
+            "trains_sent",
+            "trains_received",
+            "trains_resent",
+        ]),
+    );
+    let status = json!({
+        "version": "1.2.3",
+        "node": { "id": "12D3KooWAlice", "addresses": [], "interface": "ring0", "mtu_bytes": 1420, "workers": 2,
+            "uptime_s": 60, "listen": ["/ip4/192.0.2.1/tcp/8001"], "generation": 9 },
+        "tun": { "queue_packets": 500, "dropped": 34 },
+        "peers": [merge(site_b, traffic), nobody],
+        "movement": numbers(&["records_passed_on", "records_ignored", "paths_seen", "paths_refused", "paths_tried"]),
+        "drops": { "no_route": 12 },
+        "listener_drops": { "unknown_token": 13 },
+        "workers": [worker],
+    });
+    let connection = json!({ "id": "12D3KooWBob", "name": "site-b", "remote": "/ip4/192.0.2.2/tcp/8001",
+        "direction": "inbound", "transport": "tcp", "rtt_us": null, "age_s": 1 });
+    Scrape {
+        status: from_value(status).unwrap(),
+        connections: vec![from_value(connection.clone()).unwrap(), from_value(connection).unwrap()],
+        process: ProcessFigures { threads: 4, ..ProcessFigures::default() },
+    }
+}
+
+fn served() -> String {
+    let mut text = String::new();
+    expose(scrape(), &mut text).unwrap();
+    text
+}
+
+#[test]
+fn what_is_served_is_what_is_documented() {
+    assert!(DOCUMENTATION.contains(&documentation()), "docs/metrics.md should have this table:\n{}", documentation());
+    let text = served();
+    let typed = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let served: Vec<(&str, &str)> = typed.filter_map(|line| line.split_once(' ')).collect();
+    let known: Vec<(&str, &str)> = FAMILIES.iter().map(|family| (family.name, family.kind.name())).collect();
+    assert_eq!(served, known);
+}
+
+#[test]
+fn names_follow_the_conventions_and_no_two_are_alike() {
+    let mut names = BTreeSet::new();
+    for family in FAMILIES {
+        assert!(names.insert(family.name), "{} is there twice", family.name);
+        assert!(["ringlane_", "process_"].iter().any(|prefix| family.name.starts_with(prefix)), "{}", family.name);
+        let has_total = family.name.ends_with("_total");
+        assert!(!has_total, "{}: the encoder adds it", family.name);
+        assert!(!family.help.ends_with('.'), "{}: the encoder adds a full stop", family.name);
+        for unit in ["_ms", "_us", "_mtu", "_rtt", "_kb"] {
+            assert!(!family.name.ends_with(unit), "{} has no base unit", family.name);
+        }
+    }
+}
+
+#[test]
+fn figures_have_their_labels_and_base_units() {
+    let text = served();
+    for line in [
+        r#"ringlane_node_info{version="1.2.3",id="12D3KooWAlice",interface="ring0"} 1"#,
+        "ringlane_uptime_seconds 60",
+        r#"ringlane_connections{transport="tcp",direction="inbound"} 2"#,
+        r#"ringlane_dropped_packets_total{reason="no_route"} 12"#,
+        r#"ringlane_peers{state="direct"} 1"#,
+        r#"ringlane_peers{state="relayed"} 0"#,
+        r#"ringlane_peer_up{peer="12D3KooWBob",name="site \"b\""} 1"#,
+        r#"ringlane_peer_up{peer="12D3KooWNobody",name=""} 0"#,
+        r#"ringlane_peer_carrier{peer="12D3KooWBob",name="site \"b\"",carrier="quic"} 1"#,
+        r#"ringlane_peer_rtt_seconds{peer="12D3KooWBob",name="site \"b\""} 0.0015"#,
+        r#"ringlane_peer_dropped_packets_total{peer="12D3KooWBob",name="site \"b\"",reason="replayed"} 7"#,
+        r#"ringlane_lane_rtt_seconds{peer="12D3KooWBob",name="site \"b\"",lane="3",worker="1"} 0.0015"#,
+        r#"ringlane_egress_queueing{worker="1"} 1"#,
+        r#"ringlane_offload{worker="1",offload="udp_gso",state="on"} 1"#,
+        "process_threads 4",
+    ] {
+        assert!(text.lines().any(|served| served == line), "{line} is missing in\n{text}");
+    }
+    // What is not known is left out.
+    assert!(!text.contains(r#"ringlane_peer_rtt_seconds{peer="12D3KooWNobody"#));
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn every_counter_of_the_status_is_served_with_its_own_value() {
+    let text = served();
+    let values: BTreeSet<u64> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+        .collect();
+    // As many as `scrape` drew; each value there is once.
+    let drawn = 7 + 9 + 6 + 12 + 5;
+    let missing: Vec<u64> = (101..101 + drawn).filter(|value| !values.contains(value)).collect();
+    assert!(missing.is_empty(), "{missing:?} of\n{text}");
+}
+
+#[test]
+fn of_very_many_lanes_the_first_are_served_one_by_one_and_all_are_counted() {
+    let mut scrape = scrape();
+    let lane = scrape.status.peers[0].lanes[0].clone();
+    scrape.status.peers[0].lanes = vec![lane; ringlane_shared::limits::METRICS_LANES_MAX + 5];
+    let mut text = String::new();
+    expose(scrape, &mut text).unwrap();
+    let served = text.lines().filter(|line| line.starts_with("ringlane_lane_up{")).count();
+    assert_eq!(served, ringlane_shared::limits::METRICS_LANES_MAX);
+    assert!(text.contains("ringlane_peer_lanes{peer=\"12D3KooWBob\",name=\"site \\\"b\\\"\"} 4101\n"));
+}

@@ -14,6 +14,8 @@
 //! | [`metrics`] | what Prometheus reads |
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
 //! | [`packets`] | packets on libp2p streams, for peers that no lane leads to |
+//! | [`routes`] | networks behind peers: who routes them, and who of several does |
+//! | [`underlay`] | what keeps our own traffic out of the tunnel |
 //! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
 //! | [`store`] | the identity key and the peer cache on disk |
 
@@ -28,9 +30,11 @@ pub mod metrics;
 pub mod netlink;
 pub mod packets;
 mod report;
+pub mod routes;
 mod routing;
 pub mod runtime;
 pub mod services;
 mod signals;
 pub mod store;
 pub mod swarm;
+pub mod underlay;

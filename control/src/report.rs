@@ -24,6 +24,8 @@ use crate::exchange::ExchangeCounters;
 use crate::lanes::{ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
 use crate::packets::{Packets, StreamInfo};
+use crate::routes::Origin;
+use crate::runtime::Routing;
 use crate::services::ServiceNetwork;
 use crate::swarm::{ConnectionInfo, LearntAddress, Node, Quality};
 
@@ -43,6 +45,8 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) services: &'a ServiceNetwork,
     /// The prefixes the kernel routes into the tunnel.
     pub(crate) installed: &'a [IpNet],
+    pub(crate) routing: &'a Routing,
+    pub(crate) offers_refused: u64,
 }
 
 fn movement_status(counters: MovementCounters) -> MovementStatus {
@@ -86,6 +90,7 @@ impl<T> Reporter<'_, T> {
                 dropped: queue.map(|queue| queue.dropped),
             },
             movement: movement_status(self.movement),
+            gate: self.gate(),
             discovery: DiscoveryStatus::new(self.node.mdns_counters(), self.exchange),
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
@@ -102,22 +107,48 @@ impl<T> Reporter<'_, T> {
 
     /// The answer to `route show`.
     pub(crate) fn routes(&self) -> Vec<RouteStatus> {
+        let route = |prefix: IpNet, index: PeerIndex, peer: &PeerSettings| RouteStatus {
+            prefix,
+            peer: RoutePeer { name: peer.name.clone(), id: peer.id.to_string() },
+            builtin: true,
+            installed: true,
+            carrier: self.carrier(index),
+            metric: 0,
+            active: true,
+            added: false,
+            withdrawn: false,
+        };
         let mut routes = Vec::new();
         for (index, peer) in self.peers() {
-            let builtin = builtin_prefixes(&peer.id).into_iter().map(|prefix| (prefix, true));
-            let configured = peer.routes.iter().map(|prefix| (*prefix, false));
-            for (prefix, builtin) in builtin.chain(configured) {
-                routes.push(RouteStatus {
-                    prefix,
-                    peer: RoutePeer { name: peer.name.clone(), id: peer.id.to_string() },
-                    builtin,
-                    installed: self.installed.contains(&prefix),
-                    carrier: self.carrier(index),
-                });
+            for prefix in builtin_prefixes(&peer.id) {
+                routes.push(RouteStatus { installed: self.installed.contains(&prefix), ..route(prefix, index, peer) });
             }
         }
-        routes.sort_by_key(|route| (route.prefix.addr().is_ipv6(), route.prefix));
+        for offer in self.routing.book.offers() {
+            let Some(peer) = self.settings.peers.get(offer.router.peer.position()) else { continue };
+            routes.push(RouteStatus {
+                builtin: false,
+                installed: self.routing.is_installed(offer.prefix),
+                metric: offer.router.metric,
+                active: offer.active,
+                added: offer.router.origin == Origin::Added,
+                withdrawn: offer.withdrawn,
+                ..route(offer.prefix, offer.router.peer, peer)
+            });
+        }
+        // The kernel knows a prefix, not whose it is; the one that packets take comes first.
+        routes.sort_by_key(|route| (route.prefix.addr().is_ipv6(), route.prefix, !route.active, route.metric));
         routes
+    }
+
+    fn networks_of(&self, peer: PeerIndex) -> Vec<IpNet> {
+        let offers = self.routing.book.offers().filter(|offer| offer.router.peer == peer);
+        offers.map(|offer| offer.prefix).collect()
+    }
+
+    fn gate(&self) -> Drops {
+        let offers = (self.offers_refused > 0).then(|| ("offer_rate".to_owned(), self.offers_refused));
+        self.node.refused().into_iter().chain(offers).collect()
     }
 
     fn peers(&self) -> impl Iterator<Item = (PeerIndex, &PeerSettings)> {
@@ -154,7 +185,7 @@ impl<T> Reporter<'_, T> {
             name: peer.name.clone(),
             id: peer.id.to_string(),
             addresses: builtin_addresses(&peer.id),
-            routes: peer.routes.clone(),
+            routes: self.networks_of(index),
             state,
             carrier,
             problem: unconnected.or(of_stream).or(of_lanes).map(str::to_owned),

@@ -12,6 +12,7 @@ mod lanes;
 mod links;
 mod metrics;
 mod packets;
+mod routes;
 mod services;
 mod start;
 
@@ -34,6 +35,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
+pub(crate) use self::routes::Routing;
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminError, AdminRequest, AdminServer};
 use crate::coordinator::{AskId, Coordinator, Intent};
@@ -47,6 +49,7 @@ use crate::packets::{Packets, PacketsEvent};
 use crate::services::{ConnectionKey, ServiceIntent, ServiceNetwork};
 use crate::signals::{Signals, Told};
 use crate::store::PeerCache;
+use crate::swarm::rates::Rates;
 use crate::swarm::swarm_key::SwarmKeyError;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent, OpenId};
 
@@ -182,7 +185,13 @@ struct Control {
     plan: ListenPlan,
     /// Something of the plan could not be done; try again.
     plan_is_open: bool,
+    /// The peers' built-in addresses that the kernel routes into the tunnel.
     installed: Vec<IpNet>,
+    routing: Routing,
+    /// How many addresses the configuration gives peers.
+    configured_addresses: usize,
+    offer_rates: Rates<PeerIndex>,
+    offers_refused: u64,
     node: Node,
     exchange: PeerExchange,
     engine: LaneEngine,
@@ -232,12 +241,15 @@ impl Control {
         cache_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         watchdog_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.make_detours().await;
+            self.look_at_routers(Instant::now());
             if let Err(error) = self.carry_out() {
                 // A worker that takes no orders may have said why.
                 self.handle_plane(Instant::now())?;
                 return Err(error);
             }
-            let deadline = self.coordinator.poll_timeout();
+            let deadlines = [self.coordinator.poll_timeout(), self.routing.book.poll_timeout()];
+            let deadline = deadlines.into_iter().flatten().min();
             let happening = tokio::select! {
                 event = self.node.next() => Happening::Node(event),
                 progress = self.exchange.next() => Happening::Exchange(progress),
@@ -353,6 +365,7 @@ impl Control {
         (self.notify)(Notice::Stopping);
         // First, so that peers hear at once that our lanes are gone.
         let stopped = stop_workers(&self.workers, &self.events, &self.woken, self.stopped).await;
+        self.routing.clear(&self.netlink).await;
         self.save_cache();
         self.node.shutdown(SWARM_STOP_LIMIT).await;
         // Last: `ringlane down` returns when the socket is gone.

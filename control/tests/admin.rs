@@ -51,7 +51,7 @@ async fn a_command_reaches_the_loop_and_its_answer_the_client() {
     let mut server = AdminServer::bind(&socket).unwrap();
 
     for command in [AdminCommand::Status, AdminCommand::Peers, AdminCommand::Routes, AdminCommand::Stop] {
-        let client = ask(&socket, command);
+        let client = ask(&socket, command.clone());
         let request = next(&mut server).await;
         assert_eq!(request.command, command);
         request.reply.send("an answer\nof two lines");

@@ -68,6 +68,7 @@ impl Site {
             peers: peers.collect(),
             cached: Vec::new(),
             mdns: false,
+            filter_private: false,
             allow_loopback: true,
             agent: "ringlane/test".into(),
             seed: u64::from(u32::from(self.ip)),

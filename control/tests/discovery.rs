@@ -47,6 +47,7 @@ impl Member {
             peers: peers.iter().map(|peer| (Self::id(**peer), addresses(peer))).collect(),
             cached: Vec::new(),
             mdns: false,
+            filter_private: false,
             allow_loopback: true,
             agent: "ringlane/test".into(),
             seed: at.into(),

@@ -132,6 +132,7 @@ fn pair(accepted: [&[PacketProtocol]; 2], dialled: TransportName) -> [Site; 2] {
             peers: vec![(ids[them], known)],
             cached: Vec::new(),
             mdns: false,
+            filter_private: false,
             allow_loopback: true,
             agent: "test".into(),
             seed: us as u64,

@@ -17,6 +17,29 @@ pub const PEERS_MAX: usize = 1024;
 pub const ROUTES_PER_PEER_MAX: usize = 1024;
 /// Routes of all peers together, built-in addresses not counted.
 pub const ROUTES_MAX: usize = 65_536;
+/// Routes that cover the way to a peer, 0.0.0.0/0 among them: each is two rules that the kernel looks at for every packet.
+pub const DETOURS_MAX: usize = 32;
+/// Addresses of peers that were found inside a route and are still to be kept out of it.
+pub const COVERED_ADDRESSES_MAX: usize = 64;
+/// Addresses, IPv6 ones by /64, whose connections are counted by the gate.
+pub const GATE_ADDRESSES_MAX: usize = 4096;
+/// Connections that one address may begin at once: several nodes behind one NAT that all start.
+pub const CONNECTIONS_PER_ADDRESS_BURST: u32 = 64;
+/// And per second after that.
+pub const CONNECTIONS_PER_ADDRESS_PER_SECOND: u32 = 4;
+/// Connections that one configured peer may set up at once, and per second after that.
+pub const CONNECTIONS_PER_PEER_BURST: u32 = 32;
+/// See [`CONNECTIONS_PER_PEER_BURST`].
+pub const CONNECTIONS_PER_PEER_PER_SECOND: u32 = 2;
+/// Offers that one peer may send at once: each lane that ends and each address that changes is one.
+pub const OFFERS_PER_PEER_BURST: u32 = 64;
+/// And per second after that.
+pub const OFFERS_PER_PEER_PER_SECOND: u32 = 4;
+/// Inbound streams that one peer may open at once, of all protocols together: each connection to a service is one, and
+/// the first releases of Hyprspace open one for each packet.
+pub const STREAMS_PER_PEER_BURST: u32 = 4096;
+/// And per second after that.
+pub const STREAMS_PER_PEER_PER_SECOND: u32 = 1024;
 
 /// Static addresses of one peer in the configuration.
 pub const ADDRESSES_PER_PEER_MAX: usize = 32;

@@ -510,11 +510,14 @@ fn each_mistake_about_peers_names_file_line_key_value_and_remedy() {
         route("169.254.0.0/16", "remove it"),
         route("224.0.0.0/4", "remove it"),
         in_peer("routes = [\"10.0.0.0/8\", \"10.0.0.0/8\"]", "peers[0].routes[1]", "\"10.0.0.0/8\"", "remove one"),
+        in_peer("routes = [{ metric = 1 }]", "peers[0].routes[0].net", "", "add the network"),
+        in_peer("routes = [{ net = \"10.0.0.0/8\", cost = 1 }]", "peers[0].routes[0].cost", "1", "remove it"),
+        in_peer("routes = [{ net = \"10.0.0.0/8\", metric = -1 }]", "peers[0].routes[0].metric", "-1", "from 0 to"),
         in_peer(
-            &format!("routes = [\"10.0.0.0/8\"]\n{second_peer}routes = [\"10.0.0.0/8\"]"),
-            "peers[1].routes[0]",
+            "routes = [{ net = \"10.0.0.0/8\", metric = 1 }, \"10.0.0.0/8\"]",
+            "peers[0].routes[1]",
             "\"10.0.0.0/8\"",
-            "give it to one of them",
+            "remove one",
         ),
         route("100.64.4.143/32", "remove it"),
         in_peer(
@@ -643,10 +646,36 @@ fn hyprspace_habits_are_kept_where_they_do_no_harm() {
 }
 
 #[test]
+fn several_peers_may_route_one_network_each_with_its_metric() {
+    let second_peer = format!("[[peers]]\nname = \"c\"\nid = \"{ID_C}\"\n");
+    let first = peer(ID_B) + "routes = [\"10.0.0.0/8\", { net = \"::/0\", metric = 5 }]\n";
+    let text = first + &second_peer + "routes = [{ net = \"10.0.0.0/8\", metric = 4294967295 }, { net = \"::/0\" }]";
+    let settings = parse_toml(&text, toml_file()).unwrap();
+    assert_eq!(texts(&settings.peers[0].routes), ["10.0.0.0/8", "::/0 metric 5"]);
+    assert_eq!(texts(&settings.peers[1].routes), ["10.0.0.0/8 metric 4294967295", "::/0"]);
+
+    let routed = |id: &str, route: &str| format!("{{\"id\": \"{id}\", \"routes\": [{{\"net\": {route}}}]}}");
+    let peers = [routed(ID_B, "\"10.0.0.1/8\""), routed(ID_C, "\"10.0.0.0/8\", \"metric\": 7")].join(",");
+    let settings = parse_hyprspace(&hyprspace(&format!("\"peers\": [{peers}]")), json_file()).unwrap();
+    assert_eq!(texts(&settings.peers[0].routes), ["10.0.0.0/8"]);
+    assert_eq!(texts(&settings.peers[1].routes), ["10.0.0.0/8 metric 7"]);
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+}
+
+#[test]
+fn private_addresses_are_filtered_when_either_format_says_so() {
+    let filters = |settings: ringlane_shared::config::Settings| settings.control.filter_private_addresses;
+    assert!(!filters(parse_toml("", toml_file()).unwrap()));
+    assert!(filters(parse_toml("[control]\nfilter_private_addresses = true", toml_file()).unwrap()));
+    let json = parse_hyprspace(&hyprspace("\"filterPrivateAddresses\": true"), json_file()).unwrap();
+    assert!(json.warnings.is_empty(), "{:?}", json.warnings);
+    assert!(filters(json));
+}
+
+#[test]
 fn each_mistake_in_hyprspace_json_names_file_key_value_and_remedy() {
     let peers = |entries: &str| hyprspace(&format!("\"peers\": [{entries}]"));
     let routed = |id: &str, nets: &str| format!("{{\"id\": \"{id}\", \"routes\": [{nets}]}}");
-    let ten = "{\"net\": \"10.0.0.0/8\"}";
     let mistakes = [
         mistake("{}", "privateKey", "", "copy the privateKey"),
         mistake("{\"privateKey\": null}", "privateKey", "", "copy the privateKey"),
@@ -684,12 +713,6 @@ fn each_mistake_in_hyprspace_json_names_file_key_value_and_remedy() {
             "peers[0].routes[1].net",
             "\"10.0.0.2/8\"",
             "remove one",
-        ),
-        mistake(
-            peers(&[routed(ID_B, ten), routed(ID_C, ten)].join(",")),
-            "peers[1].routes[0].net",
-            "\"10.0.0.0/8\"",
-            "give it to one of them",
         ),
     ];
     assert_refused(&mistakes, "/etc/hyprspace/hs0.json", false);

@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Status(InterfaceArgs),
     /// Show every libp2p connection of a running node
     Peers(InterfaceArgs),
-    /// Show a running node's routes
+    /// Show and change a running node's routes
     Route(RouteArgs),
     /// Print a running node's figures as Prometheus reads them
     Metrics(InterfaceArgs),
@@ -130,4 +130,35 @@ pub(crate) struct RouteArgs {
 pub(crate) enum RouteAction {
     /// List every inner prefix and the peer it goes to
     Show(InterfaceArgs),
+    /// Route a network to a peer until the node ends; several peers may route one network
+    Add(RouteAddArgs),
+    /// Route a network no longer
+    Del(RouteDelArgs),
+}
+
+/// Arguments of `route add`.
+#[derive(Debug, Args)]
+pub(crate) struct RouteAddArgs {
+    /// The network, for example 10.20.0.0/16; 0.0.0.0/0 or ::/0 for everything
+    pub(crate) net: String,
+    /// The peer: @NAME, NAME or the beginning of its id
+    pub(crate) peer: String,
+    /// Of several peers that route the network, the one with the lowest metric carries it
+    #[arg(long, default_value_t = 0)]
+    pub(crate) metric: u32,
+    /// Which node, and how to print
+    #[command(flatten)]
+    pub(crate) node: InterfaceArgs,
+}
+
+/// Arguments of `route del`.
+#[derive(Debug, Args)]
+pub(crate) struct RouteDelArgs {
+    /// The network
+    pub(crate) net: String,
+    /// Only this peer's route: @NAME, NAME or the beginning of its id
+    pub(crate) peer: Option<String>,
+    /// Which node, and how to print
+    #[command(flatten)]
+    pub(crate) node: InterfaceArgs,
 }

@@ -363,8 +363,8 @@ fn each_kind_of_mistake_is_exit_code_1_and_names_file_key_value_and_remedy() {
         (peer(&id, ""), ["peers[0].id", &id, "remove this entry"]),
         (peer(ID_B, "routes = [\"10.0.0.5\"]"), ["peers[0].routes[0]", "\"10.0.0.5\"", "10.0.0.5/32"]),
         (
-            peer(ID_B, "routes = [\"10.0.0.0/8\"]") + &peer(&id, "routes = [\"10.0.0.0/8\"]"),
-            ["peers[1].routes[0]", "\"10.0.0.0/8\"", "give it to one"],
+            peer(ID_B, "routes = [\"10.0.0.0/8\", { net = \"10.0.0.0/8\", metric = 1 }]"),
+            ["peers[0].routes[1].net", "\"10.0.0.0/8\"", "remove one"],
         ),
     ];
     for (text, parts) in &cases {

@@ -33,7 +33,7 @@ pub use self::server::{AdminError, AdminReply, AdminRequest, AdminServer};
 pub const PROTOCOL_VERSION: u32 = 1;
 
 /// What a client may ask for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdminCommand {
     /// The node and its peers: [`status::NodeStatus`].
@@ -44,6 +44,24 @@ pub enum AdminCommand {
     Routes,
     /// What Prometheus reads: a string in OpenMetrics' text format.
     Metrics,
+    /// Route a network to a peer, until the node ends: answered with `null`.
+    RouteAdd {
+        /// The network; host bits do not count.
+        net: String,
+        /// `@name`, a name, or the beginning of an id.
+        peer: String,
+        /// 0 unless said. A route that is there gets this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        metric: Option<u32>,
+    },
+    /// Route a network no longer: answered with `null`.
+    RouteDel {
+        /// The network; host bits do not count.
+        net: String,
+        /// Whose route; all to this network unless said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<String>,
+    },
     /// End the node: answered with `null`, then the node takes its interface down and removes its socket last.
     Stop,
 }
@@ -77,5 +95,9 @@ mod tests {
     fn a_request_line_looks_as_documented() {
         let line = RequestLine { version: PROTOCOL_VERSION, command: AdminCommand::Status };
         assert_eq!(serde_json::to_string(&line).unwrap(), r#"{"version":1,"command":"status"}"#);
+        let command = AdminCommand::RouteAdd { net: "10.0.0.0/8".into(), peer: "@b".into(), metric: None };
+        let line = serde_json::to_string(&RequestLine { version: PROTOCOL_VERSION, command }).unwrap();
+        assert_eq!(line, r#"{"version":1,"command":{"route_add":{"net":"10.0.0.0/8","peer":"@b"}}}"#);
+        assert!(serde_json::from_str::<RequestLine>(&line).is_ok());
     }
 }

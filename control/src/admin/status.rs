@@ -32,6 +32,9 @@ pub struct NodeStatus {
     /// What became of lanes' other paths.
     #[serde(default)]
     pub movement: MovementStatus,
+    /// Connections, dials, streams and offers that were refused, by reason; reasons that did not occur are left out.
+    #[serde(default)]
+    pub gate: Drops,
     /// How peers are found.
     #[serde(default)]
     pub discovery: DiscoveryStatus,
@@ -409,6 +412,18 @@ pub struct RouteStatus {
     pub installed: bool,
     /// How packets reach the peer at the moment.
     pub carrier: Option<Carrier>,
+    /// Of several peers that route the prefix, the one with the lowest carries it.
+    #[serde(default)]
+    pub metric: u32,
+    /// Whether packets to the prefix go to this peer.
+    #[serde(default)]
+    pub active: bool,
+    /// Whether it was added at run time and goes when the node ends.
+    #[serde(default)]
+    pub added: bool,
+    /// Whether nobody carries it at the moment, because the host is directly connected to it.
+    #[serde(default)]
+    pub withdrawn: bool,
 }
 
 /// The peer of a route.

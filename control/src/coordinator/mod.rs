@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use ringlane_shared::config::PeerSettings;
 use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerId, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
@@ -213,6 +214,12 @@ impl<T> Coordinator<T> {
             self.candidates = candidates;
             self.for_each_link(|link, context| link.handle_address_change(now, context));
         }
+    }
+
+    /// Networks behind peers, beyond their built-in addresses: who carries each, and who may send from each.
+    pub fn set_routes(&mut self, active: Vec<(IpNet, PeerIndex)>, offered: Vec<(IpNet, PeerIndex)>) {
+        self.publisher.set_routes(&active, &offered);
+        self.publish();
     }
 
     /// A new libp2p connection to a peer stands, the first or a further one.

@@ -28,6 +28,7 @@ pub(super) struct Reach {
 /// Numbers and builds snapshots. Owner: the coordinator.
 pub struct Publisher {
     routes: Arc<RouteTable<PeerIndex>>,
+    has_services: bool,
     peers: Vec<Fixed>,
     published: Vec<Reach>,
     generation: Generation,
@@ -40,23 +41,58 @@ pub fn builtin_prefixes(peer: &PeerId) -> [IpNet; 2] {
 
 impl Publisher {
     pub(super) fn new(peers: &[PeerSettings], workers: u8) -> Self {
+        let fixed = peers.iter().map(|peer| Fixed {
+            id: peer.id,
+            sources: Arc::default(),
+            counters: (0..workers).map(|_| PeerCounters::default()).collect(),
+        });
+        let mut publisher = Self {
+            routes: Arc::default(),
+            has_services: false,
+            peers: fixed.collect(),
+            published: Vec::new(),
+            generation: Generation::default(),
+        };
+        let configured = peers.iter().zip(0..);
+        let configured =
+            configured.flat_map(|(peer, index)| peer.routes.iter().map(move |r| (r.net, PeerIndex(index))));
+        let configured: Vec<_> = configured.collect();
+        publisher.set_routes(&configured, &configured);
+        publisher
+    }
+
+    /// Sets the networks behind peers. Packets to one of `active` go to its peer; a peer may send from all that it has
+    /// of `offered`, whether it carries them at the moment or not: the way there need not be the way back.
+    pub(super) fn set_routes(&mut self, active: &[(IpNet, PeerIndex)], offered: &[(IpNet, PeerIndex)]) {
         let mut routes = RouteTable::default();
-        let mut fixed = Vec::with_capacity(peers.len());
-        for (peer, index) in peers.iter().zip(0..) {
-            let mut sources = RouteTable::default();
-            for prefix in builtin_prefixes(&peer.id).into_iter().chain(peer.routes.iter().copied()) {
+        let mut sources: Vec<RouteTable<()>> = self.peers.iter().map(|_| RouteTable::default()).collect();
+        for ((peer, sources), index) in self.peers.iter().zip(&mut sources).zip(0..) {
+            for prefix in builtin_prefixes(&peer.id) {
                 routes.insert(prefix, PeerIndex(index));
                 sources.insert(prefix, ());
             }
-            let counters = (0..workers).map(|_| PeerCounters::default()).collect();
-            fixed.push(Fixed { id: peer.id, sources: Arc::new(sources), counters });
         }
-        Self { routes: Arc::new(routes), peers: fixed, published: Vec::new(), generation: Generation::default() }
+        for (prefix, peer) in active {
+            routes.insert(*prefix, *peer);
+        }
+        for (prefix, peer) in offered {
+            if let Some(sources) = sources.get_mut(peer.position()) {
+                sources.insert(*prefix, ());
+            }
+        }
+        if self.has_services {
+            routes.insert(IpNet::V6(service_network()), PeerIndex::SERVICES);
+        }
+        self.routes = Arc::new(routes);
+        for (peer, sources) in self.peers.iter_mut().zip(sources) {
+            peer.sources = Arc::new(sources);
+        }
     }
 
     /// Has the service network's addresses lead to it, or nowhere, from the next generation on. Returns whether that is
     /// news.
     pub(super) fn set_services(&mut self, has_services: bool) -> bool {
+        self.has_services = has_services;
         let routes = Arc::make_mut(&mut self.routes);
         let before = match has_services {
             true => routes.insert(IpNet::V6(service_network()), PeerIndex::SERVICES),
@@ -90,5 +126,41 @@ impl Publisher {
 
     pub(super) fn counters(&self, peer: PeerIndex) -> &[PeerCounters] {
         self.peers.get(peer.position()).map_or(&[], |peer| &peer.counters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringlane_shared::config::RouteSettings;
+
+    use super::*;
+
+    #[test]
+    fn packets_go_to_the_active_router_and_come_from_any() {
+        let ten = RouteSettings::from("10.0.0.0/8".parse::<IpNet>().unwrap());
+        let peer = |_| PeerSettings {
+            name: String::new(),
+            id: libp2p::identity::Keypair::generate_ed25519().public().to_peer_id(),
+            addresses: Vec::new(),
+            routes: vec![ten],
+            carrier: None,
+        };
+        let peers: Vec<_> = (0..3).map(peer).collect();
+        let mut publisher = Publisher::new(&peers, 1);
+        let [one, two] = [PeerIndex(1), PeerIndex(2)];
+        let unreached = || vec![Reach { workers_with_lane: 0, stream: None }; 3];
+        assert!(publisher.set_services(true));
+        publisher.set_routes(&[(ten.net, two)], &[(ten.net, one), (ten.net, two)]);
+        let snapshot = publisher.publish(unreached());
+        assert_eq!(snapshot.routes.lookup(service_network().addr().into()), Some(&PeerIndex::SERVICES));
+        let address = "10.1.2.3".parse().unwrap();
+        assert_eq!(snapshot.routes.lookup(address), Some(&two));
+        let may_send: Vec<bool> = snapshot.peers.iter().map(|peer| peer.sources.lookup(address).is_some()).collect();
+        assert_eq!(may_send, [false, true, true]);
+        for (peer, index) in peers.iter().zip(0..) {
+            for builtin in builtin_prefixes(&peer.id) {
+                assert_eq!(snapshot.routes.lookup(builtin.addr()), Some(&PeerIndex(index)));
+            }
+        }
     }
 }

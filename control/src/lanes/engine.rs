@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
+use ipnet::IpNet;
 use libp2p::identity::{self, PeerId};
 use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
@@ -199,6 +200,11 @@ impl LaneEngine {
         let opened = self.listeners.set_ips(addresses.iter().copied().filter(|ip| policy.admits(*ip)));
         self.search_anew(now());
         opened
+    }
+
+    /// Sets the networks that are reached through Ringlane itself, and that no lane may lead into.
+    pub fn set_inner_networks(&mut self, networks: Vec<IpNet>) {
+        self.policy.inner_networks = networks;
     }
 
     /// Starts making lanes. A lane of the same peer that is in the making is replaced, without an outcome.

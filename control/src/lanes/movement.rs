@@ -5,7 +5,7 @@
 //! lane's when its worker has had an answer on it ([`ringlane_shared::path::trial`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use super::engine::{LaneEngine, LaneOutcome};
 use super::handshake::Path;
 use super::setup::path_of;
 use super::socket;
+use crate::underlay::source_to;
 
 /// The period that [`PASSED_ON_MAX`] and the like are for.
 const PASS_ON_PERIOD: Duration = Duration::from_millis(100);
@@ -342,7 +343,7 @@ pub(super) fn candidates_of(theirs: &Offer, index: LaneIndex) -> Vec<SocketAddr>
 /// The paths a lane could take instead of `own`: first those that the kernel would take to each of the peer's addresses.
 fn other_paths(policy: &AddressPolicy, ips: &[IpAddr], remotes: &[SocketAddr], own: Path, port: u16) -> Vec<Path> {
     let routed = remotes.iter().take(ROUTES_ASKED_MAX).filter_map(|remote| {
-        let local = source_to(*remote).filter(|local| ips.contains(local))?;
+        let local = source_to(*remote, true).filter(|local| ips.contains(local))?;
         policy.pairs(ips, [*remote]).into_iter().find(|pair| pair.local == local)
     });
     let mut paths = Vec::new();
@@ -354,12 +355,4 @@ fn other_paths(policy: &AddressPolicy, ips: &[IpAddr], remotes: &[SocketAddr], o
         }
     }
     paths
-}
-
-/// The address the kernel would send from to reach `remote`.
-fn source_to(remote: SocketAddr) -> Option<IpAddr> {
-    let any = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(remote).ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }

@@ -17,6 +17,8 @@ use rustix::net::sockopt::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 
+use crate::underlay;
+
 /// The socket that everything at `local` reaches which no lane's socket takes. Needs a tokio runtime.
 pub(super) fn listener(local: SocketAddr) -> io::Result<UdpSocket> {
     into_tokio(bound(local, LISTENER_BUFFER_BYTES)?)
@@ -61,6 +63,7 @@ fn bound(local: SocketAddr, buffer_bytes: usize) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(local), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     own_family_only(&socket, local)?;
     socket.set_reuse_port(true)?;
+    underlay::mark(&socket)?;
     raise_buffers(&socket, buffer_bytes)?;
     // Datagrams leave whole and unfragmented whatever the kernel believes of the path: we probe it ourselves.
     match local.ip() {

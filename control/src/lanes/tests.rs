@@ -247,7 +247,11 @@ async fn a_client_that_knows_no_address_dials_where_the_server_asked_from() {
 async fn no_lane_goes_through_the_networks_that_lanes_carry() {
     let (mut a, mut b) = (Node::new(27, 1, 1), Node::listening(27, 2, 1));
     // To a, b's address is one behind b: only b's probes show that it can be reached.
-    let policy = AddressPolicy { allow_loopback: true, inner_networks: vec!["127.77.27.2/32".parse().unwrap()] };
+    let policy = AddressPolicy {
+        allow_loopback: true,
+        inner_networks: vec!["127.77.27.2/32".parse().unwrap()],
+        ..Default::default()
+    };
     let keypair = a.keypair.clone();
     let config = LaneEngineConfig { keypair, workers: 1, port: PORT, inner_mtu: MTU, policy };
     a.engine = LaneEngine::new(config).unwrap();

@@ -12,7 +12,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
 
-use super::{Netlink, NetlinkError, family};
+use super::{Netlink, NetlinkError, ROUTE_PROTOCOL, family};
 
 /// One address of this host that packets can be sent from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -112,6 +112,19 @@ impl Netlink {
             (Some(packets), Some(dropped)) => Ok(TransmitQueue { packets, dropped }),
             _ => Err(NetlinkError::Broken { doing: doing(), message: "it has no figures".to_owned() }),
         }
+    }
+
+    /// A route of the main table to exactly this prefix that is not ours, whatever its metric, in words.
+    pub async fn foreign_route(&self, prefix: IpNet) -> Result<Option<String>, NetlinkError> {
+        let routes = self.route_messages(family(prefix.addr()), RouteProtocol::Unspec).await?;
+        let ours = RouteProtocol::Other(ROUTE_PROTOCOL);
+        let is_foreign = |route: &RouteMessage| {
+            route.header.protocol != ours && destination(route) == Some(prefix.trunc()) && prefix.prefix_len() > 0
+        };
+        if !routes.iter().any(is_foreign) {
+            return Ok(None);
+        }
+        self.describe_route(prefix).await.map(Some)
     }
 
     /// The route of the main table to exactly this prefix, in words.

@@ -6,14 +6,16 @@
 //! | `mod.rs` | [`Netlink`]: what we change, and how the kernel's refusals are worded |
 //! | `host.rs` | what we ask: the host's addresses and the networks it is directly connected to |
 //! | `changes.rs` | [`AddressChanges`]: being told that the answer has changed |
+//! | `detour.rs` | [`Detour`]: rules that keep our own underlay traffic out of routes that cover it |
 //! | `conflict.rs` | [`refuse_connected`]: no route may take over a directly connected network |
 //! | `forwarding.rs` | [`forwarding_warnings`]: host settings that would keep a router from routing |
 //!
 //! Everything we add hangs on the TUN interface, which is not persistent: the kernel removes all of it when the
-//! process ends, however it ends.
+//! process ends, however it ends. Rules do not: see `detour.rs`.
 
 mod changes;
 mod conflict;
+mod detour;
 mod forwarding;
 mod host;
 
@@ -35,6 +37,7 @@ use tracing::{debug, warn};
 
 pub use self::changes::AddressChanges;
 pub use self::conflict::{RouteConflict, refuse_connected};
+pub use self::detour::Detour;
 pub use self::forwarding::forwarding_warnings;
 pub use self::host::{HostAddress, TransmitQueue};
 
@@ -199,7 +202,17 @@ impl Netlink {
     /// `source` is the address the host itself uses towards the prefix: our built-in address of the same family.
     /// Answers whether the route is in place: it is not for an IPv6 prefix on an interface without IPv6.
     pub async fn add_route(&self, interface: u32, prefix: IpNet, source: Option<IpAddr>) -> Result<bool, NetlinkError> {
-        let mut route = route_message(interface, prefix);
+        self.put_route(interface, prefix, source, RouteHeader::RT_TABLE_MAIN.into()).await
+    }
+
+    async fn put_route(
+        &self,
+        interface: u32,
+        prefix: IpNet,
+        source: Option<IpAddr>,
+        table: u32,
+    ) -> Result<bool, NetlinkError> {
+        let mut route = route_message(interface, prefix, table);
         route.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
         let added = self.handle.route().add(route).execute().await;
         let Err(error) = added.map_err(|error| NetlinkError::new(format!("add a route to {prefix}"), error)) else {
@@ -222,7 +235,11 @@ impl Netlink {
 
     /// Takes a route of ours back. One that is already gone is no error.
     pub async fn remove_route(&self, interface: u32, prefix: IpNet) -> Result<(), NetlinkError> {
-        let removed = self.handle.route().del(route_message(interface, prefix)).execute().await;
+        self.take_route(interface, prefix, RouteHeader::RT_TABLE_MAIN.into()).await
+    }
+
+    async fn take_route(&self, interface: u32, prefix: IpNet, table: u32) -> Result<(), NetlinkError> {
+        let removed = self.handle.route().del(route_message(interface, prefix, table)).execute().await;
         match removed.map_err(|error| NetlinkError::new(format!("remove the route to {prefix}"), error)) {
             Err(error) if !matches!(error.errno(), Some(ESRCH | ENOENT | ENODEV)) => Err(error),
             _ => Ok(()),
@@ -235,11 +252,14 @@ impl Netlink {
 }
 
 /// What identifies a route of ours to the kernel.
-fn route_message(interface: u32, prefix: IpNet) -> RouteMessage {
+fn route_message(interface: u32, prefix: IpNet, table: u32) -> RouteMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = family(prefix.addr());
     route.header.destination_prefix_length = prefix.prefix_len();
-    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    match u8::try_from(table) {
+        Ok(table) => route.header.table = table,
+        Err(_) => route.attributes.push(RouteAttribute::Table(table)),
+    }
     route.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
     route.header.scope = RouteScope::Link;
     route.header.kind = RouteType::Unicast;

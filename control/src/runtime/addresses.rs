@@ -9,6 +9,7 @@ use crate::addresses::{ListenPlan, segments};
 
 impl Control {
     pub(super) async fn handle_address_change(&mut self, now: Instant) {
+        self.withdraw_connected().await;
         let host = match self.netlink.host_addresses().await {
             Ok(host) => host,
             Err(error) => {

@@ -3,19 +3,26 @@
 use tracing::warn;
 
 use super::Control;
+use super::routes::RouteFault;
 use crate::admin::status::NodeStatus;
-use crate::admin::{AdminCommand, AdminRequest};
+use crate::admin::{AdminCommand, AdminReply, AdminRequest};
 use crate::report::Reporter;
 use crate::swarm::ExchangeToken;
 
 impl Control {
     /// Answers a client. Returns whether the node is to stop.
-    pub(super) async fn handle_admin(&self, request: AdminRequest) -> bool {
+    pub(super) async fn handle_admin(&mut self, request: AdminRequest) -> bool {
         match request.command {
             AdminCommand::Status => request.reply.send(self.status().await),
             AdminCommand::Peers => request.reply.send(self.reporter().connections()),
             AdminCommand::Routes => request.reply.send(self.reporter().routes()),
             AdminCommand::Metrics => request.reply.send(self.exposition().await),
+            AdminCommand::RouteAdd { net, peer, metric } => {
+                answer(request.reply, self.add_route(&net, &peer, metric.unwrap_or_default()).await);
+            }
+            AdminCommand::RouteDel { net, peer } => {
+                answer(request.reply, self.delete_route(&net, peer.as_deref()).await);
+            }
             AdminCommand::Stop => {
                 request.reply.send(());
                 return true;
@@ -45,6 +52,15 @@ impl Control {
             workers: &self.workers.counters,
             services: &self.services,
             installed: &self.installed,
+            routing: &self.routing,
+            offers_refused: self.offers_refused,
         }
+    }
+}
+
+fn answer(reply: AdminReply, done: Result<(), RouteFault>) {
+    match done {
+        Ok(()) => reply.send(()),
+        Err(error) => reply.refuse(&error.to_string()),
     }
 }

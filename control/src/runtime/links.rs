@@ -53,6 +53,13 @@ impl Control {
             }
             NodeEvent::OfferReceived { peer, token, message } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
+                if !self.offer_rates.take(index, now) {
+                    self.offers_refused += 1;
+                    if let Ok(message) = body(Answer::Refused(RefusalReason::Busy).to_message()) {
+                        self.node.answer(token, message);
+                    }
+                    return;
+                }
                 match Offer::parse(&message) {
                     Ok(_) if self.stream_only(index).is_some() => {
                         if let Ok(message) = body(Answer::Refused(RefusalReason::Unsupported).to_message()) {

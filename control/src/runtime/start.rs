@@ -1,7 +1,7 @@
 //! From a configuration to a node that is up: everything is looked at before anything is touched, and what fails leaves
 //! nothing behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use ringlane_shared::config::Settings;
 use ringlane_shared::id::PeerId;
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::lane::keys::CipherChoice;
-use ringlane_shared::limits::{BATCH_QUEUE_MESSAGES, ROUTES_MAX};
+use ringlane_shared::limits::{BATCH_QUEUE_MESSAGES, OFFERS_PER_PEER_BURST, OFFERS_PER_PEER_PER_SECOND, PEERS_MAX};
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::ToControl;
 use ringlane_shared::plane::queue::{plane_queue, plane_queue_of};
@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::discovery::discovery;
+use super::routes::Routing;
 use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
 use crate::addresses::{ListenPlan, inner_networks, segments};
 use crate::admin::{AdminServer, socket_path};
@@ -34,6 +35,7 @@ use crate::packets::{self, Packets};
 use crate::signals::Signals;
 use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
+use crate::swarm::rates::Rates;
 use crate::swarm::{Accepted, Node, NodeConfig, Resolver};
 
 /// How long the lane sockets of a killed node may outlive it.
@@ -45,6 +47,7 @@ const LINGER_STEP: Duration = Duration::from_millis(50);
 struct Prepared {
     installed: Vec<IpNet>,
     interface: u32,
+    routing: Routing,
     admin: AdminServer,
 }
 
@@ -69,7 +72,7 @@ impl Control {
         };
         let routes = settings.peers.iter().flat_map(|peer| {
             let name = if peer.name.is_empty() { "(unnamed)" } else { peer.name.as_str() };
-            peer.routes.iter().map(move |route| (*route, name))
+            peer.routes.iter().map(move |route| (route.net, name))
         });
         refuse_connected(routes, &connected)?;
         let plan = ListenPlan::new(&settings.control.listen, &host, &settings.interface);
@@ -84,7 +87,9 @@ impl Control {
             keypair: keypair.clone(),
             peers: settings.peers.iter().map(|peer| (peer.id, peer.addresses.clone())).collect(),
             cached: cached.collect(),
-            mdns: settings.control.mdns,
+            // Whoever is on the same wire has a private address there.
+            mdns: settings.control.mdns && !settings.control.filter_private_addresses,
+            filter_private: settings.control.filter_private_addresses,
             allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
@@ -100,15 +105,15 @@ impl Control {
         node.set_segments(segments(&plan, &host, &settings.interface));
         let configured = settings.peers.iter().map(|peer| peer.id).collect();
         let exchange = PeerExchange::new(&keypair, configured, u64::from_le_bytes(seed));
-        let all_routes = settings.peers.iter().flat_map(|peer| peer.routes.iter().copied());
         let mut engine = LaneEngine::new(LaneEngineConfig {
             keypair,
             workers,
             port: settings.dataplane.port,
             inner_mtu: settings.dataplane.mtu,
             policy: AddressPolicy {
-                allow_loopback: false,
-                inner_networks: inner_networks(all_routes.chain(overlay_networks()), &connected),
+                inner_networks: inner_networks(overlay_networks().into_iter(), &connected),
+                filter_private: settings.control.filter_private_addresses,
+                ..AddressPolicy::default()
             },
         })?;
         listen_with_lanes(&mut engine, &plan.lanes)
@@ -130,9 +135,9 @@ impl Control {
                 info!("told to stop by {name} while starting");
                 Ok(None)
             }
-            prepared = Self::prepare(&netlink, &settings, &id) => prepared.map(Some),
+            prepared = Self::prepare(&netlink, &settings, &id, connected, workers.commands.len() as u8) => prepared.map(Some),
         };
-        let Prepared { installed, interface, admin } = match prepared {
+        let Prepared { installed, interface, routing, admin } = match prepared {
             Ok(Some(prepared)) => prepared,
             Ok(None) => return stop_workers(&workers, &events, &woken, 0).await.map(|()| None),
             Err(error) => {
@@ -154,6 +159,7 @@ impl Control {
             port: settings.dataplane.port,
         };
         let mut coordinator = Coordinator::new(us, &settings.peers, Box::new(random));
+        node.set_inner(vec![builtin_ipv4(&id).into(), builtin_ipv6(&id).into()]);
         coordinator.set_addresses(&plan.lanes, started);
         coordinator.set_services(true);
         for warning in forwarding_warnings(&settings.interface) {
@@ -172,6 +178,7 @@ impl Control {
         let ready = format!("interface {}, {} peers", settings.interface, settings.peers.len());
         let names = NameServer::start(&settings, id, interface);
         notify(Notice::Ready(ready));
+        let configured_addresses = settings.peers.iter().map(|peer| peer.addresses.len()).sum();
         let mut control = Self {
             settings,
             id,
@@ -184,6 +191,10 @@ impl Control {
             plan,
             plan_is_open: false,
             installed,
+            routing,
+            configured_addresses,
+            offer_rates: Rates::new(OFFERS_PER_PEER_BURST, OFFERS_PER_PEER_PER_SECOND, PEERS_MAX),
+            offers_refused: 0,
             node,
             exchange,
             engine,
@@ -205,15 +216,34 @@ impl Control {
             cache_file,
         };
         control.serve_metrics();
+        control.publish_routes();
         Ok(Some(control))
     }
 
     /// Does what takes a TUN interface: its addresses and routes, and last the socket, which says that all is there.
-    async fn prepare(netlink: &Netlink, settings: &Settings, id: &PeerId) -> Result<Prepared, ControlError> {
+    async fn prepare(
+        netlink: &Netlink,
+        settings: &Settings,
+        id: &PeerId,
+        connected: Vec<(IpNet, String)>,
+        workers: u8,
+    ) -> Result<Prepared, ControlError> {
         let (interface, installed) = Self::configure_kernel(netlink, settings, id).await?;
+        let mut routing = Routing::new(netlink, interface, settings, workers, *id, connected).await?;
+        let routed = routing.install(netlink, &BTreeSet::new()).await;
+        if routed.is_err() {
+            routing.clear(netlink).await;
+        }
+        routed?;
         let path =
             socket_path(&settings.interface).ok_or_else(|| ControlError::NoInterface(settings.interface.clone()))?;
-        Ok(Prepared { installed, interface, admin: AdminServer::bind(&path)? })
+        match AdminServer::bind(&path) {
+            Ok(admin) => Ok(Prepared { installed, interface, routing, admin }),
+            Err(error) => {
+                routing.clear(netlink).await;
+                Err(error.into())
+            }
+        }
     }
 
     /// Returns the interface's index too.
@@ -232,7 +262,7 @@ impl Control {
         netlink.configure(interface, &config).await?;
         let mut installed = Vec::new();
         for peer in &settings.peers {
-            for prefix in builtin_prefixes(&peer.id).into_iter().chain(peer.routes.iter().copied()) {
+            for prefix in builtin_prefixes(&peer.id) {
                 let source: IpAddr =
                     if prefix.addr().is_ipv4() { builtin_ipv4(id).into() } else { builtin_ipv6(id).into() };
                 if netlink.add_route(interface, prefix, Some(source)).await? {
@@ -241,7 +271,6 @@ impl Control {
             }
         }
         installed.extend(services::install_routes(netlink, interface, settings, id).await?);
-        debug_assert!(installed.len() <= ROUTES_MAX + 3 * settings.peers.len() + 1);
         Ok((interface, installed))
     }
 }

@@ -1,15 +1,19 @@
 //! Which addresses may be dialled or listened on, and where a multiaddress leads.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use ringlane_shared::id::PeerId;
+use ringlane_shared::limits::COVERED_ADDRESSES_MAX;
+use ringlane_shared::path::candidate::is_private;
 use thiserror::Error;
 
 use super::connections::TransportName;
+use crate::underlay::leads_into;
 
 /// The IPv4 prefix of inner addresses, 100.64.0.0/10's first /16.
 const OVERLAY_V4: [u8; 2] = [100, 64];
@@ -49,6 +53,12 @@ pub enum AddressRefusal {
     /// One of our own addresses, or one the control loop denies.
     #[error("it is an address of this node")]
     Own,
+    /// An address of a private network, which the configuration does not want to be used.
+    #[error("it is a private address, and control.filter_private_addresses is on")]
+    Private,
+    /// The kernel routes it into the tunnel: the tunnel cannot be carried by itself.
+    #[error("this host routes it into the tunnel")]
+    IntoTunnel,
 }
 
 /// Where a direct multiaddress leads.
@@ -129,6 +139,16 @@ pub fn overlay_networks() -> [IpNet; 2] {
     [v4, v6]
 }
 
+/// Whether an address means something in its own network only. One that is covered by a route, and that a peer tells us
+/// of, is most likely the peer's address in the network behind it, and no way to reach it.
+fn is_local_use(ip: IpAddr) -> bool {
+    is_private(ip)
+        || match ip {
+            IpAddr::V4(ip) => ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+            IpAddr::V6(ip) => ip.is_unique_local(),
+        }
+}
+
 type DenyFn = dyn Fn(IpAddr) -> bool + Send + Sync;
 
 /// What may be dialled. Shared by the node and the transport inside its swarm; both are on the control thread, but the
@@ -137,13 +157,32 @@ type DenyFn = dyn Fn(IpAddr) -> bool + Send + Sync;
 pub struct AddressPolicy {
     allow_loopback: bool,
     tcp_only: bool,
+    filter_private: bool,
     denied: Arc<RwLock<Arc<DenyFn>>>,
+    tunnel: Arc<Mutex<Tunnel>>,
+}
+
+/// What the policy knows of the tunnel.
+#[derive(Default)]
+struct Tunnel {
+    /// Our built-in addresses: what the kernel sends from into the tunnel.
+    inner: Vec<IpAddr>,
+    /// Public addresses that were not dialled because they lead there, and that nobody has asked for yet.
+    covered: BTreeSet<IpAddr>,
+    /// Dials refused because of it, and because of private addresses.
+    refused: [u64; 2],
 }
 
 impl AddressPolicy {
     /// A policy that denies nothing beyond what never works; loopback only if told so (tests).
     pub fn new(allow_loopback: bool) -> Self {
-        Self { allow_loopback, tcp_only: false, denied: Arc::new(RwLock::new(Arc::new(|_| false))) }
+        Self {
+            allow_loopback,
+            tcp_only: false,
+            filter_private: false,
+            denied: Arc::new(RwLock::new(Arc::new(|_| false))),
+            tunnel: Arc::default(),
+        }
     }
 
     /// The same, but QUIC is refused.
@@ -154,6 +193,67 @@ impl AddressPolicy {
     /// Whether a swarm key keeps this address from being used.
     pub(super) fn is_beyond_swarm_key(&self, address: &Multiaddr) -> bool {
         self.tcp_only && parse(address).is_ok_and(|destination| destination.transport == TransportName::Quic)
+    }
+
+    /// The same, which denies private addresses if told so.
+    pub fn filter_private(self, filter_private: bool) -> Self {
+        Self { filter_private, ..self }
+    }
+
+    /// Whether private addresses are denied.
+    pub fn filters_private(&self) -> bool {
+        self.filter_private
+    }
+
+    /// Sets our built-in addresses, once there is an interface that has them.
+    pub fn set_inner(&self, inner: Vec<IpAddr>) {
+        self.tunnel().inner = inner;
+    }
+
+    /// The public addresses that could not be dialled since the last call because they lead into the tunnel.
+    pub fn take_covered(&self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.tunnel().covered)
+    }
+
+    /// Dials refused so far because they would have led into the tunnel, and because of private addresses.
+    pub fn refused(&self) -> [u64; 2] {
+        self.tunnel().refused
+    }
+
+    /// Whether the kernel would send our answers to `ip` into the tunnel: then what comes from there came through it.
+    pub fn is_inside(&self, ip: IpAddr) -> bool {
+        let inner = self.tunnel().inner.clone();
+        leads_into(ip, &inner, true)
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Tunnel> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::check`], and whether the kernel would send it into the tunnel; asked before every single dial, as
+    /// routes change. `marked` is what the dialling socket is; only marked ones are remembered and counted.
+    pub fn check_dial(&self, address: &Multiaddr, marked: bool) -> Result<Destination, AddressRefusal> {
+        let checked = self.check(address);
+        let mut tunnel = self.tunnel();
+        let destination = match checked {
+            Err(AddressRefusal::Private) => {
+                tunnel.refused[1] += 1;
+                return Err(AddressRefusal::Private);
+            }
+            checked => checked?,
+        };
+        let ip = destination.socket.ip();
+        if !leads_into(ip, &tunnel.inner, marked) {
+            return Ok(destination);
+        }
+        if !marked {
+            return Err(AddressRefusal::IntoTunnel);
+        }
+        tunnel.refused[0] += 1;
+        if !is_local_use(ip) && tunnel.covered.len() < COVERED_ADDRESSES_MAX {
+            tunnel.covered.insert(ip);
+        }
+        Err(AddressRefusal::IntoTunnel)
     }
 
     /// Replaces the predicate for our own and otherwise denied addresses.
@@ -183,6 +283,9 @@ impl AddressPolicy {
         if ip.is_loopback() {
             // In tests every node's own address is a loopback address: the predicate would deny them all.
             return if self.allow_loopback { Ok(destination) } else { Err(AddressRefusal::Loopback) };
+        }
+        if self.filter_private && is_private(ip) {
+            return Err(AddressRefusal::Private);
         }
         let denied = Arc::clone(&self.denied.read().unwrap_or_else(PoisonError::into_inner));
         if denied(ip) { Err(AddressRefusal::Own) } else { Ok(destination) }
@@ -241,6 +344,27 @@ mod tests {
             assert_eq!(refusal(&policy, address), None, "{address}");
         }
         assert_eq!(refusal(&AddressPolicy::new(true), "/ip4/127.0.0.1/tcp/1"), None);
+    }
+
+    #[test]
+    fn private_addresses_are_denied_when_told_so_and_what_leads_into_the_tunnel_always() {
+        let policy = AddressPolicy::new(false).filter_private(true);
+        assert_eq!(refusal(&policy, "/ip4/10.0.0.1/tcp/1"), Some(AddressRefusal::Private));
+        assert_eq!(refusal(&policy, "/ip4/203.0.113.1/tcp/1"), None);
+
+        // The kernel sends to loopback addresses from one: as good as a tunnel's.
+        let policy = AddressPolicy::new(true);
+        let address = "/ip4/127.0.0.7/tcp/1".parse().unwrap();
+        assert!(policy.check_dial(&address, true).is_ok());
+        policy.set_inner(vec![Ipv4Addr::LOCALHOST.into()]);
+        assert_eq!(policy.check_dial(&address, true), Err(AddressRefusal::IntoTunnel));
+        assert!(policy.is_inside([127, 0, 0, 7].into()));
+        assert_eq!((policy.take_covered().len(), policy.refused()), (0, [1, 0]));
+        for (address, local) in
+            [("10.20.0.1", true), ("100.127.0.1", true), ("fd00:20::1", true), ("203.0.113.1", false)]
+        {
+            assert_eq!(is_local_use(address.parse().unwrap()), local, "{address}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use ringlane_shared::limits::{
     PENDING_INBOUND_CONNECTIONS_MAX,
 };
 
+use super::address::AddressPolicy;
 use super::dht::Dht;
 use super::discovery::Discovery;
 use super::exchange;
@@ -40,6 +41,7 @@ impl Behaviour {
         keypair: &Keypair,
         peers: &[PeerId],
         agent: String,
+        policy: AddressPolicy,
         mut accepted: Vec<Accepted>,
         discovery: &Discovery,
     ) -> Self {
@@ -51,7 +53,7 @@ impl Behaviour {
             .with_cache_size(0);
         accepted.push(Accepted { name: exchange::PROTOCOL, inbound_per_peer_max: LINK_STREAMS_PER_PEER_MAX });
         Self {
-            gate: Gate::new(peers.iter().copied(), contacts),
+            gate: Gate::new(peers.iter().copied(), policy, contacts),
             limits: connection_limits::Behaviour::new(limits(peers.len(), contacts)),
             streams: Streams::new(accepted, peers.iter().copied()),
             identify: identify::Behaviour::new(identify),

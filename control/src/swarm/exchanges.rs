@@ -201,6 +201,7 @@ mod tests {
                 peers: vec![(raw, Vec::new())],
                 cached: Vec::new(),
                 mdns: false,
+                filter_private: false,
                 allow_loopback: true,
                 agent: "ringlane/test".into(),
                 seed: 0,

@@ -6,8 +6,9 @@
 //! *Contacts* are the exception: DHT nodes that are not configured and that we dial, if the configuration gives any way
 //! into a DHT. Their number is bounded, they are offered no protocol of ours, and only we begin.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,15 @@ use libp2p::swarm::{
     dummy,
 };
 use libp2p::{Multiaddr, PeerId};
-use ringlane_shared::limits::{DHT_CONTACTS_MAX, REFUSALS_REMEMBERED_MAX};
+use ringlane_shared::limits::{
+    CONNECTIONS_PER_ADDRESS_BURST, CONNECTIONS_PER_ADDRESS_PER_SECOND, CONNECTIONS_PER_PEER_BURST,
+    CONNECTIONS_PER_PEER_PER_SECOND, DHT_CONTACTS_MAX, GATE_ADDRESSES_MAX, PEERS_MAX, REFUSALS_REMEMBERED_MAX,
+};
+use ringlane_shared::path::candidate::is_private;
 use thiserror::Error;
 
-use super::address;
+use super::address::{self, AddressPolicy};
+use super::rates::Rates;
 
 /// One stranger is logged at most once in this time.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(600);
@@ -42,30 +48,68 @@ pub(super) enum Refusal {
     /// There are as many contacts as there may be.
     #[error("there are {DHT_CONTACTS_MAX} connections to DHT nodes already")]
     TooManyContacts,
+    /// The connection comes from an address of a private network, which the configuration does not want.
+    #[error("private addresses are filtered")]
+    Private,
+    /// Too many connections from one address.
+    #[error("too many connections from this address")]
+    AddressRate,
+    /// Too many connections of one peer.
+    #[error("too many connections of this peer")]
+    PeerRate,
     /// The node is shutting down.
     #[error("this node is shutting down")]
     ShuttingDown,
 }
 
+impl Refusal {
+    /// Its name in `ringlane status`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::NotConfigured(_) => "not_configured",
+            Self::ThroughMesh => "through_mesh",
+            Self::Private => "private_address",
+            Self::AddressRate => "address_rate",
+            Self::PeerRate => "peer_rate",
+            Self::TooManyContacts => "too_many_contacts",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+}
+
 /// The gate. First in the derived behaviour, so that a denial leaves nothing behind in the others.
 pub(super) struct Gate {
     configured: HashSet<PeerId>,
+    policy: AddressPolicy,
     allows_contacts: bool,
     /// Connections to contacts, those being dialled included.
     contacts: HashSet<ConnectionId>,
     shutting_down: bool,
-    refused: u64,
+    refused: BTreeMap<&'static str, u64>,
+    addresses: Rates<IpAddr>,
+    peers: Rates<PeerId>,
     log: RefusalLog,
 }
 
 impl Gate {
-    pub(super) fn new(configured: impl IntoIterator<Item = PeerId>, allows_contacts: bool) -> Self {
+    pub(super) fn new(
+        configured: impl IntoIterator<Item = PeerId>,
+        policy: AddressPolicy,
+        allows_contacts: bool,
+    ) -> Self {
         Self {
             configured: configured.into_iter().collect(),
+            policy,
             allows_contacts,
             contacts: HashSet::new(),
             shutting_down: false,
-            refused: 0,
+            refused: BTreeMap::new(),
+            addresses: Rates::new(
+                CONNECTIONS_PER_ADDRESS_BURST,
+                CONNECTIONS_PER_ADDRESS_PER_SECOND,
+                GATE_ADDRESSES_MAX,
+            ),
+            peers: Rates::new(CONNECTIONS_PER_PEER_BURST, CONNECTIONS_PER_PEER_PER_SECOND, PEERS_MAX),
             log: RefusalLog::default(),
         }
     }
@@ -75,23 +119,33 @@ impl Gate {
         self.shutting_down = true;
     }
 
-    /// Connections refused so far.
-    pub(super) fn refused(&self) -> u64 {
-        self.refused
+    /// Connections refused so far, by reason.
+    pub(super) fn refused(&self) -> &BTreeMap<&'static str, u64> {
+        &self.refused
     }
 
-    fn admit(&mut self, peer: PeerId, remote: &Multiaddr) -> Result<THandler<Self>, ConnectionDenied> {
+    fn refuse(&mut self, refusal: Refusal) -> ConnectionDenied {
+        *self.refused.entry(refusal.name()).or_default() += 1;
+        ConnectionDenied::new(refusal)
+    }
+
+    fn admit(&mut self, peer: PeerId, remote: &Multiaddr, inbound: bool) -> Result<THandler<Self>, ConnectionDenied> {
+        let now = Instant::now();
         if self.shutting_down {
-            return Err(ConnectionDenied::new(Refusal::ShuttingDown));
+            return Err(self.refuse(Refusal::ShuttingDown));
         }
-        if self.configured.contains(&peer) {
-            return Ok(dummy::ConnectionHandler);
+        if !self.configured.contains(&peer) {
+            let denied = self.refuse(Refusal::NotConfigured(peer));
+            if self.log.admit(peer, now) {
+                let refused: u64 = self.refused.values().sum();
+                tracing::info!(%peer, %remote, refused, "refused a connection: no [[peers]] entry has this id");
+            }
+            return Err(denied);
         }
-        self.refused += 1;
-        if self.log.admit(peer, Instant::now()) {
-            tracing::info!(%peer, %remote, refused = self.refused, "refused a connection: no [[peers]] entry has this id");
+        if inbound && !self.peers.take(peer, now) {
+            return Err(self.refuse(Refusal::PeerRate));
         }
-        Err(ConnectionDenied::new(Refusal::NotConfigured(peer)))
+        Ok(dummy::ConnectionHandler)
     }
 }
 
@@ -106,11 +160,21 @@ impl NetworkBehaviour for Gate {
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         if self.shutting_down {
-            return Err(ConnectionDenied::new(Refusal::ShuttingDown));
+            return Err(self.refuse(Refusal::ShuttingDown));
         }
-        if address::parse(remote).is_ok_and(|from| address::is_overlay(from.socket.ip())) {
-            self.refused += 1;
-            return Err(ConnectionDenied::new(Refusal::ThroughMesh));
+        // A relayed one comes from no address of its own.
+        let Ok(from) = address::parse(remote).map(|from| from.socket.ip()) else { return Ok(()) };
+        if address::is_overlay(from) {
+            return Err(self.refuse(Refusal::ThroughMesh));
+        }
+        if self.policy.filters_private() && is_private(from) {
+            return Err(self.refuse(Refusal::Private));
+        }
+        if !self.addresses.take(network_of(from), Instant::now()) {
+            return Err(self.refuse(Refusal::AddressRate));
+        }
+        if self.policy.is_inside(from) {
+            return Err(self.refuse(Refusal::ThroughMesh));
         }
         Ok(())
     }
@@ -145,7 +209,7 @@ impl NetworkBehaviour for Gate {
         _: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.admit(peer, remote)
+        self.admit(peer, remote, true)
     }
 
     fn handle_established_outbound_connection(
@@ -159,7 +223,7 @@ impl NetworkBehaviour for Gate {
         if self.contacts.contains(&id) && !self.shutting_down {
             return Ok(dummy::ConnectionHandler);
         }
-        self.admit(peer, remote)
+        self.admit(peer, remote, false)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -178,6 +242,14 @@ impl NetworkBehaviour for Gate {
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
         Poll::Pending
+    }
+}
+
+/// Whom an address belongs to: an IPv6 host has a whole /64.
+fn network_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+        ip => ip,
     }
 }
 
@@ -242,7 +314,8 @@ mod tests {
             gate.handle_pending_outbound_connection(id, Some(peer), &[], Endpoint::Dialer)
                 .map_err(|denied| *denied.downcast_ref::<Refusal>().unwrap())
         };
-        let (mut closed, mut open) = (Gate::new([me], false), Gate::new([me], true));
+        let (mut closed, mut open) =
+            (Gate::new([me], AddressPolicy::new(false), false), Gate::new([me], AddressPolicy::new(false), true));
         let stranger = PeerId::random();
         assert_eq!(pending(&mut closed, 0, stranger), Err(Refusal::NotConfigured(stranger)));
         assert_eq!(pending(&mut closed, 1, me), Ok(vec![]));
@@ -261,13 +334,37 @@ mod tests {
 
     #[test]
     fn a_connection_from_inside_the_mesh_is_refused_before_its_handshake() {
-        let mut gate = Gate::new([], false);
+        let mut gate = Gate::new([], AddressPolicy::new(false), false);
         let local: Multiaddr = "/ip4/10.0.0.1/tcp/8001".parse().unwrap();
         let id = ConnectionId::new_unchecked(0);
         let mut pending = |remote: &str| gate.handle_pending_inbound_connection(id, &local, &remote.parse().unwrap());
         assert!(pending("/ip4/10.0.0.2/tcp/1").is_ok());
         let denied = pending("/ip4/100.64.1.2/tcp/1").unwrap_err();
         assert_eq!(denied.downcast_ref::<Refusal>(), Some(&Refusal::ThroughMesh));
-        assert_eq!(gate.refused(), 1);
+        assert_eq!(gate.refused(), &BTreeMap::from([("through_mesh", 1)]));
+    }
+
+    #[test]
+    fn private_addresses_are_refused_when_told_so_and_a_flood_of_one_address_always() {
+        let local: Multiaddr = "/ip4/203.0.113.1/tcp/8001".parse().unwrap();
+        let id = ConnectionId::new_unchecked(0);
+        let mut gate = Gate::new([], AddressPolicy::new(false).filter_private(true), false);
+        let mut pending = |remote: &str| gate.handle_pending_inbound_connection(id, &local, &remote.parse().unwrap());
+        assert!(pending("/ip4/10.0.0.2/tcp/1").is_err() && pending("/ip4/203.0.113.2/tcp/1").is_ok());
+        let flood = |host| format!("/ip6/2001:db8::{host:x}/udp/1/quic-v1");
+        let passed = (0..1000).filter(|host| pending(&flood(*host)).is_ok()).count();
+        assert!((CONNECTIONS_PER_ADDRESS_BURST as usize..500).contains(&passed), "{passed}");
+        assert!(pending("/ip6/2001:db8:1::1/tcp/1").is_ok(), "others are not concerned");
+        let refused = BTreeMap::from([("address_rate", 1000 - passed as u64), ("private_address", 1)]);
+        assert_eq!(gate.refused(), &refused);
+    }
+
+    #[test]
+    fn a_peer_that_connects_without_end_is_refused_and_our_own_dials_are_not() {
+        let (peer, remote): (_, Multiaddr) = (PeerId::random(), "/ip4/203.0.113.1/tcp/8001".parse().unwrap());
+        let mut gate = Gate::new([peer], AddressPolicy::new(false), false);
+        let passed = (0..200).filter(|_| gate.admit(peer, &remote, true).is_ok()).count();
+        assert!((CONNECTIONS_PER_PEER_BURST as usize..150).contains(&passed), "{passed}");
+        assert!((0..200).all(|_| gate.admit(peer, &remote, false).is_ok()));
     }
 }

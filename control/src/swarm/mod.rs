@@ -6,7 +6,9 @@
 //! |---|---|
 //! | [`address`] | which addresses may be dialled at all; where an address leads |
 //! | `transport` | TCP with Noise or TLS and yamux, QUIC, and the filter that applies [`address`] to every dial |
-//! | `gate` | refuses the connections of peers that are not configured |
+//! | `tcp` | TCP whose dials leave from marked sockets |
+//! | `gate` | refuses the connections of peers that are not configured, of addresses nobody wants, and too many |
+//! | `rates` | how often each of many may do something |
 //! | `streams` | raw streams of our protocols, on the connection we choose |
 //! | [`exchange`], `exchanges` | one question and one answer on a stream; those under way |
 //! | `mdns` | finding peers on the local networks |
@@ -37,10 +39,12 @@ mod mdns;
 mod names;
 mod node;
 mod problems;
+pub(crate) mod rates;
 mod recorder;
 mod seeker;
 mod streams;
 pub mod swarm_key;
+mod tcp;
 mod texts;
 mod transport;
 

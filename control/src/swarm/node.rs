@@ -4,7 +4,7 @@ mod discovering;
 mod handling;
 mod knowledge;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -49,6 +49,8 @@ pub struct NodeConfig {
     pub cached: Vec<(PeerId, Vec<Multiaddr>)>,
     /// Whether to find peers on the local networks.
     pub mdns: bool,
+    /// Whether addresses of private networks are neither dialled nor accepted.
+    pub filter_private: bool,
     /// Whether to dial loopback addresses: for tests.
     pub allow_loopback: bool,
     /// What identify tells peers we are: `ringlane/<version>`.
@@ -207,11 +209,12 @@ impl Node {
         if config.peers.iter().any(|(peer, _)| *peer == local) {
             return Err(NodeError::SelfAsPeer(local));
         }
-        let policy = AddressPolicy::new(config.allow_loopback);
+        let policy = AddressPolicy::new(config.allow_loopback).filter_private(config.filter_private);
         let swarm_key = config.discovery.swarm_key;
         let policy = if swarm_key.is_some() { policy.tcp_only() } else { policy };
         let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
-        let behaviour = Behaviour::new(&config.keypair, &peers, config.agent, config.accepted, &config.discovery);
+        let behaviour =
+            Behaviour::new(&config.keypair, &peers, config.agent, policy.clone(), config.accepted, &config.discovery);
         let transport = transport::build(&config.keypair, policy.clone(), swarm_key)?;
         let settings = libp2p::swarm::Config::with_tokio_executor()
             .with_dial_concurrency_factor(const { dial_concurrency() })
@@ -263,6 +266,27 @@ impl Node {
     /// Sets which addresses, beyond the mesh's own prefixes, are never dialled: those of this host.
     pub fn set_denied(&mut self, denied: impl Fn(IpAddr) -> bool + Send + Sync + 'static) {
         self.policy.set_denied(denied);
+    }
+
+    /// Sets our built-in addresses, once there is an interface that has them: what the kernel would send from one of
+    /// them is never dialled.
+    pub fn set_inner(&mut self, inner: Vec<IpAddr>) {
+        self.policy.set_inner(inner);
+    }
+
+    /// The addresses that could not be dialled since the last call because they lead into the tunnel.
+    pub fn take_covered(&mut self) -> BTreeSet<IpAddr> {
+        self.policy.take_covered()
+    }
+
+    /// What the gate and the filter of dials have refused so far, by reason.
+    pub fn refused(&self) -> BTreeMap<String, u64> {
+        let gate = self.swarm.behaviour().gate.refused().iter().map(|(name, count)| ((*name).to_owned(), *count));
+        let [into_tunnel, private] = self.policy.refused();
+        let dials = [("dial_into_tunnel", into_tunnel), ("dial_private_address", private)];
+        let streams = ("stream_rate", self.swarm.behaviour().streams.refused());
+        let more = dials.into_iter().chain([streams]).filter(|(_, count)| *count > 0);
+        gate.chain(more.map(|(name, count)| (name.to_owned(), count))).collect()
     }
 
     /// What happens next. Cancel-safe: nothing is lost when the future is dropped.
@@ -379,7 +403,7 @@ impl Node {
 
     /// Connections of strangers refused so far.
     pub fn refused_connections(&self) -> u64 {
-        self.swarm.behaviour().gate.refused()
+        self.swarm.behaviour().gate.refused().values().sum()
     }
 
     /// Closes every connection, telling the peers, and ends; after `limit` at the latest.

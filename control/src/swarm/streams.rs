@@ -14,7 +14,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::Endpoint;
@@ -29,9 +29,11 @@ use libp2p::swarm::{
     NotifyHandler, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
-use ringlane_shared::limits::STREAM_EVENTS_MAX;
+use ringlane_shared::limits::{PEERS_MAX, STREAM_EVENTS_MAX, STREAMS_PER_PEER_BURST, STREAMS_PER_PEER_PER_SECOND};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::rates::Rates;
 
 /// How long opening a stream may take, its negotiation included.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -127,6 +129,8 @@ pub(super) struct Streams {
     permits: HashMap<PeerId, Vec<Arc<Semaphore>>>,
     opening: HashMap<OpenId, ConnectionId>,
     next_open: u64,
+    rates: Rates<PeerId>,
+    refused: u64,
     queue: VecDeque<ToSwarm<StreamEvent, Open>>,
     waker: Option<Waker>,
 }
@@ -140,6 +144,8 @@ impl Streams {
             permits: HashMap::new(),
             opening: HashMap::new(),
             next_open: 0,
+            rates: Rates::new(STREAMS_PER_PEER_BURST, STREAMS_PER_PEER_PER_SECOND, PEERS_MAX),
+            refused: 0,
             queue: VecDeque::new(),
             waker: None,
         }
@@ -176,7 +182,17 @@ impl Streams {
         Handler { names, keep_alive: is_configured, queue: VecDeque::new(), waker: None }
     }
 
+    /// Inbound streams refused so far because their peer opened them too fast.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
+    }
+
     fn accept(&mut self, peer: PeerId, connection: ConnectionId, protocol: StreamProtocol, stream: Stream) {
+        if !self.rates.take(peer, Instant::now()) {
+            self.refused += 1;
+            tracing::debug!(%peer, %connection, %protocol, "dropped a stream: the peer opens them too fast");
+            return;
+        }
         let position = self.accepted.iter().position(|accepted| accepted.name == protocol);
         let permit = position
             .and_then(|position| self.permits.get(&peer)?.get(position))

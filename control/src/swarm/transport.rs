@@ -6,6 +6,7 @@
 //! ```
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,15 +14,17 @@ use std::time::Duration;
 use futures::future::{self, BoxFuture, FutureExt, TryFutureExt};
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::timeout::TransportTimeout;
-use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportError, TransportEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo, Version};
 use libp2p::identity::Keypair;
 use libp2p::pnet::{PnetConfig, PreSharedKey};
 use libp2p::{Multiaddr, PeerId, Transport, noise, quic, tcp, tls, yamux};
 use ringlane_shared::limits::STREAMS_PER_CONNECTION_MAX;
 
-use super::address::AddressPolicy;
+use super::address::{self, AddressPolicy, AddressRefusal};
+use super::connections::TransportName;
 use super::node::NodeError;
+use super::tcp::MarkedTcp;
 
 /// How long a handshake may take, from the first packet to an authenticated, multiplexed connection.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,15 +46,15 @@ pub(super) fn build(
     let mut multiplexing = yamux::Config::default();
     multiplexing.set_max_num_streams(STREAMS_PER_CONNECTION_MAX);
     if let Some(key) = swarm_key {
-        let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        let tcp = MarkedTcp::new(tcp::Config::default().nodelay(true))
             .and_then(move |socket, _| PnetConfig::new(key).handshake(socket))
             .upgrade(Version::V1Lazy)
             .authenticate(security)
             .multiplex(multiplexing)
             .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-        return Ok(TransportTimeout::new(DialFilter { inner: tcp.boxed(), policy }, HANDSHAKE_TIMEOUT).boxed());
+        return Ok(filtered(tcp.boxed(), policy));
     }
-    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+    let tcp = MarkedTcp::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1Lazy)
         .authenticate(security)
         .multiplex(multiplexing)
@@ -64,13 +67,37 @@ pub(super) fn build(
     let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
 
     let direct = quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed();
-    Ok(TransportTimeout::new(DialFilter { inner: direct, policy }, HANDSHAKE_TIMEOUT).boxed())
+    Ok(filtered(direct, policy))
+}
+
+fn filtered(direct: PeerTransport, policy: AddressPolicy) -> PeerTransport {
+    TransportTimeout::new(DialFilter { inner: direct, policy, quic_listeners: Vec::new() }, HANDSHAKE_TIMEOUT).boxed()
 }
 
 /// Refuses to dial what the policy refuses, whoever asks for the dial: the dialer, or later a routing query.
 struct DialFilter {
     inner: PeerTransport,
     policy: AddressPolicy,
+    /// Where QUIC listens. Dials share those sockets, whose ports the routing rules know; the library's other sockets
+    /// have any port and no mark.
+    quic_listeners: Vec<(ListenerId, IpAddr)>,
+}
+
+impl DialFilter {
+    fn check(&self, address: &Multiaddr, options: &mut DialOpts) -> Result<(), AddressRefusal> {
+        let destination = self.policy.check_dial(address, true)?;
+        if destination.transport != TransportName::Quic || self.policy.check_dial(address, false).is_ok() {
+            return Ok(());
+        }
+        // An unmarked socket would go into the tunnel.
+        let ip = destination.socket.ip();
+        let shares = |local: &IpAddr| local.is_ipv4() == ip.is_ipv4() && local.is_loopback() == ip.is_loopback();
+        if !self.quic_listeners.iter().any(|(_, local)| shares(local)) {
+            return Err(AddressRefusal::IntoTunnel);
+        }
+        options.port_use = PortUse::Reuse;
+        Ok(())
+    }
 }
 
 impl Transport for DialFilter {
@@ -80,20 +107,32 @@ impl Transport for DialFilter {
     type Dial = <PeerTransport as Transport>::Dial;
 
     fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
-        self.inner.listen_on(id, address)
+        let listening = address::parse(&address);
+        self.inner.listen_on(id, address)?;
+        if let Ok(local) = listening
+            && local.transport == TransportName::Quic
+        {
+            self.quic_listeners.push((id, local.socket.ip()));
+        }
+        Ok(())
     }
 
     fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.quic_listeners.retain(|(other, _)| *other != id);
         self.inner.remove_listener(id)
     }
 
-    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
-        self.policy.check(&address).map_err(|refusal| TransportError::Other(io::Error::other(refusal)))?;
+    fn dial(&mut self, address: Multiaddr, mut options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+        self.check(&address, &mut options).map_err(|refusal| TransportError::Other(io::Error::other(refusal)))?;
         self.inner.dial(address, options)
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        Pin::new(&mut self.inner).poll(cx)
+        let polled = Pin::new(&mut self.inner).poll(cx);
+        if let Poll::Ready(TransportEvent::ListenerClosed { listener_id, .. }) = &polled {
+            self.quic_listeners.retain(|(other, _)| other != listener_id);
+        }
+        polled
     }
 }
 

@@ -54,7 +54,7 @@ fn bounds_hold(settings: &Settings) {
     assert!(settings.peers.len() <= PEERS_MAX);
     for (position, peer) in settings.peers.iter().enumerate() {
         assert!(peer.addresses.len() <= ADDRESSES_PER_PEER_MAX && peer.routes.len() <= ROUTES_PER_PEER_MAX);
-        assert!(peer.routes.iter().all(|route| *route == route.trunc()));
+        assert!(peer.routes.iter().all(|route| route.net == route.net.trunc()));
         assert!(settings.peers[..position].iter().all(|other| other.id != peer.id));
     }
 }

@@ -1,7 +1,7 @@
 //! Hyprspace's format, read unchanged.
 //!
 //! As Hyprspace does, unknown keys are ignored, null counts as absent and host bits of a network are cleared. What
-//! Hyprspace accepts and then fails on (our own id among the peers, a peer or a network twice) is refused, and what
+//! Hyprspace accepts and then fails on (our own id among the peers, a peer twice, a network twice at one peer) is refused, and what
 //! this version cannot do yet is a warning.
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Placed, Table};
 use super::validate::{self, Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, IdentitySettings, Settings, discovery, dns, services};
+use super::{ConfigError, IdentitySettings, RouteSettings, Settings, discovery, dns, routes, services};
 use crate::identity;
 use crate::limits::{LISTEN_ADDRESSES_MAX, PEERS_MAX, ROUTES_PER_PEER_MAX};
 
@@ -42,6 +42,9 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     if let Some(item) = root.get("listenAddresses") {
         draft.listen = listen_addresses(&item, report);
     }
+    if let Some(filter) = root.get("filterPrivateAddresses").and_then(|item| item.boolean(report)) {
+        draft.filter_private_addresses = filter;
+    }
     // There is no key that could resolve a collision, so none is made.
     draft.port.value = validate::free_lane_port(draft.listen.iter().map(|address| &address.value));
     if let Some(item) = root.get("peers") {
@@ -63,7 +66,7 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     {
         draft.dns.domain = domain;
     }
-    warn_of_what_is_missing(&root, report);
+    warn_of_unknown_keys(&root, &KNOWN_KEYS, report);
     draft
 }
 
@@ -112,16 +115,16 @@ fn peer(item: &Item<'_>, report: &mut Report<'_>) -> Option<PeerDraft> {
     Some(PeerDraft { name, id, addresses: Vec::new(), routes, carrier: None })
 }
 
-fn route(item: &Item<'_>, report: &mut Report<'_>) -> Option<Placed<ipnet::IpNet>> {
+fn route(item: &Item<'_>, report: &mut Report<'_>) -> Option<Placed<RouteSettings>> {
     let table = item.table(report)?;
-    warn_of_unknown_keys(&table, &["net"], report);
-    match table.get("net") {
-        Some(item) => accept(&item, |text| value::prefix(text, HostBits::Clear), report),
-        None => {
-            report.refuse(&table.missing("net"), "is missing", "add the network, for example \"10.20.0.0/16\"");
-            None
-        }
-    }
+    warn_of_unknown_keys(&table, &["net", "metric"], report);
+    let Some(net) = table.get("net") else {
+        report.refuse(&table.missing("net"), "is missing", "add the network, for example \"10.20.0.0/16\"");
+        return None;
+    };
+    let mut route = accept(&net, |text| value::prefix(text, HostBits::Clear).map(RouteSettings::from), report)?;
+    route.value.metric = routes::metric(&table, report);
+    Some(route)
 }
 
 /// The parsed text of `item`; a flaw is reported, and what this version cannot do is left out with a warning.
@@ -138,15 +141,6 @@ fn accept<'n, T>(
         Err(flaw) => report.refuse(&item.place(), flaw.problem, flaw.remedy),
     }
     None
-}
-
-fn warn_of_what_is_missing(root: &Table<'_>, report: &mut Report<'_>) {
-    warn_of_unknown_keys(root, &KNOWN_KEYS, report);
-    if let Some(item) = root.get("filterPrivateAddresses")
-        && item.boolean(report) == Some(true)
-    {
-        report.warn(&item.place(), "has no effect in this version: private addresses are used");
-    }
 }
 
 fn warn_of_unknown_keys(table: &Table<'_>, known: &[&str], report: &mut Report<'_>) {

@@ -8,6 +8,7 @@ mod dns;
 mod error;
 mod hyprspace;
 mod metrics;
+mod routes;
 mod services;
 mod toml;
 mod tree;
@@ -16,7 +17,6 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
 use multiaddr::Multiaddr;
 
 pub use self::discovery::{
@@ -27,6 +27,7 @@ use self::error::Report;
 pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
 pub use self::metrics::{METRICS_PORT_VARIABLE, MetricsSettings};
+pub use self::routes::{RouteSettings, parse_network};
 pub use self::services::{ServiceSettings, ServiceTarget};
 pub use self::toml::{carrier_word, cipher_word, parse_toml};
 use self::tree::Place;
@@ -134,6 +135,8 @@ pub struct ControlSettings {
     pub mdns: bool,
     /// How peers are found beyond that.
     pub discovery: DiscoverySettings,
+    /// Whether addresses of private networks are neither dialled nor accepted, nor used by lanes; turns mDNS off.
+    pub filter_private_addresses: bool,
 }
 
 /// The workers' settings.
@@ -210,7 +213,7 @@ pub struct PeerSettings {
     /// Addresses to dial, without the `/p2p/` part; may be empty.
     pub addresses: Vec<Multiaddr>,
     /// Networks behind it, host bits cleared; its built-in addresses are not listed.
-    pub routes: Vec<IpNet>,
+    pub routes: Vec<RouteSettings>,
     /// How packets shall reach it, if not as `dataplane.carrier` says.
     pub carrier: Option<CarrierChoice>,
 }

@@ -7,7 +7,10 @@ use super::error::Report;
 use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
-use super::{ConfigError, DEFAULT_PORT, IdentitySettings, Settings, Switch, discovery, dns, metrics, services};
+use super::{
+    ConfigError, DEFAULT_PORT, IdentitySettings, RouteSettings, Settings, Switch, discovery, dns, metrics, routes,
+    services,
+};
 use crate::lane::keys::CipherChoice;
 use crate::limits::{
     ADDRESSES_PER_PEER_MAX, BUSY_POLL_US_MAX, CORE_MAX, INNER_MTU_MAX, INNER_MTU_MIN, KEEP_ALIVE_SECONDS_MAX,
@@ -18,10 +21,10 @@ use crate::limits::{
 use crate::plane::{CarrierChoice, Engine, Offload};
 
 /// Every key there is, by table.
-const SCHEMA: [(&str, &[&str]); 10] = [
+const SCHEMA: [(&str, &[&str]); 11] = [
     ("", &["interface", "identity", "control", "dataplane", "dns", "metrics", "peers", "services"]),
     ("identity", &["key_file"]),
-    ("control", &["listen", "mdns", "dht", "bootstrap", "delegated_routers", "swarm_key"]),
+    ("control", &["listen", "mdns", "dht", "bootstrap", "delegated_routers", "swarm_key", "filter_private_addresses"]),
     ("control.delegated_routers", &["url", "pin"]),
     (
         "dataplane",
@@ -49,6 +52,7 @@ const SCHEMA: [(&str, &[&str]); 10] = [
     ("dns", &["enabled", "domain", "resolved", "listen"]),
     ("metrics", &["listen"]),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
+    ("peers.routes", &["net", "metric"]),
     ("services", &services::KEYS),
 ];
 
@@ -104,6 +108,9 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
         }
         if let Some(mdns) = table.get("mdns").and_then(|item| item.boolean(report)) {
             draft.mdns = mdns;
+        }
+        if let Some(filter) = table.get("filter_private_addresses").and_then(|item| item.boolean(report)) {
+            draft.filter_private_addresses = filter;
         }
     }
     if let Some(table) = section(&root, "dataplane", report) {
@@ -283,9 +290,28 @@ fn peer(item: &Item<'_>, report: &mut Report<'_>) -> Option<PeerDraft> {
     let addresses = list_of(&table, "addresses", ADDRESSES_PER_PEER_MAX, report, |text| {
         value::peer_address(text, known_id.as_ref())
     });
-    let routes = list_of(&table, "routes", ROUTES_PER_PEER_MAX, report, |text| value::prefix(text, HostBits::Refuse));
+    let routes = table.get("routes").and_then(|item| item.list(ROUTES_PER_PEER_MAX, report)).unwrap_or_default();
+    let routes = routes.iter().filter_map(|item| route(item, report)).collect();
     let carrier = table.get("carrier").and_then(|item| item.word(&CARRIERS, report));
     Some(PeerDraft { name, id, addresses, routes, carrier })
+}
+
+/// A network as text, or a table of it and its metric.
+fn route(item: &Item<'_>, report: &mut Report<'_>) -> Option<Placed<RouteSettings>> {
+    let prefix = |text: &str| value::prefix(text, HostBits::Refuse).map(RouteSettings::from);
+    if !item.is_table() {
+        return accept(item, prefix, report);
+    }
+    let table = item.table(report)?;
+    known_keys_only(&table, "peers.routes", report);
+    let Some(net) = table.get("net") else {
+        let place = Place { offset: item.place().offset, ..table.missing("net") };
+        report.refuse(&place, "is missing", "add the network, for example \"10.20.0.0/16\"");
+        return None;
+    };
+    let mut route = accept(&net, prefix, report)?;
+    route.value.metric = routes::metric(&table, report);
+    Some(route)
 }
 
 fn list_of<T>(

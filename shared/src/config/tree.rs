@@ -252,6 +252,10 @@ impl<'n> Item<'n> {
         Some(nodes.iter().enumerate().map(item).collect())
     }
 
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.node.value, Value::Table(_))
+    }
+
     pub(super) fn table(&self, report: &mut Report<'_>) -> Option<Table<'n>> {
         match &self.node.value {
             Value::Table(entries) => Some(Table { entries, key: self.key.clone() }),

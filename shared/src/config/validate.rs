@@ -12,7 +12,7 @@ use super::services::{self, ServiceDraft};
 use super::tree::{Place, Placed};
 use super::{
     ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, DiscoverySettings, DnsSettings, IdentitySettings,
-    MetricsSettings, PeerSettings, STATE_DIRECTORY, Settings, Switch, value,
+    MetricsSettings, PeerSettings, RouteSettings, STATE_DIRECTORY, Settings, Switch, value,
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
@@ -48,6 +48,7 @@ pub(super) struct Draft {
     pub(super) listen: Vec<Placed<Multiaddr>>,
     pub(super) mdns: bool,
     pub(super) discovery: DiscoverySettings,
+    pub(super) filter_private_addresses: bool,
     pub(super) workers: Option<Placed<u8>>,
     pub(super) port: Placed<u16>,
     pub(super) mtu: u16,
@@ -76,7 +77,7 @@ pub(super) struct PeerDraft {
     pub(super) name: Option<Placed<String>>,
     pub(super) id: Option<Placed<PeerId>>,
     pub(super) addresses: Vec<Placed<Multiaddr>>,
-    pub(super) routes: Vec<Placed<IpNet>>,
+    pub(super) routes: Vec<Placed<RouteSettings>>,
     pub(super) carrier: Option<CarrierChoice>,
 }
 
@@ -96,6 +97,7 @@ impl Draft {
             listen: listen.collect(),
             mdns: true,
             discovery: DiscoverySettings::default(),
+            filter_private_addresses: false,
             workers: None,
             port: Placed::new(DEFAULT_PORT, Place::default_of("dataplane.port", DEFAULT_PORT)),
             mtu: INNER_MTU_DEFAULT,
@@ -161,6 +163,7 @@ impl Draft {
                 listen: self.listen.into_iter().map(|address| address.value).collect(),
                 mdns: self.mdns,
                 discovery: self.discovery,
+                filter_private_addresses: self.filter_private_addresses,
             },
             dataplane: DataplaneSettings {
                 workers: self.workers.map(|workers| workers.value),
@@ -311,10 +314,10 @@ impl Draft {
         let builtin: BTreeMap<IpNet, &str> = ids
             .flat_map(|id| builtin_addresses(&id.value).map(|address| (IpNet::from(address), id.place.key.as_str())))
             .collect();
-        let mut seen: BTreeMap<IpNet, (usize, &str)> = BTreeMap::new();
-        for (position, peer) in self.peers.iter().enumerate() {
+        for peer in &self.peers {
+            let mut seen: BTreeMap<IpNet, &str> = BTreeMap::new();
             for route in &peer.routes {
-                if let Some(owner) = builtin.get(&route.value) {
+                if let Some(owner) = builtin.get(&route.value.net) {
                     let problem = format!("is the built-in address of a peer (see {owner})");
                     report.refuse(
                         &route.place,
@@ -322,19 +325,8 @@ impl Draft {
                         "remove it; built-in addresses are routed without being listed",
                     );
                 }
-                match seen.insert(route.value, (position, &route.place.key)) {
-                    Some((first, key)) if first == position => {
-                        report.refuse(&route.place, format!("is listed twice (see {key})"), "remove one of them");
-                    }
-                    Some((_, key)) => {
-                        let problem = format!("is routed to two peers (see {key})");
-                        report.refuse(
-                            &route.place,
-                            problem,
-                            "give it to one of them, or narrow one of the two prefixes",
-                        );
-                    }
-                    None => {}
+                if let Some(key) = seen.insert(route.value.net, &route.place.key) {
+                    report.refuse(&route.place, format!("is listed twice (see {key})"), "remove one of them");
                 }
             }
         }
@@ -361,10 +353,10 @@ impl Settings {
                 ));
             }
             for (index, route) in peer.routes.iter().enumerate() {
-                if own_addresses.iter().any(|address| IpNet::from(*address) == *route) {
+                if own_addresses.iter().any(|address| IpNet::from(*address) == route.net) {
                     problems.push(Problem::new(
                         format!("peers[{position}].routes[{index}]"),
-                        Some(format!("\"{route}\"")),
+                        Some(format!("\"{}\"", route.net)),
                         "is this node's own built-in address",
                         "remove it",
                     ));

@@ -23,6 +23,17 @@ pub struct AddressPolicy {
     pub allow_loopback: bool,
     /// Networks that are reached through Ringlane itself. A lane to an address in one of them would carry itself.
     pub inner_networks: Vec<IpNet>,
+    /// Refuse peers' addresses in private networks; our own may well be in one.
+    pub filter_private: bool,
+}
+
+/// Whether Hyprspace's `filterPrivateAddresses` is about this address: 10/8, 172.16/12, 192.168/16, 169.254/16, 127/8,
+/// fe80::/10 and ::1. Neither fc00::/7 nor 100.64/10 is among them.
+pub fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_loopback(),
+    }
 }
 
 impl AddressPolicy {
@@ -47,6 +58,9 @@ impl AddressPolicy {
         let mut pairs = Vec::new();
         for remote in candidates {
             if remote.port() == 0 || locals.contains(&remote.ip()) || !self.admits(remote.ip()) {
+                continue;
+            }
+            if self.filter_private && is_private(remote.ip()) {
                 continue;
             }
             for &local in locals {
@@ -118,6 +132,33 @@ mod tests {
         let expected =
             [("10.0.0.1", "10.0.0.2:8100"), ("2001:db8::1", "[2001:db8::2]:8100"), ("127.0.0.1", "127.0.0.2:8100")];
         assert_eq!(pairs, expected.map(|(local, remote)| Pair { local: ip(local), remote: remote.parse().unwrap() }));
+    }
+
+    #[test]
+    fn private_addresses_are_told_from_others_and_filtered_as_a_peers_only() {
+        for private in [
+            "10.0.0.1",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.9.9",
+            "169.254.1.1",
+            "127.0.0.1",
+            "::1",
+            "fe80::1",
+            "febf::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(is_private(ip(private)), "{private}");
+        }
+        for public in
+            ["172.32.0.1", "11.0.0.1", "100.64.0.1", "192.169.0.1", "fd00::1", "fc00::1", "fec0::1", "2001:db8::1"]
+        {
+            assert!(!is_private(ip(public)), "{public}");
+        }
+        let policy = AddressPolicy { filter_private: true, ..Default::default() };
+        let remotes = ["10.0.0.2:1", "203.0.113.1:1"].map(|remote| remote.parse().unwrap());
+        let pairs = policy.pairs(&[ip("10.0.0.1")], remotes);
+        assert_eq!(pairs, [Pair { local: ip("10.0.0.1"), remote: "203.0.113.1:1".parse().unwrap() }]);
     }
 
     #[test]

@@ -116,6 +116,8 @@ key_file = {key_file}
 # delegated_routers = [{{ url = "https://router.example" }}]
 # The key file of a private libp2p network, which then uses TCP only.
 # swarm_key = "swarm.key"
+# Whether to use no private addresses of peers, such as 10.0.0.0/8; turns mDNS off.
+# filter_private_addresses = false
 
 [dataplane]
 # Threads that move packets, each on a core of its own; by default one per core.
@@ -173,7 +175,7 @@ key_file = {key_file}
 # name = "site-b"
 # id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.2/udp/8001/quic-v1"]   # optional: where to dial it
-# routes = ["10.20.0.0/16", "fd00:20::/64"]         # optional: the networks behind it
+# routes = ["10.20.0.0/16", {{ net = "fd00:20::/64", metric = 10 }}]   # optional: the networks behind it
 # carrier = "quic"                                  # optional: how packets leave to it, if not as above
 
 # TCP services for peers, each with an address of its own.

@@ -124,10 +124,15 @@ fn act_on_routes(line: &Line) -> Result<(), Failure> {
     match route::asked(&line.positionals, &peers.collect::<Vec<_>>(), &routes).map_err(Failure::Refused)? {
         route::Asked::Show => {
             let connections: Vec<ConnectionStatus> = ask(line, AdminCommand::Peers)?;
-            print(&format::routes(&routes, &connections))?;
+            // Hyprspace knows one router of a network.
+            let active: Vec<RouteStatus> = routes.into_iter().filter(|route| route.active).collect();
+            print(&format::routes(&active, &connections))?;
         }
-        route::Asked::Add { .. } | route::Asked::Del { .. } => {
-            return Err(Failure::Refused("routes cannot be changed while the node runs".to_owned()));
+        route::Asked::Add { prefix, peer } => {
+            ask::<()>(line, AdminCommand::RouteAdd { net: prefix.to_string(), peer, metric: None })?;
+        }
+        route::Asked::Del { prefix } => {
+            ask::<()>(line, AdminCommand::RouteDel { net: prefix.to_string(), peer: None })?;
         }
     }
     Ok(())

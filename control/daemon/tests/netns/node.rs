@@ -375,6 +375,11 @@ impl Status {
         self.drops().get(reason).copied().unwrap_or(0)
     }
 
+    /// How much the gate refused for one reason.
+    pub(crate) fn gate(&self, reason: &str) -> u64 {
+        self.0["gate"][reason].as_u64().unwrap_or(0)
+    }
+
     /// What the TUN's entry says of this name.
     pub(crate) fn tun(&self, name: &str) -> Option<u64> {
         self.0["tun"][name].as_u64()

@@ -128,7 +128,7 @@ fn routes_come_and_go([kind]: [Kind; 1]) {
     assert_eq!(members[0].router.run("ip route show 10.77.1.0/24"), "");
 }
 
-matrix!(routes_come_and_go: #[ignore = "waits for routes that can be changed"] rust [Rust], go [Go]);
+matrix!(routes_come_and_go: rust [Rust], go [Go]);
 
 #[test]
 fn without_a_node_commands_say_what_was_not_there() {

@@ -15,8 +15,8 @@ fn members_find_each_other_by_mdns_alone(kinds: [Kind; 2]) {
 matrix!(members_find_each_other_by_mdns_alone:
     rust_rust [Rust, Rust],
     go_go [Go, Go],
-    #[ignore = "waits for /hyprspace/1"] rust_go [Rust, Go],
-    #[ignore = "waits for /hyprspace/1"] go_rust [Go, Rust],
+    rust_go [Rust, Go],
+    go_rust [Go, Rust],
 );
 
 /// All three are told each other's addresses.
@@ -28,9 +28,9 @@ fn three_members_are_a_mesh(kinds: [Kind; 3]) {
 
 matrix!(three_members_are_a_mesh:
     rust_rust_rust [Rust, Rust, Rust],
-    #[ignore = "waits for /hyprspace/1"] go_go_rust [Go, Go, Rust],
-    #[ignore = "waits for /hyprspace/1"] go_rust_rust [Go, Rust, Rust],
-    #[ignore = "waits for /hyprspace/1"] old_go_rust_rust [OldGo, Rust, Rust],
+    go_go_rust [Go, Go, Rust],
+    go_rust_rust [Go, Rust, Rust],
+    old_go_rust_rust [OldGo, Rust, Rust],
 );
 
 /// Without mDNS, A and C know only where B is; B tells them of each other.
@@ -51,10 +51,10 @@ fn a_third_member_introduces_two_that_do_not_know_each_other([a, b, c]: [Kind; 3
 matrix!(a_third_member_introduces_two_that_do_not_know_each_other:
     rust_rust_rust [Rust, Rust, Rust],
     go_go_go [Go, Go, Go],
-    #[ignore = "waits for /hyprspace/1"] go_go_rust [Go, Go, Rust],
-    #[ignore = "waits for /hyprspace/1"] go_rust_go [Go, Rust, Go],
-    #[ignore = "waits for /hyprspace/1"] rust_go_rust [Rust, Go, Rust],
-    #[ignore = "waits for /hyprspace/1"] go_rust_rust [Go, Rust, Rust],
+    go_go_rust [Go, Go, Rust],
+    go_rust_go [Go, Rust, Go],
+    rust_go_rust [Rust, Go, Rust],
+    go_rust_rust [Go, Rust, Rust],
 );
 
 /// Without mDNS, and with a node between them that is a peer of neither: it only answers in their DHT.

@@ -417,8 +417,8 @@ macro_rules! matrix {
     ($scenario:ident) => {
         crate::interop::matrix!($scenario:
             rust_rust [Rust, Rust],
-            #[ignore = "waits for /hyprspace/1"] rust_go [Rust, Go],
-            #[ignore = "waits for /hyprspace/1"] go_rust [Go, Rust],
+            rust_go [Rust, Go],
+            go_rust [Go, Rust],
         );
     };
 }

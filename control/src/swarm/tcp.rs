@@ -1,0 +1,111 @@
+//! The library's TCP transport, but for dialling: that is done here, from marked sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::future::{BoxFuture, FutureExt};
+use libp2p::core::transport::{DialOpts, ListenerId, PortUse, TransportError, TransportEvent};
+use libp2p::tcp::tokio::{TcpStream, Transport as Inner};
+use libp2p::{Multiaddr, Transport, tcp};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpSocket;
+
+use super::address;
+use super::connections::TransportName;
+use crate::underlay;
+
+/// TCP whose outbound connections carry our mark, so that a route of ours never takes them into the tunnel. What it
+/// accepts needs none: it leaves from a port that the routing rules know.
+pub(super) struct MarkedTcp {
+    inner: Inner,
+    listening: Vec<(ListenerId, SocketAddr)>,
+}
+
+impl MarkedTcp {
+    pub(super) fn new(config: tcp::Config) -> Self {
+        Self { inner: Inner::new(config), listening: Vec::new() }
+    }
+
+    /// The listener whose port a connection to `remote` can share, as hole punching needs: one at the address that the
+    /// kernel would send from, if there is one.
+    fn shared_port(&self, remote: SocketAddr) -> Option<SocketAddr> {
+        let fits = |local: &&SocketAddr| {
+            local.is_ipv4() == remote.is_ipv4() && local.ip().is_loopback() == remote.ip().is_loopback()
+        };
+        let routed = underlay::source_to(remote, true);
+        let mut fitting = self.listening.iter().map(|(_, local)| local).filter(fits);
+        let first = fitting.clone().next();
+        fitting.find(|local| routed == Some(local.ip())).or(first).copied()
+    }
+}
+
+impl Transport for MarkedTcp {
+    type Output = TcpStream;
+    type Error = io::Error;
+    type ListenerUpgrade = <Inner as Transport>::ListenerUpgrade;
+    type Dial = BoxFuture<'static, io::Result<TcpStream>>;
+
+    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<io::Error>> {
+        let local = tcp_destination(&address);
+        self.inner.listen_on(id, address)?;
+        // A port that the kernel chooses is not known here, and not shared.
+        if let Some(local) = local.filter(|local| local.port() != 0) {
+            self.listening.push((id, local));
+        }
+        Ok(())
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.listening.retain(|(other, _)| *other != id);
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
+        let Some(remote) = tcp_destination(&address) else {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        };
+        let local = self.shared_port(remote).filter(|_| options.port_use == PortUse::Reuse);
+        Ok(connect(remote, local).boxed())
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        let polled = Pin::new(&mut self.inner).poll(cx);
+        if let Poll::Ready(TransportEvent::ListenerClosed { listener_id, .. }) = &polled {
+            self.listening.retain(|(other, _)| other != listener_id);
+        }
+        polled
+    }
+}
+
+fn tcp_destination(address: &Multiaddr) -> Option<SocketAddr> {
+    let destination = address::parse(address).ok()?;
+    (destination.transport == TransportName::Tcp).then_some(destination.socket)
+}
+
+async fn connect(remote: SocketAddr, local: Option<SocketAddr>) -> io::Result<TcpStream> {
+    let connected = match socket(remote, local)?.connect(remote).await {
+        // A connection between the two ports is there, or was a moment ago.
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && local.is_some() => {
+            socket(remote, None)?.connect(remote).await
+        }
+        connected => connected,
+    };
+    connected.map(TcpStream)
+}
+
+fn socket(remote: SocketAddr, local: Option<SocketAddr>) -> io::Result<TcpSocket> {
+    let socket = Socket::new(Domain::for_address(remote), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    underlay::mark(&socket)?;
+    if remote.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    socket.set_reuse_address(true)?;
+    if let Some(local) = local {
+        socket.set_reuse_port(true)?;
+        socket.bind(&local.into())?;
+    }
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}

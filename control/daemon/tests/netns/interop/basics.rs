@@ -124,6 +124,6 @@ fn hosts_behind_members_reach_each_other(kinds: [Kind; 3]) {
 
 matrix!(hosts_behind_members_reach_each_other:
     rust_rust_rust [Rust, Rust, Rust],
-    #[ignore = "waits for the gate"] rust_go_rust [Rust, Go, Rust],
-    #[ignore = "waits for the gate"] go_rust_go [Go, Rust, Go],
+    rust_go_rust [Rust, Go, Rust],
+    go_rust_go [Go, Rust, Go],
 );

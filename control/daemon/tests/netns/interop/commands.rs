@@ -109,7 +109,7 @@ fn a_unit_starts_reloads_and_stops_it([kind]: [Kind; 1]) {
     }
 }
 
-matrix!(a_unit_starts_reloads_and_stops_it: #[ignore = "waits for SIGUSR1"] rust [Rust], go [Go]);
+matrix!(a_unit_starts_reloads_and_stops_it: rust [Rust], go [Go]);
 
 /// A route added and taken away while the node runs.
 fn routes_come_and_go([kind]: [Kind; 1]) {

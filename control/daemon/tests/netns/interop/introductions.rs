@@ -77,7 +77,7 @@ fn members_find_each_other_by_a_dht_of_their_own([a, c]: [Kind; 2]) {
 
 matrix!(members_find_each_other_by_a_dht_of_their_own:
     rust_rust [Rust, Rust],
-    #[ignore = "waits for /hyprspace/1"] rust_go [Rust, Go],
-    #[ignore = "waits for /hyprspace/1"] go_rust [Go, Rust],
+    rust_go [Rust, Go],
+    go_rust [Go, Rust],
     go_go [Go, Go],
 );

@@ -8,8 +8,9 @@
 //! | `streams` | reading and writing both protocols |
 //!
 //! To each connected peer one stream is opened that offers `/ringlane/peers/1` and, for nodes that do not speak it,
-//! `/hyprspace/pex/0.0.1`: who takes the first is never asked by the second. [`PeerExchange`] owns both; nothing is
-//! spawned, and every stream and message is bounded by the peer it belongs to.
+//! `/hyprspace/pex/0.0.1`: who takes the first is told by the first. But Hyprspace's nodes sign nothing: as long as a peer
+//! is missing that no record tells of, connected peers of either kind are asked for it by the second, one at a time.
+//! [`PeerExchange`] owns both; nothing is spawned, and every stream and message is bounded by the peer it belongs to.
 
 pub mod gossip;
 mod hearsay;
@@ -18,6 +19,7 @@ mod streams;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
+use std::ops::Bound;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -48,6 +50,8 @@ const PEX: StreamProtocol = StreamProtocol::new("/hyprspace/pex/0.0.1");
 const REOPEN_AFTER: Duration = Duration::from_secs(5);
 /// How long a peer that broke the rules is not listened to.
 const PENALTY: Duration = Duration::from_secs(60);
+/// How long after a change the first peer is asked for one that is missing, and the longest pause before the next.
+const SEARCH_PAUSES: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(60));
 /// How often one peer is asked by Hyprspace's exchange at most.
 const ASK_SPACING: Duration = Duration::from_secs(5);
 
@@ -129,7 +133,12 @@ pub struct PeerExchange {
     hearsay: Hearsay,
     configured: BTreeSet<PeerId>,
     peers: BTreeMap<PeerId, Peer>,
+    /// Streams being opened to ask by Hyprspace's exchange, and streams for what a peer speaks.
+    asking: HashMap<OpenId, PeerId>,
     opening: HashMap<OpenId, PeerId>,
+    search_at: Instant,
+    search_pause: Duration,
+    last_searched: Option<PeerId>,
     tasks: FuturesUnordered<BoxFuture<'static, Done>>,
     timer: Pin<Box<Sleep>>,
     deadline: Option<Instant>,
@@ -147,7 +156,11 @@ impl PeerExchange {
             hearsay: Hearsay::default(),
             configured: configured.into_iter().collect(),
             peers: BTreeMap::new(),
+            asking: HashMap::new(),
             opening: HashMap::new(),
+            search_at: Instant::now() + SEARCH_PAUSES.0,
+            search_pause: SEARCH_PAUSES.0,
+            last_searched: None,
             tasks: FuturesUnordered::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             counters: ExchangeCounters::default(),
@@ -159,6 +172,7 @@ impl PeerExchange {
         let mine = match event {
             NodeEvent::PeerConnected { peer, first: true, .. } if self.configured.contains(&peer) => {
                 self.open(peer, node);
+                self.search_soon();
                 Some(event)
             }
             NodeEvent::ConnectionClosed { peer, connection } => {
@@ -173,6 +187,7 @@ impl PeerExchange {
                 self.peers.remove(&peer);
                 self.gossip.handle_disconnected(&peer);
                 self.ask_all(node);
+                self.search_soon();
                 Some(event)
             }
             NodeEvent::AddressesChanged => {
@@ -187,13 +202,19 @@ impl PeerExchange {
                 self.tasks.push(streams::read_request(peer, stream).boxed());
                 None
             }
-            NodeEvent::StreamOpened { id, result } => match self.opening.remove(&id) {
-                Some(peer) => {
+            NodeEvent::StreamOpened { id, result } => {
+                if let Some(peer) = self.asking.remove(&id) {
+                    if let Ok((_, stream)) = result {
+                        self.tasks.push(streams::ask(peer, stream).boxed());
+                    }
+                    None
+                } else if let Some(peer) = self.opening.remove(&id) {
                     self.handle_opened(peer, result);
                     None
+                } else {
+                    Some(NodeEvent::StreamOpened { id, result })
                 }
-                None => Some(NodeEvent::StreamOpened { id, result }),
-            },
+            }
             event => Some(event),
         };
         self.work(node);
@@ -219,16 +240,45 @@ impl PeerExchange {
 
     /// Asks every connected node of Hyprspace's where the others are.
     pub fn ask_all(&mut self, node: &mut Node) {
+        let speak_it = self.peers.iter().filter(|(_, known)| matches!(known.way, Way::Pex));
+        for peer in speak_it.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+            self.ask(peer, node);
+        }
+    }
+
+    /// Asks one peer by Hyprspace's exchange, unless it was asked just now.
+    fn ask(&mut self, peer: PeerId, node: &mut Node) {
         let now = Instant::now();
-        for (peer, known) in &mut self.peers {
-            let recently = known.asked_at.is_some_and(|at| now.duration_since(at) < ASK_SPACING);
-            if matches!(known.way, Way::Pex)
-                && !recently
-                && let Some(connection) = node.best_connection(peer).map(|connection| connection.id)
-            {
-                known.asked_at = Some(now);
-                self.opening.insert(node.open_stream(connection, vec![PEX]), *peer);
-            }
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let recently = known.asked_at.is_some_and(|at| now.duration_since(at) < ASK_SPACING);
+        if !recently && let Some(connection) = node.best_connection(&peer).map(|connection| connection.id) {
+            known.asked_at = Some(now);
+            self.asking.insert(node.open_stream(connection, vec![PEX]), peer);
+        }
+    }
+
+    /// Something has changed that may let a missing peer be found.
+    fn search_soon(&mut self) {
+        self.search_pause = SEARCH_PAUSES.0;
+        self.search_at = self.search_at.min(Instant::now() + self.search_pause);
+    }
+
+    /// Asks one connected peer, in turn, if one is missing that no record tells of.
+    fn search(&mut self, now: Instant, node: &mut Node) {
+        if self.search_at > now {
+            return;
+        }
+        self.search_at = now + self.search_pause;
+        self.search_pause = (self.search_pause * 2).min(SEARCH_PAUSES.1);
+        let is_missing = |peer: &PeerId| !self.peers.contains_key(peer) && self.gossip.addresses(peer).is_none();
+        if !self.configured.iter().any(is_missing) {
+            return;
+        }
+        let after = self.last_searched.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.peers.range((after, Bound::Unbounded)).chain(&self.peers).next().map(|(peer, _)| *peer);
+        self.last_searched = next;
+        if let Some(peer) = next {
+            self.ask(peer, node);
         }
     }
 
@@ -258,7 +308,6 @@ impl PeerExchange {
         known.way = Way::Closed(None);
         if let Some(connection) = connection {
             known.way = Way::Opening;
-            known.asked_at = Some(now);
             self.opening.insert(node.open_stream(connection, vec![PEERS, PEX]), peer);
         }
     }
@@ -272,6 +321,7 @@ impl PeerExchange {
             }
             Ok((_, stream)) => {
                 known.way = Way::Pex;
+                known.asked_at = Some(Instant::now());
                 self.tasks.push(streams::ask(peer, stream).boxed());
             }
             Err(OpenError::Unsupported) => known.way = Way::Closed(None),
@@ -374,6 +424,7 @@ impl PeerExchange {
     fn work(&mut self, node: &mut Node) {
         let time = time();
         self.gossip.handle_timeout(time);
+        self.search(time.now, node);
         for (peer, address) in self.hearsay.expire(time.now) {
             node.forget_address(&peer, &address, Source::PeerExchange);
         }
@@ -398,7 +449,8 @@ impl PeerExchange {
             Way::Closed(at) => at,
             _ => None,
         });
-        self.deadline = reopens.chain(self.gossip.poll_timeout()).chain(self.hearsay.next_expiry()).min();
+        self.deadline =
+            reopens.chain(self.gossip.poll_timeout()).chain(self.hearsay.next_expiry()).chain([self.search_at]).min();
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Progress> {

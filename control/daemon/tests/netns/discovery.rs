@@ -46,7 +46,7 @@ fn neighbours_hear_of_each_others_restarts_and_new_addresses() {
     let _ = std::fs::remove_file(setups[0].key_file().with_extension("peers.json"));
     nodes[0].up_again(&setups[0]);
     nodes[0].wait_direct(&[Site::B], 1);
-    assert!(discovery(&nodes[0], "mdns", "addresses") > 0);
+    wait_for("A to hear B again", || (discovery(&nodes[0], "mdns", "addresses") > 0).then_some(()));
 
     for (site, new) in [(Site::A, "10.203.0.1"), (Site::B, "10.203.0.2")] {
         let router = lab.router(site);
@@ -81,7 +81,6 @@ fn two_nodes_that_know_only_a_third_find_each_other_by_what_each_signs() {
     for node in &nodes {
         wait_for("both records", || (discovery(node, "records", "held") == 2).then_some(()));
         assert_eq!(discovery(node, "records", "forged"), 0);
-        assert_eq!(discovery(node, "pex", "answers_received"), 0, "Ringlane's nodes do not ask Hyprspace's way");
     }
     lab.host(Site::A).ping(Site::C.host_v4().into());
 }

@@ -64,6 +64,7 @@ impl Site {
     fn node(&self, peers: &[(&Site, bool)], discovery: Discovery, resolver: Resolver) -> Node {
         let peers = peers.iter().map(|(site, known)| (site.id, if *known { vec![site.tcp()] } else { Vec::new() }));
         let mut node = Node::new(NodeConfig {
+            underlay: Default::default(),
             keypair: self.keypair.clone(),
             peers: peers.collect(),
             cached: Vec::new(),

@@ -43,6 +43,7 @@ impl Member {
         let peers: Vec<_> = all.iter().filter(|peer| **peer != at).collect();
         let addresses = |peer: &u8| if known.contains(peer) { vec![Self::address(*peer)] } else { Vec::new() };
         let mut node = Node::new(NodeConfig {
+            underlay: Default::default(),
             keypair: keypair.clone(),
             peers: peers.iter().map(|peer| (Self::id(**peer), addresses(peer))).collect(),
             cached: Vec::new(),

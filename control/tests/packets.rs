@@ -128,6 +128,7 @@ fn pair(accepted: [&[PacketProtocol]; 2], dialled: TransportName) -> [Site; 2] {
         let mut all = packets::accepted();
         all.retain(|one| accepted[us].iter().any(|protocol| protocol.name() == one.name.as_ref()));
         let mut node = Node::new(NodeConfig {
+            underlay: Default::default(),
             keypair: keypairs[us].clone(),
             peers: vec![(ids[them], known)],
             cached: Vec::new(),

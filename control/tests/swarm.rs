@@ -59,6 +59,7 @@ impl Site {
 
     fn config(&self, peers: Vec<(PeerId, Vec<Multiaddr>)>) -> NodeConfig {
         NodeConfig {
+            underlay: Default::default(),
             keypair: self.keypair.clone(),
             peers,
             cached: Vec::new(),
@@ -477,6 +478,7 @@ async fn addresses_of_our_own_are_not_dialled() {
     let [a, b] = Site::pair();
     let overlay = "/ip4/100.64.1.1/udp/8001/quic-v1".parse().unwrap();
     let mut node = Node::new(NodeConfig {
+        underlay: Default::default(),
         allow_loopback: false,
         ..a.config(vec![(b.id, vec![b.address(TransportName::Quic), overlay])])
     })

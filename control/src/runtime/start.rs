@@ -84,6 +84,7 @@ impl Control {
         let mut seed = [0; 8];
         random(&mut seed);
         let mut node = Node::new(NodeConfig {
+            underlay: Default::default(),
             keypair: keypair.clone(),
             peers: settings.peers.iter().map(|peer| (peer.id, peer.addresses.clone())).collect(),
             cached: cached.collect(),

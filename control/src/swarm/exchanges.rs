@@ -173,7 +173,7 @@ mod tests {
     use super::*;
     use crate::swarm::address::AddressPolicy;
     use crate::swarm::streams::StreamEvent;
-    use crate::swarm::{Node, NodeConfig, NodeEvent, transport};
+    use crate::swarm::{Node, NodeConfig, NodeEvent, Underlay, transport};
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -190,12 +190,13 @@ mod tests {
             let keypair = Keypair::generate_ed25519();
             let raw = keypair.public().to_peer_id();
             let settings = libp2p::swarm::Config::with_tokio_executor();
-            let transport = transport::build(&keypair, AddressPolicy::new(true), None).unwrap();
+            let transport = transport::build(&keypair, Underlay::Internet, AddressPolicy::new(true), None).unwrap();
             let ours = Keypair::generate_ed25519();
             let id = ours.public().to_peer_id();
             let mut swarm = Swarm::new(transport, Streams::new(Vec::new(), [id]), raw, settings);
 
             let mut node = Node::new(NodeConfig {
+                underlay: Default::default(),
                 accepted: Vec::new(),
                 keypair: ours,
                 peers: vec![(raw, Vec::new())],

@@ -60,10 +60,18 @@ impl From<io::Error> for ListenFault {
 }
 
 /// The listeners of one node, by the address they were asked for.
-#[derive(Default)]
-pub(super) struct Listeners(BTreeMap<Multiaddr, ListenerId>);
+pub(super) struct Listeners {
+    listeners: BTreeMap<Multiaddr, ListenerId>,
+    /// The addresses are the kernel's.
+    is_internet: bool,
+}
 
 impl Listeners {
+    /// None yet; of a node whose addresses are the kernel's, or not.
+    pub(super) fn new(is_internet: bool) -> Self {
+        Self { listeners: BTreeMap::new(), is_internet }
+    }
+
     /// Listens on exactly these addresses: closes the listeners of all others, opens those that are missing.
     pub(super) fn set<B: NetworkBehaviour>(
         &mut self,
@@ -71,17 +79,17 @@ impl Listeners {
         addresses: &[Multiaddr],
     ) -> Vec<ListenError> {
         let wanted: BTreeSet<&Multiaddr> = addresses.iter().collect();
-        for (_, id) in self.0.extract_if(.., |address, _| !wanted.contains(address)) {
+        for (_, id) in self.listeners.extract_if(.., |address, _| !wanted.contains(address)) {
             swarm.remove_listener(id);
         }
         let mut errors = Vec::new();
         for &address in &wanted {
-            if self.0.contains_key(address) {
+            if self.listeners.contains_key(address) {
                 continue;
             }
             match self.open(swarm, address) {
                 Ok(id) => {
-                    self.0.insert(address.clone(), id);
+                    self.listeners.insert(address.clone(), id);
                 }
                 Err(fault) => errors.push(ListenError { address: address.clone(), fault }),
             }
@@ -95,10 +103,12 @@ impl Listeners {
         if destination.socket.ip().is_unspecified() {
             return Err(AddressRefusal::Unspecified.into());
         }
-        if self.0.len() >= LISTEN_ADDRESSES_MAX {
+        if self.listeners.len() >= LISTEN_ADDRESSES_MAX {
             return Err(ListenFault::TooMany);
         }
-        probe(&destination)?;
+        if self.is_internet {
+            probe(&destination)?;
+        }
         swarm.listen_on(address.clone()).map_err(|error| match error {
             TransportError::MultiaddrNotSupported(_) => AddressRefusal::Unsupported.into(),
             TransportError::Other(error) => ListenFault::from(error),
@@ -108,13 +118,13 @@ impl Listeners {
     /// The listener ended; the address it was asked for, if it is not we who ended it.
     pub(super) fn handle_closed(&mut self, id: ListenerId) -> Option<Multiaddr> {
         let address = self.address_of(id)?.clone();
-        self.0.remove(&address);
+        self.listeners.remove(&address);
         Some(address)
     }
 
     /// The address a listener was asked for.
     pub(super) fn address_of(&self, id: ListenerId) -> Option<&Multiaddr> {
-        self.0.iter().find_map(|(address, &other)| (other == id).then_some(address))
+        self.listeners.iter().find_map(|(address, &other)| (other == id).then_some(address))
     }
 }
 

@@ -59,3 +59,4 @@ pub use mdns::{MdnsCounters, Segment};
 pub use names::Resolver;
 pub use node::{KnownAddress, LearntAddress, Node, NodeConfig, NodeError, NodeEvent};
 pub use streams::{Accepted, InboundStream, OpenId};
+pub use transport::{PeerTransport, Underlay};

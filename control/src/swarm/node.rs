@@ -34,7 +34,7 @@ use super::names::{self, Found, LookUps, Resolver};
 use super::problems::Problems;
 use super::recorder::Recorder;
 use super::streams::{Accepted, InboundStream, OpenError, OpenId};
-use super::transport;
+use super::transport::{self, Underlay};
 
 /// After the last connection is gone, QUIC's close notices still have to leave.
 const CLOSE_LINGER: Duration = Duration::from_millis(50);
@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub agent: String,
     /// Protocols whose inbound streams are given out as [`NodeEvent::StreamInbound`].
     pub accepted: Vec<Accepted>,
+    /// What connections run over.
+    pub underlay: Underlay,
     /// Spreads dials in time; should differ from node to node.
     pub seed: u64,
     /// Looks up names in the configured addresses.
@@ -215,7 +217,8 @@ impl Node {
         let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
         let behaviour =
             Behaviour::new(&config.keypair, &peers, config.agent, policy.clone(), config.accepted, &config.discovery);
-        let transport = transport::build(&config.keypair, policy.clone(), swarm_key)?;
+        let is_internet = config.underlay.is_internet();
+        let transport = transport::build(&config.keypair, config.underlay, policy.clone(), swarm_key)?;
         let settings = libp2p::swarm::Config::with_tokio_executor()
             .with_dial_concurrency_factor(const { dial_concurrency() })
             .with_idle_connection_timeout(Duration::from_secs(60));
@@ -244,7 +247,7 @@ impl Node {
             dials: HashMap::new(),
             look_ups: LookUps::new(config.resolver),
             connections: Connections::new(local),
-            listeners: Listeners::default(),
+            listeners: Listeners::new(is_internet),
             mdns,
             exchanges: Exchanges::default(),
             problems: Problems::default(),

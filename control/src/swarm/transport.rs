@@ -34,14 +34,36 @@ const QUIC_IDLE_TIMEOUT_MS: u32 = 5_000;
 const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// What every transport of ours ends in: who is there, and streams to them.
-pub(super) type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
+pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// What a node's connections run over.
+#[derive(Default)]
+pub enum Underlay {
+    /// QUIC and TCP, by the kernel.
+    #[default]
+    Internet,
+    /// Something that takes the same addresses: simulations run hundreds of nodes in one process. A swarm key has no
+    /// effect on it.
+    Simulated(PeerTransport),
+}
+
+impl Underlay {
+    /// Whether addresses are the kernel's.
+    pub(super) fn is_internet(&self) -> bool {
+        matches!(self, Self::Internet)
+    }
+}
 
 /// Builds the stack for one node.
 pub(super) fn build(
     keypair: &Keypair,
+    underlay: Underlay,
     policy: AddressPolicy,
     swarm_key: Option<PreSharedKey>,
 ) -> Result<PeerTransport, NodeError> {
+    if let Underlay::Simulated(transport) = underlay {
+        return Ok(filtered(transport, policy));
+    }
     let security = Security::new(keypair)?;
     let mut multiplexing = yamux::Config::default();
     multiplexing.set_max_num_streams(STREAMS_PER_CONNECTION_MAX);

@@ -12,7 +12,7 @@ use ringlane_shared::packet::segment::{Split, SplitError};
 use ringlane_shared::plane::stream::Tally;
 use ringlane_shared::plane::{BatchItem, BatchItemForm, PeerEntry};
 
-use crate::inbound::{Rebuilder, admit, admit_source};
+use crate::inbound::{Rebuilder, admit, admit_addresses};
 
 /// Who has sent a batch.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ impl Rebuilder {
         segment_bytes: u16,
     ) -> Result<Taken, DropReason> {
         let header = PacketHeader::parse(bytes).map_err(|_| DropReason::PacketMalformed)?;
-        admit_source(|source| origin.admits_source(source), &header)?;
+        admit_addresses(|source| origin.admits_source(source), &header)?;
         let packet = header.trim(bytes);
         let split = Split::of_peer(packet, &header, segment_bytes).map_err(|error| match error {
             SplitError::Bounds { .. } => DropReason::PacketTooBig,

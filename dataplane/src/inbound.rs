@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
+use ringlane_shared::identity::split_service_address;
 use ringlane_shared::lane::seal::Sequence;
 use ringlane_shared::limits::{
     COALESCE_HEADER_BYTES_MAX, COALESCE_PIECES_MAX, COALESCE_RUNS_MAX, INNER_MTU_MAX, TOKEN_BYTES,
@@ -69,7 +70,7 @@ pub(crate) fn admit(
     if header.total_bytes > usize::from(INNER_MTU_MAX) {
         return Err(DropReason::PacketTooBig);
     }
-    admit_source(admits, &header)?;
+    admit_addresses(admits, &header)?;
     let checksum = PartialChecksum::of_transport(&header).filter(|_| is_partial);
     if is_partial && checksum.is_none() {
         return Err(DropReason::FrameMalformed);
@@ -77,9 +78,13 @@ pub(crate) fn admit(
     Ok((header, checksum))
 }
 
-/// Whether who has sent a packet may send from its source.
-pub(crate) fn admit_source(admits: impl FnOnce(IpAddr) -> bool, header: &PacketHeader) -> Result<(), DropReason> {
-    if admits(header.source) { Ok(()) } else { Err(DropReason::SourceNotAllowed) }
+/// Whether who has sent a packet may send from its source, and to its destination.
+///
+/// Services take packets of this host and of those behind it only. Peers reach them by streams of their own, where it is
+/// looked at who may: a host that forwards would hand their packets back to us as its own.
+pub(crate) fn admit_addresses(admits: impl FnOnce(IpAddr) -> bool, header: &PacketHeader) -> Result<(), DropReason> {
+    let is_to_service = matches!(header.destination, IpAddr::V6(to) if split_service_address(to).is_some());
+    if !is_to_service && admits(header.source) { Ok(()) } else { Err(DropReason::SourceNotAllowed) }
 }
 
 /// An opened record, and where its frames lie: it waits for the others of its turn.
@@ -310,7 +315,7 @@ mod tests {
 
     fn peer() -> PeerEntry {
         let mut sources = RouteTable::default();
-        sources.insert("10.20.0.0/16".parse().unwrap(), ());
+        sources.insert("10.20.0.0/16".parse().unwrap(), true);
         PeerEntry {
             id: PeerId::random(),
             sources: Arc::new(sources),

@@ -54,7 +54,8 @@ pub enum DropReason {
     CeNotEct,
     /// The inner packet is not a well-formed IPv4 or IPv6 packet.
     PacketMalformed,
-    /// The inner source address is neither the peer's own nor in its routes.
+    /// The inner source address is neither the peer's own nor in its routes, or is another peer's or a service's; or the
+    /// destination is a service, which peers reach by streams only.
     SourceNotAllowed,
     /// The inner packet is larger than any may be, or a super-segment by stream stands for more packets.
     PacketTooBig,

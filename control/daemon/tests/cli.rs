@@ -148,7 +148,9 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
     let text = place.read("a.toml");
     let (settings, peers) = text.split_once("# One entry").expect("the file ends with an example of a peer");
     let is_example = |line: &str| {
-        ["# workers", "# cores", "# rate_mbit", "# listen = \"127.0.0.1:9100\""].iter().any(|key| line.starts_with(key))
+        ["# workers", "# cores", "# rate_mbit", "# delegated_routers", "# swarm_key", "# listen = \"127.0.0.1:9100\""]
+            .iter()
+            .any(|key| line.starts_with(key))
     };
     let uncommented: Vec<_> = settings
         .lines()
@@ -165,6 +167,42 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
     assert!(peers.contains("# carrier = "), "{peers}");
     place.write("a.toml", &format!("{}\n# One entry{peers}", uncommented.join("\n")));
     assert_eq!(place.check("a.toml", &["--json"]).succeeded().json(), checked);
+}
+
+#[test]
+fn check_tells_how_peers_are_found_and_what_is_offered_to_whom() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let checked = place.check("a.toml", &["--json"]).succeeded().json();
+    assert_eq!((&checked["dht"], &checked["swarm_key"]), (&"client".into(), &serde_json::Value::Null));
+    for key in ["bootstrap", "delegated_routers", "services"] {
+        assert_eq!(checked[key], serde_json::json!([]), "{key}");
+    }
+
+    let peer = place.init("b.toml", &["--json"]).succeeded().json();
+    let id = peer["id"].as_str().expect("a string");
+    let contact = "/ip4/192.0.2.9/tcp/8001/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN";
+    let control = format!(
+        "[control]\ndht = \"server\"\nbootstrap = [{contact:?}]\n\
+         delegated_routers = [{{ url = \"https://router.example\" }}]\nfilter_private_addresses = true\n"
+    );
+    place.write("a.toml", &place.read("a.toml").replacen("[control]\n", &control, 1));
+    place.append("a.toml", &format!("[[peers]]\nname = \"site-b\"\nid = {id:?}\n"));
+    place.append("a.toml", "[services.www]\ntarget = \"/tcp/8080\"\nallow = [\"@site-b\"]\n");
+    let checked = place.check("a.toml", &["--json"]).succeeded().json();
+    assert_eq!((&checked["dht"], &checked["filter_private_addresses"]), (&"server".into(), &true.into()));
+    assert_eq!(checked["bootstrap"], serde_json::json!([contact]));
+    assert_eq!(checked["delegated_routers"], serde_json::json!(["https://router.example"]));
+    let [service] = checked["services"].as_array().expect("a list").as_slice() else { panic!("{checked}") };
+    assert_eq!((&service["name"], &service["target"]), (&"www".into(), &"/ip4/127.0.0.1/tcp/8080".into()));
+    assert_eq!((&service["allow"], &service["deny"]), (&serde_json::json!([id]), &serde_json::json!([])));
+    let address = service["address"].as_str().expect("a string");
+    assert!(address.starts_with("fd00:6879:7072:7370:7376:"), "{address}");
+
+    let summary = place.check("a.toml", &[]).succeeded().stdout;
+    for part in ["server", "1 address ", "https://router.example", "no private addresses", "www", address, "site-b"] {
+        assert!(summary.contains(part), "{part} is missing in\n{summary}");
+    }
 }
 
 /// The keys of `[dataplane]` that say how packets travel.
@@ -431,7 +469,8 @@ fn a_hyprspace_configuration_is_checked_like_our_own() {
     assert_eq!(json["key_file"], Json::Null);
     assert_eq!(json["peers"][0]["addresses"], serde_json::json!(["/ip4/10.55.0.2/tcp/8001"]));
     let warnings = json["warnings"].to_string();
-    assert!(warnings.contains("services") && warnings.contains("chmod 600"), "{warnings}");
+    assert!(warnings.contains("chmod 600"), "{warnings}");
+    assert_eq!(json["services"][0]["target"], "/ip4/127.0.0.1/tcp/80");
 
     place.write("hs0.json", &config("12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN"));
     place.check("hs0.json", &[]).refused(&["hs0.json", "peers[0].id", "own id"]);

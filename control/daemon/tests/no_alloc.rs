@@ -201,7 +201,7 @@ impl Side {
         let (mut routes, mut sources) = (RouteTable::default(), RouteTable::default());
         let behind_peer = format!("10.{}.0.0/16", 1 - self.number).parse().unwrap();
         routes.insert(behind_peer, PEER);
-        sources.insert(behind_peer, ());
+        sources.insert(behind_peer, true);
         let peer = PeerEntry {
             id: PeerId::random(),
             sources: Arc::new(sources),

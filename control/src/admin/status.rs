@@ -226,8 +226,8 @@ pub struct PeerStatus {
 pub struct AddressStatus {
     /// A multiaddr without `/p2p/`.
     pub address: String,
-    /// The best source of it: `configured`, `connected` (it worked), `mdns`, `cache`, `identify`, `peer_exchange`, `dht`
-    /// or `routing`.
+    /// The best source of it: `configured`, `connected` (it worked), `mdns`, `cache`, `identify`, `signed_record`,
+    /// `peer_exchange`, `dht` or `routing`.
     pub source: String,
     /// When it last worked since the node started, in seconds since 1970.
     pub last_success_unix_s: Option<u64>,

@@ -175,7 +175,7 @@ impl<T> Coordinator<T> {
         let mut coordinator = Self {
             links: links.collect(),
             ids: peers.iter().map(|peer| peer.id).collect(),
-            publisher: Publisher::new(peers, us.workers),
+            publisher: Publisher::new(&us.id, peers, us.workers),
             us,
             candidates: Vec::new(),
             random,

@@ -12,7 +12,7 @@ use ringlane_shared::route::RouteTable;
 /// What of a peer does not change with its lanes.
 struct Fixed {
     id: PeerId,
-    sources: Arc<RouteTable<()>>,
+    sources: Arc<RouteTable<bool>>,
     counters: Arc<[PeerCounters]>,
 }
 
@@ -27,6 +27,7 @@ pub(super) struct Reach {
 
 /// Numbers and builds snapshots. Owner: the coordinator.
 pub struct Publisher {
+    us: PeerId,
     routes: Arc<RouteTable<PeerIndex>>,
     has_services: bool,
     peers: Vec<Fixed>,
@@ -40,13 +41,14 @@ pub fn builtin_prefixes(peer: &PeerId) -> [IpNet; 2] {
 }
 
 impl Publisher {
-    pub(super) fn new(peers: &[PeerSettings], workers: u8) -> Self {
+    pub(super) fn new(us: &PeerId, peers: &[PeerSettings], workers: u8) -> Self {
         let fixed = peers.iter().map(|peer| Fixed {
             id: peer.id,
             sources: Arc::default(),
             counters: (0..workers).map(|_| PeerCounters::default()).collect(),
         });
         let mut publisher = Self {
+            us: *us,
             routes: Arc::default(),
             has_services: false,
             peers: fixed.collect(),
@@ -65,11 +67,11 @@ impl Publisher {
     /// of `offered`, whether it carries them at the moment or not: the way there need not be the way back.
     pub(super) fn set_routes(&mut self, active: &[(IpNet, PeerIndex)], offered: &[(IpNet, PeerIndex)]) {
         let mut routes = RouteTable::default();
-        let mut sources: Vec<RouteTable<()>> = self.peers.iter().map(|_| RouteTable::default()).collect();
+        let mut sources: Vec<RouteTable<bool>> = self.peers.iter().map(|_| RouteTable::default()).collect();
         for ((peer, sources), index) in self.peers.iter().zip(&mut sources).zip(0..) {
             for prefix in builtin_prefixes(&peer.id) {
                 routes.insert(prefix, PeerIndex(index));
-                sources.insert(prefix, ());
+                sources.insert(prefix, true);
             }
         }
         for (prefix, peer) in active {
@@ -77,7 +79,18 @@ impl Publisher {
         }
         for (prefix, peer) in offered {
             if let Some(sources) = sources.get_mut(peer.position()) {
-                sources.insert(*prefix, ());
+                sources.insert(*prefix, true);
+            }
+        }
+        // A wide network, the default route above all, is not a leave to speak for others or for services.
+        let nodes = self.peers.iter().map(|peer| &peer.id).chain([&self.us]);
+        let builtins: Vec<_> = nodes.flat_map(builtin_prefixes).collect();
+        for (peer, sources) in self.peers.iter().zip(&mut sources) {
+            let own = builtin_prefixes(&peer.id);
+            for prefix in builtins.iter().copied().chain([IpNet::V6(service_network())]) {
+                if !own.contains(&prefix) && sources.lookup(prefix.addr()).is_some() {
+                    sources.insert(prefix, false);
+                }
             }
         }
         if self.has_services {
@@ -136,6 +149,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_may_send_from_everywhere_may_not_speak_for_other_peers_or_for_services() {
+        let peer = |routes: &[&str]| PeerSettings {
+            name: String::new(),
+            id: libp2p::identity::Keypair::generate_ed25519().public().to_peer_id(),
+            addresses: Vec::new(),
+            routes: routes.iter().map(|net| RouteSettings::from(net.parse::<IpNet>().unwrap())).collect(),
+            carrier: None,
+        };
+        let (us, peers) = (peer(&[]).id, [peer(&["0.0.0.0/0", "::/0"]), peer(&[])]);
+        let mut publisher = Publisher::new(&us, &peers, 1);
+        let snapshot = publisher.publish(vec![Reach { workers_with_lane: 0, stream: None }; 2]);
+        let admits = |peer: usize, source: std::net::IpAddr| snapshot.peers[peer].admits_source(source);
+        assert!(admits(0, "192.0.2.1".parse().unwrap()) && admits(0, "2001:db8::1".parse().unwrap()));
+        assert!(!admits(0, service_network().addr().into()) && !admits(1, service_network().addr().into()));
+        for builtin in [0, 1].map(|of| builtin_prefixes(&peers[of].id)).iter().flatten() {
+            let is_own = builtin_prefixes(&peers[0].id).contains(builtin);
+            assert_eq!((admits(0, builtin.addr()), admits(1, builtin.addr())), (is_own, !is_own), "{builtin}");
+        }
+        assert!(builtin_prefixes(&us).iter().all(|ours| !admits(0, ours.addr())));
+    }
+
+    #[test]
     fn packets_go_to_the_active_router_and_come_from_any() {
         let ten = RouteSettings::from("10.0.0.0/8".parse::<IpNet>().unwrap());
         let peer = |_| PeerSettings {
@@ -145,8 +180,9 @@ mod tests {
             routes: vec![ten],
             carrier: None,
         };
+        let us = peer(0).id;
         let peers: Vec<_> = (0..3).map(peer).collect();
-        let mut publisher = Publisher::new(&peers, 1);
+        let mut publisher = Publisher::new(&us, &peers, 1);
         let [one, two] = [PeerIndex(1), PeerIndex(2)];
         let unreached = || vec![Reach { workers_with_lane: 0, stream: None }; 3];
         assert!(publisher.set_services(true));

@@ -57,9 +57,7 @@ pub(super) async fn tell(link: Link) {
     let connection = match timeout(CALL_LIMIT, building).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
-            let is_absent = matches!(&error, zbus::Error::InputOutput(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused));
-            match is_absent {
+            match has_no_bus(&error) {
                 true => report(&Failure::Absent("there is no system bus")),
                 false => report(&Failure::Refused { call: "connecting to the system bus", error }),
             }
@@ -152,6 +150,12 @@ where
     }
 }
 
+/// Whether nothing is there to connect to, as on a host without D-Bus.
+fn has_no_bus(error: &zbus::Error) -> bool {
+    let (zbus::Error::InputOutput(error) | zbus::Error::Connection(error, _)) = error else { return false };
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
 fn is_absence(error: &zbus::Error) -> bool {
     match error {
         zbus::Error::MethodError(name, ..) => ABSENT.contains(&name.as_str()),
@@ -216,6 +220,13 @@ mod tests {
 
     fn stream_connection(stream: &MessageStream) -> Connection {
         Connection::from(stream)
+    }
+
+    #[tokio::test]
+    async fn a_host_without_a_bus_is_no_failure() {
+        let address = "unix:path=/nonexistent/system_bus_socket";
+        let error = Builder::address(address).build().await.unwrap_err();
+        assert!(has_no_bus(&error), "{error:?}");
     }
 
     #[tokio::test]

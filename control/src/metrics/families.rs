@@ -8,12 +8,16 @@ use std::collections::BTreeMap;
 use ringlane_shared::limits::METRICS_LANES_MAX;
 
 use super::{Family, Kind, Samples, Scrape, Value};
-use crate::admin::status::{Carrier, Direction, LaneState, LaneStatus, PeerState, PeerStatus, WorkerStatus};
+use crate::admin::discovery::MdnsStatus;
+use crate::admin::status::{
+    Carrier, Direction, LaneState, LaneStatus, PeerState, PeerStatus, ServiceStatus, WorkerStatus,
+};
 
 const NONE: &[&str] = &[];
 const REASON: &[&str] = &["reason"];
 const PEER: &[&str] = &["peer", "name"];
 const LANE: &[&str] = &["peer", "name", "lane", "worker"];
+const SERVICE: &[&str] = &["service"];
 const WORKER: &[&str] = &["worker"];
 
 const STATES: [(PeerState, &str); 4] = [
@@ -62,6 +66,9 @@ pub const FAMILIES: &[Family] = &[
             drops(&scrape.status.listener_drops, &[], out);
         },
     ),
+    counter("ringlane_gate_refused", REASON, "Connections, dials, streams and offers refused", |scrape, out| {
+        drops(&scrape.status.gate, &[], out);
+    }),
     counter(
         "ringlane_records_passed_on",
         NONE,
@@ -81,6 +88,102 @@ pub const FAMILIES: &[Family] = &[
     }),
     counter("ringlane_paths_tried", NONE, "Paths on which a peer was asked whether it is there", |scrape, out| {
         out.add(&[], scrape.status.movement.paths_tried);
+    }),
+    counter("ringlane_mdns_sent_queries", NONE, "Packets of mDNS sent that ask who is there", |scrape, out| {
+        mdns(scrape, out, |mdns| mdns.queries_sent);
+    }),
+    counter("ringlane_mdns_sent_announcements", NONE, "Packets of mDNS sent that tell where we are", |scrape, out| {
+        mdns(scrape, out, |mdns| mdns.announcements_sent);
+    }),
+    counter("ringlane_mdns_received_packets", NONE, "Packets of mDNS read", |scrape, out| {
+        mdns(scrape, out, |mdns| mdns.packets_heard);
+    }),
+    counter("ringlane_mdns_malformed_packets", NONE, "Those that made no sense", |scrape, out| {
+        mdns(scrape, out, |mdns| mdns.packets_malformed);
+    }),
+    counter("ringlane_mdns_ignored_packets", NONE, "Those not looked at, because too many came", |scrape, out| {
+        mdns(scrape, out, |mdns| mdns.packets_ignored);
+    }),
+    gauge("ringlane_mdns_addresses", NONE, "Addresses of peers known from it", |scrape, out| {
+        mdns(scrape, out, |mdns| mdns.addresses);
+    }),
+    counter("ringlane_pex_received_answers", NONE, "Answers of Hyprspace's peer exchange received", |scrape, out| {
+        out.add(&[], scrape.status.discovery.pex.answers_received);
+    }),
+    counter("ringlane_pex_sent_answers", NONE, "Answers sent", |scrape, out| {
+        out.add(&[], scrape.status.discovery.pex.answers_sent);
+    }),
+    counter("ringlane_pex_refused_requests", NONE, "Requests that made no sense or came too often", |scrape, out| {
+        out.add(&[], scrape.status.discovery.pex.requests_refused);
+    }),
+    counter("ringlane_pex_bad_lines", NONE, "Lines of answers that could not be read", |scrape, out| {
+        out.add(&[], scrape.status.discovery.pex.bad_lines);
+    }),
+    gauge("ringlane_pex_addresses", NONE, "Addresses of peers known from it", |scrape, out| {
+        out.add(&[], scrape.status.discovery.pex.addresses);
+    }),
+    gauge("ringlane_signed_records", NONE, "Signed records of peers held", |scrape, out| {
+        out.add(&[], scrape.status.discovery.records.held);
+    }),
+    counter(
+        "ringlane_signed_records_received",
+        &["result"],
+        "Signed records received, by what became of them",
+        |scrape, out| {
+            let records = &scrape.status.discovery.records;
+            out.add(&["learnt"], records.learnt);
+            out.add(&["ignored"], records.ignored);
+            out.add(&["forged"], records.forged);
+        },
+    ),
+    counter("ringlane_signed_records_sent_messages", NONE, "Messages with signed records sent", |scrape, out| {
+        out.add(&[], scrape.status.discovery.records.messages_sent);
+    }),
+    counter("ringlane_signed_records_sent_bytes", NONE, "Their bytes", |scrape, out| {
+        out.add(&[], scrape.status.discovery.records.bytes_sent);
+    }),
+    counter(
+        "ringlane_signed_records_received_messages",
+        NONE,
+        "Messages with signed records received",
+        |scrape, out| {
+            out.add(&[], scrape.status.discovery.records.messages_received);
+        },
+    ),
+    counter("ringlane_signed_records_received_bytes", NONE, "Their bytes", |scrape, out| {
+        out.add(&[], scrape.status.discovery.records.bytes_received);
+    }),
+    gauge("ringlane_service_connections", SERVICE, "Open connections to a service of ours", |scrape, out| {
+        services(scrape, out, |service| service.connections);
+    }),
+    counter("ringlane_service_accepted_connections", SERVICE, "Those accepted", |scrape, out| {
+        services(scrape, out, |service| service.accepted);
+    }),
+    counter("ringlane_service_refused_connections", &["service", "reason"], "Those refused", |scrape, out| {
+        for service in &scrape.status.services.offered {
+            drops(&service.refused, &[&service.name], out);
+        }
+    }),
+    gauge("ringlane_services_connections_to_peers", NONE, "Open connections to services of peers", |scrape, out| {
+        out.add(&[], scrape.status.services.connections_to_peers);
+    }),
+    counter("ringlane_services_accepted_by_peers", NONE, "Connections that peers have accepted", |scrape, out| {
+        out.add(&[], scrape.status.services.accepted_by_peers);
+    }),
+    gauge("ringlane_services_asking", NONE, "Connections of local clients that wait for an answer", |scrape, out| {
+        out.add(&[], scrape.status.services.asking);
+    }),
+    gauge("ringlane_services_streams_of_peers", NONE, "Streams of peers to services of ours", |scrape, out| {
+        out.add(&[], scrape.status.services.streams_of_peers);
+    }),
+    counter("ringlane_services_refused", REASON, "Connections of local clients refused", |scrape, out| {
+        drops(&scrape.status.services.refused, &[], out);
+    }),
+    counter("ringlane_services_refused_to_peers", REASON, "Streams of peers refused, of no service", |scrape, out| {
+        drops(&scrape.status.services.refused_to_peers, &[], out);
+    }),
+    counter("ringlane_services_dropped_packets", REASON, "Packets to services dropped", |scrape, out| {
+        drops(&scrape.status.services.packets_dropped, &[], out);
     }),
     gauge("ringlane_peers", &["state"], "Configured peers, by whether packets can reach them", |scrape, out| {
         for (state, name) in STATES {
@@ -138,6 +241,28 @@ pub const FAMILIES: &[Family] = &[
     }),
     counter("ringlane_peer_received_quic_datagrams", PEER, "QUIC DATAGRAM frames received", |scrape, out| {
         peers(scrape, out, |peer| Some(peer.quic_datagrams_received));
+    }),
+    counter(
+        "ringlane_peer_sent_stream_packets",
+        PEER,
+        "Those of the packets sent that left by a stream",
+        |scrape, out| {
+            peers(scrape, out, |peer| Some(peer.stream_packets_sent));
+        },
+    ),
+    counter(
+        "ringlane_peer_received_stream_packets",
+        PEER,
+        "Those of the packets received that came by a stream",
+        |scrape, out| {
+            peers(scrape, out, |peer| Some(peer.stream_packets_received));
+        },
+    ),
+    gauge("ringlane_peer_streams", PEER, "Packet streams that are open", |scrape, out| {
+        peers(scrape, out, |peer| Some(peer.streams.len() as u64));
+    }),
+    gauge("ringlane_peer_known_addresses", PEER, "Addresses of it that the node knows", |scrape, out| {
+        peers(scrape, out, |peer| Some(peer.known_addresses.len() as u64));
     }),
     counter(
         "ringlane_peer_dropped_packets",
@@ -330,6 +455,19 @@ fn lanes<V: Into<Value>>(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&La
         if let Some(figure) = figure(lane) {
             out.add(&[&peer.id, &peer.name, &lane.index.to_string(), &lane.worker.to_string()], figure);
         }
+    }
+}
+
+/// Nothing where mDNS is off.
+fn mdns(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&MdnsStatus) -> u64) {
+    if let Some(mdns) = &scrape.status.discovery.mdns {
+        out.add(&[], figure(mdns));
+    }
+}
+
+fn services(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&ServiceStatus) -> u64) {
+    for service in &scrape.status.services.offered {
+        out.add(&[&service.name], figure(service));
     }
 }
 

@@ -34,6 +34,8 @@ fn scrape() -> Scrape {
         "records_received",
         "quic_datagrams_sent",
         "quic_datagrams_received",
+        "stream_packets_sent",
+        "stream_packets_received",
         "last_handshake_unix_s",
     ]);
     let site_b = json!({ "name": "site \"b\"", "id": "12D3KooWBob", "addresses": [], "routes": [], "state": "direct",
@@ -67,6 +69,11 @@ fn scrape() -> Scrape {
             "trains_resent",
         ]),
     );
+    let service = merge(
+        json!({ "name": "www", "id": "a3dd", "address": "fd00::1", "target": "/unix/run/x.sock",
+            "refused": { "not_allowed": 18 } }),
+        numbers(&["connections", "accepted"]),
+    );
     let status = json!({
         "version": "1.2.3",
         "node": { "id": "12D3KooWAlice", "addresses": [], "interface": "ring0", "mtu_bytes": 1420, "workers": 2,
@@ -74,6 +81,19 @@ fn scrape() -> Scrape {
         "tun": { "queue_packets": 500, "dropped": 34 },
         "peers": [merge(site_b, traffic), nobody],
         "movement": numbers(&["records_passed_on", "records_ignored", "paths_seen", "paths_refused", "paths_tried"]),
+        "gate": { "not_configured": 14 },
+        "discovery": {
+            "mdns": numbers(&["queries_sent", "announcements_sent", "packets_heard", "packets_malformed",
+                "packets_ignored", "addresses"]),
+            "pex": numbers(&["answers_received", "answers_sent", "requests_refused", "bad_lines", "addresses"]),
+            "records": numbers(&["held", "learnt", "ignored", "forged", "messages_sent", "bytes_sent",
+                "messages_received", "bytes_received"]),
+        },
+        "services": merge(
+            json!({ "offered": [service], "refused": { "not_reached": 15 }, "refused_to_peers": { "silent": 16 },
+                "packets_dropped": { "no_room": 17 } }),
+            numbers(&["connections_to_peers", "accepted_by_peers", "asking", "streams_of_peers"]),
+        ),
         "drops": { "no_route": 12 },
         "listener_drops": { "unknown_token": 13 },
         "workers": [worker],
@@ -126,6 +146,11 @@ fn figures_have_their_labels_and_base_units() {
         "ringlane_uptime_seconds 60",
         r#"ringlane_connections{transport="tcp",direction="inbound"} 2"#,
         r#"ringlane_dropped_packets_total{reason="no_route"} 12"#,
+        r#"ringlane_gate_refused_total{reason="not_configured"} 14"#,
+        r#"ringlane_services_refused_total{reason="not_reached"} 15"#,
+        r#"ringlane_services_refused_to_peers_total{reason="silent"} 16"#,
+        r#"ringlane_services_dropped_packets_total{reason="no_room"} 17"#,
+        r#"ringlane_service_refused_connections_total{service="www",reason="not_allowed"} 18"#,
         r#"ringlane_peers{state="direct"} 1"#,
         r#"ringlane_peers{state="relayed"} 0"#,
         r#"ringlane_peer_up{peer="12D3KooWBob",name="site \"b\""} 1"#,
@@ -154,7 +179,7 @@ fn every_counter_of_the_status_is_served_with_its_own_value() {
         .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
         .collect();
     // As many as `scrape` drew; each value there is once.
-    let drawn = 7 + 9 + 6 + 12 + 5;
+    let drawn = 7 + 11 + 6 + 12 + 2 + 5 + 19 + 4;
     let missing: Vec<u64> = (101..101 + drawn).filter(|value| !values.contains(value)).collect();
     assert!(missing.is_empty(), "{missing:?} of\n{text}");
 }

@@ -139,7 +139,7 @@ impl Packets {
 
     /// The peer has said what it speaks.
     pub fn handle_identified(&mut self, peer: PeerIndex, kind: PeerKind) {
-        self.with(peer, |streams| streams.handle_identified(kind));
+        self.with(peer, |streams| streams.handle_identified(kind, Instant::now()));
     }
 
     /// The peer's last connection is gone, and all of its streams are.

@@ -20,15 +20,15 @@ use crate::swarm::{Direction, PeerKind, Quality};
 /// Frames per second on a QUIC stream to a Hyprspace node: each leaves by itself, for two together can crash it.
 const PACED_PER_SECOND: u32 = 2000;
 /// Such frames at once.
-const PACED_BURST: u32 = 4;
+const PACED_BURST: u32 = 1;
 /// Until a worker whose queue was full is tried again.
 const DELIVER_AGAIN: Duration = Duration::from_millis(1);
-/// First pause after a stream that could not be opened.
-const OPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// First pause after a stream that could not be opened, and between two that could: a peer may end each at once.
+pub(super) const OPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest such pause.
 const OPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A stream that has taken nothing for so long is not waited for when there is another one.
-const STUCK: Duration = Duration::from_secs(1);
+pub(super) const STUCK: Duration = Duration::from_secs(1);
 /// A stream that is in use has carried something within this time.
 const RECENT: Duration = Duration::from_secs(5);
 /// A stream on which nothing has passed for so long is closed if it can be spared. More than the 25 seconds after which a
@@ -121,13 +121,13 @@ impl PeerStreams {
     }
 
     /// The peer has said what it speaks.
-    pub(super) fn handle_identified(&mut self, kind: PeerKind) {
+    pub(super) fn handle_identified(&mut self, kind: PeerKind, now: Instant) {
         if self.kind == Some(kind) {
             return;
         }
+        self.leave_stream(now);
         self.forget_packets();
         self.kind = Some(kind);
-        self.sending = None;
         self.queue = OutQueue::new(match kind {
             PeerKind::Ringlane => Framing::Ringlane,
             PeerKind::Hyprspace => Framing::Hyprspace,
@@ -210,7 +210,7 @@ impl PeerStreams {
     fn handle_open_ended(&mut self, is_open: bool, now: Instant) {
         self.is_opening = false;
         if is_open {
-            self.open_at = None;
+            self.open_at = Some(now + OPEN_PAUSE_MIN);
             self.open_pause = OPEN_PAUSE_MIN;
         } else {
             self.open_at = Some(now + self.open_pause);
@@ -231,7 +231,7 @@ impl PeerStreams {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools<'_>) -> Turn {
         let (has_more, is_blocked) = self.poll_reads(cx, now, tools);
         let (has_more_to_write, mut wants_stream) = self.poll_writes(cx, now);
-        if self.seeks_better && !self.is_opening {
+        if self.seeks_better && !self.is_opening && self.open_at.is_none_or(|at| at <= now) {
             self.seeks_better = false;
             wants_stream = self.ask_for_stream(now);
         }
@@ -250,9 +250,10 @@ impl PeerStreams {
     /// Whether there is more, and whether the worker is what it waits for.
     fn poll_reads(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools<'_>) -> (bool, bool) {
         let mut budget = STREAM_BUDGET;
-        // The first has its turn first, and goes to the end of the line.
+        // The first has its turn first, and goes to the end of the line, however much more it has.
         for _ in 0..self.streams.len() {
-            let stream = &mut self.streams[0];
+            self.streams.rotate_left(1);
+            let Some(stream) = self.streams.last_mut() else { break };
             loop {
                 if budget == 0 {
                     return (true, false);
@@ -260,10 +261,13 @@ impl PeerStreams {
                 match stream.poll_read(cx, now, self.peer, tools, &mut self.drops) {
                     Read::Some => budget -= 1,
                     Read::Nothing => break,
-                    Read::Blocked => return (false, true),
+                    Read::Blocked => {
+                        // First again, before anything is read from the others: what waits for the worker is one read.
+                        self.streams.rotate_right(1);
+                        return (false, true);
+                    }
                 }
             }
-            self.streams.rotate_left(1);
         }
         (false, false)
     }
@@ -307,7 +311,7 @@ impl PeerStreams {
             written.is_none_or(|written| now.saturating_duration_since(written) >= STUCK)
         };
         if self.next_sending.is_some() && (self.queue.is_between_batches() || is_stuck()) {
-            self.queue.handle_stream_lost(&mut self.drops);
+            self.leave_stream(now);
             self.sending = self.next_sending.take().filter(|next| {
                 let next = self.streams.iter().find(|stream| stream.serial == *next);
                 next.is_some_and(|next| self.may_take(next))
@@ -321,6 +325,21 @@ impl PeerStreams {
         }
         let sending = self.sending?;
         self.streams.iter().position(|stream| stream.serial == sending)
+    }
+
+    /// Sends on the stream no more, and if a frame was cut short on it, never again: another one would be read as its rest.
+    fn leave_stream(&mut self, now: Instant) {
+        let was_cut = self.queue.handle_stream_lost(&mut self.drops);
+        let left = self.sending.take();
+        if let Some(stream) = self.streams.iter_mut().find(|stream| was_cut && Some(stream.serial) == left) {
+            stream.close(now);
+        }
+    }
+
+    /// As if so much time had passed since anything was written.
+    #[cfg(test)]
+    pub(super) fn let_pass(&mut self, time: Duration) {
+        self.streams.iter_mut().for_each(|stream| stream.last_write -= time);
     }
 
     fn may_take(&self, stream: &PacketStream) -> bool {
@@ -369,7 +388,7 @@ impl PeerStreams {
 
     /// Whether it is time for something now; else the task is woken when it is.
     fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant, is_blocked: bool) -> bool {
-        let open_at = self.open_at.filter(|_| !self.queue.is_empty() && self.sending.is_none());
+        let open_at = self.open_at.filter(|_| self.seeks_better || !self.queue.is_empty() && self.sending.is_none());
         let closed_by = self.streams.iter().filter_map(PacketStream::closed_by).min();
         let deliver_at = is_blocked.then(|| now + DELIVER_AGAIN);
         let times = [open_at, closed_by, deliver_at, self.paced_until, self.quiet_at];

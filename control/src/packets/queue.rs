@@ -89,8 +89,9 @@ impl OutQueue {
         self.written = (self.written + bytes).min(self.writing.len());
     }
 
-    /// The stream has failed. What it has not begun to take goes to the next one; a frame it took a part of is lost.
-    pub(super) fn handle_stream_lost(&mut self, drops: &mut StreamDrops) {
+    /// The stream has failed, or is left. What it has not begun to take goes to the next one; a frame it took a part of is
+    /// lost. Returns whether there was one.
+    pub(super) fn handle_stream_lost(&mut self, drops: &mut StreamDrops) -> bool {
         let (mut begin, mut begun) = (0, 0);
         for &size in &self.writing_sizes {
             if begin >= self.written {
@@ -99,12 +100,14 @@ impl OutQueue {
             begin += size as usize;
             begun += 1;
         }
-        if begin > self.written {
+        let was_cut = begin > self.written;
+        if was_cut {
             drops.count(StreamDrop::Lost);
         }
         self.writing.drain(..begin);
         self.writing_sizes.drain(..begun);
         self.written = 0;
+        was_cut
     }
 
     /// Whether nothing is left to be written.

@@ -11,6 +11,7 @@ use ringlane_shared::plane::queue::plane_queue_of;
 use ringlane_shared::plane::{BatchEnd, BatchItem, BatchItemForm, PlaneReceiver};
 use ringlane_shared::wire::packets::Framing;
 
+use super::peer::{OPEN_PAUSE_MIN, STUCK};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -401,4 +402,58 @@ async fn a_peer_that_goes_takes_what_waited_for_it_along() {
     let stream = site.open(ALICE, PacketProtocol::Ringlane, Quality::Relayed).await;
     site.settle().await;
     assert_eq!(stream.take(), framed(Framing::Ringlane, &packets(20..21, 60)));
+}
+
+/// What a Hyprspace node would take for a length in the middle of a frame could end it.
+#[tokio::test]
+async fn a_stream_left_in_the_middle_of_a_frame_is_written_to_no_more() {
+    let mut site = Site::of(PeerKind::Hyprspace);
+    let stuck = site.accept(ALICE, PacketProtocol::HyprspaceV1, Quality::Direct, 31);
+    site.send(ALICE, &packets(0..1, 60));
+    site.settle().await;
+    assert_eq!(stuck.with(0, |channel| channel.bytes.len()), 31);
+    site.packets.handle_connected(ALICE, Instant::now());
+    let better = site.open(ALICE, PacketProtocol::HyprspaceV1, Quality::Direct).await;
+    // It is given up because another stream is there, once it has taken nothing for so long.
+    site.packets.peers[0].let_pass(STUCK);
+    site.send(ALICE, &packets(1..2, 60));
+    site.settle().await;
+    assert_eq!(better.take(), framed(Framing::Hyprspace, &packets(1..2, 60)));
+    assert_eq!(site.drops(ALICE), [(StreamDrop::Lost, 1)]);
+    better.end();
+    site.run_until(|_| better.is_ended()).await;
+    stuck.take();
+    site.send(ALICE, &packets(2..3, 60));
+    site.run_until(|site| !site.asked.is_empty()).await;
+    assert!(stuck.is_ended() && stuck.take().is_empty(), "nothing may follow half a frame");
+}
+
+#[tokio::test]
+async fn a_stream_that_always_has_more_to_read_does_not_keep_the_peers_others_waiting() {
+    let mut site = Site::new(64);
+    site.packets.handle_identified(ALICE, PeerKind::Ringlane);
+    let [busy, quiet] = [(); 2].map(|()| site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 20));
+    busy.put(&framed(Framing::Ringlane, &packets(0..4000, 1400)));
+    quiet.put(&framed(Framing::Ringlane, &packets(9000..9001, 60)));
+    let mut delivered = Vec::new();
+    site.run_until(|site| {
+        delivered.extend(site.delivered());
+        delivered.len() == 4001
+    })
+    .await;
+    let at = delivered.iter().position(|(_, bytes)| *bytes == packet(9000, 60)).unwrap();
+    assert!(at < 2000, "{at} packets came first");
+}
+
+#[tokio::test]
+async fn a_peer_that_ends_every_stream_at_once_is_not_asked_again_at_once() {
+    let mut site = Site::of(PeerKind::Ringlane);
+    let begun = Instant::now();
+    for number in 0..3 {
+        site.send(ALICE, &packets(number..number + 1, 60));
+        let stream = site.open(ALICE, PacketProtocol::Ringlane, Quality::Direct).await;
+        stream.end();
+        site.run_until(|_| stream.is_ended()).await;
+    }
+    assert!(begun.elapsed() >= 2 * OPEN_PAUSE_MIN, "{:?}", begun.elapsed());
 }

@@ -179,7 +179,9 @@ impl<E: Engine> Worker<E> {
         let Self { state, counters, batches: control, id, .. } = self;
         let State { snapshot, streams, piece, now, .. } = state;
         let mut sender = Sender { control, snapshot, counters, id: *id, now: *now };
-        let Some(copy) = piece.get_mut(..packet.len()) else { return };
+        let Some(copy) = piece.get_mut(..packet.len()) else {
+            return count_drop(snapshot, counters, *id, Some(peer), DropReason::TooBig, 1);
+        };
         copy.copy_from_slice(packet);
         // One packet takes no room for pieces.
         let given = give(form, copy, &Content::Packet { is_partial }, &mut [], |form, packet, tally| {

@@ -243,7 +243,7 @@ fn packet(from: [u8; 4], to: [u8; 4], bytes: usize) -> Vec<u8> {
 fn snapshot(counters: Arc<[PeerCounters]>) -> Snapshot {
     let (mut routes, mut sources) = (RouteTable::default(), RouteTable::default());
     routes.insert("10.20.0.0/16".parse().unwrap(), PEER);
-    sources.insert("10.20.0.0/16".parse().unwrap(), ());
+    sources.insert("10.20.0.0/16".parse().unwrap(), true);
     let peer =
         PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane: 1, stream: None, counters };
     Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] }

@@ -46,22 +46,22 @@ fn read_slowly(framing: Framing, mut stream: &[u8]) -> (Said, bool) {
         if length > most || stream.len() < header + length {
             return (said, false);
         }
-        let kind = if framing == Framing::Hyprspace { 100 } else { stream[0] };
+        let kind = (framing == Framing::Ringlane).then(|| stream[0]);
         let rest = &stream[header..header + length];
         let plain = BatchItemForm::Packet { is_partial: false };
         match kind {
-            100 if length == 0 => {}
-            100 => said.push(PacketHeader::parse(rest).ok().map(|is| (plain, rest[..is.total_bytes].to_vec()))),
-            0 | 1 => {
+            None if length == 0 => {}
+            None => said.push(PacketHeader::parse(rest).ok().map(|is| (plain, rest[..is.total_bytes].to_vec()))),
+            Some(kind @ 0..=1) => {
                 let form = BatchItemForm::Packet { is_partial: kind == 1 };
                 said.push((length > 0).then(|| (form, rest.to_vec())));
             }
-            2 => {
+            Some(2) => {
                 let segment_bytes = if length < 2 { 0 } else { 256 * u16::from(rest[0]) + u16::from(rest[1]) };
                 let form = BatchItemForm::SuperSegment { segment_bytes };
                 said.push((segment_bytes > 0 && length > 2).then(|| (form, rest[2..].to_vec())));
             }
-            _ => {}
+            Some(_) => {}
         }
         stream = &stream[header + length..];
     }

@@ -57,6 +57,15 @@ pub enum DhtMode {
     Off,
 }
 
+const MODES: [(&str, DhtMode); 3] = [("client", DhtMode::Client), ("server", DhtMode::Server), ("off", DhtMode::Off)];
+
+impl DhtMode {
+    /// Its word in a configuration.
+    pub fn name(self) -> &'static str {
+        MODES.iter().find(|(_, mode)| *mode == self).map_or("", |(word, _)| word)
+    }
+}
+
 /// How peers are found beyond their own addresses.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DiscoverySettings {
@@ -145,8 +154,6 @@ impl std::fmt::Display for RouterUrl {
 
 /// The keys of `[control]`, `peers` read already.
 pub(super) fn control(table: &Table<'_>, peers: &mut [PeerDraft], report: &mut Report<'_>) -> DiscoverySettings {
-    const MODES: [(&str, DhtMode); 3] =
-        [("client", DhtMode::Client), ("server", DhtMode::Server), ("off", DhtMode::Off)];
     let mut settings = DiscoverySettings::default();
     if let Some(mode) = table.get("dht").and_then(|item| item.word(&MODES, report)) {
         settings.dht = mode;

@@ -38,8 +38,9 @@ impl Snapshot {
 pub struct PeerEntry {
     /// Its name in logs.
     pub id: PeerId,
-    /// The inner source addresses it may use: its built-in addresses and the networks behind it.
-    pub sources: Arc<RouteTable<()>>,
+    /// The inner source addresses it may use: its built-in addresses and the networks behind it. `false` are those of
+    /// others that lie within these.
+    pub sources: Arc<RouteTable<bool>>,
     /// Bit w is set while worker w owns a lane to this peer.
     pub workers_with_lane: u64,
     /// What the peer's stream takes while packets can reach it by the carrier `stream`; used while no worker owns a lane.
@@ -51,7 +52,7 @@ pub struct PeerEntry {
 impl PeerEntry {
     /// Whether the peer may send from this inner address.
     pub fn admits_source(&self, source: IpAddr) -> bool {
-        self.sources.lookup(source).is_some()
+        self.sources.lookup(source) == Some(&true)
     }
 
     /// The worker that carries a flow for `worker`, which has no lane to this peer itself: always the same one for
@@ -75,8 +76,8 @@ mod tests {
 
     fn peer(workers_with_lane: u64) -> PeerEntry {
         let mut sources = RouteTable::default();
-        sources.insert("100.64.1.2/32".parse().unwrap(), ());
-        sources.insert("10.20.0.0/16".parse().unwrap(), ());
+        sources.insert("100.64.1.2/32".parse().unwrap(), true);
+        sources.insert("10.20.0.0/16".parse().unwrap(), true);
         PeerEntry {
             id: PeerId::random(),
             sources: Arc::new(sources),

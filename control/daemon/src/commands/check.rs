@@ -10,14 +10,14 @@ use ringlane_shared::config::{
     ConfigError, DataplaneSettings, IdentitySettings, Problem, Switch, carrier_word, cipher_word,
 };
 use ringlane_shared::dns::{listen_address, zone_name};
-use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, service_address};
 use ringlane_shared::plane::Offload;
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::load::{self, Loaded};
-use super::text::list as text_list;
-use super::{print, print_json};
+use super::{print, print_json, text};
 use crate::cli::ConfigArgs;
 
 /// What a valid configuration says, with defaults filled in.
@@ -33,6 +33,11 @@ struct Summary<'a> {
     key_file: Option<&'a Path>,
     listen: Vec<String>,
     mdns: bool,
+    dht: &'static str,
+    bootstrap: Vec<String>,
+    delegated_routers: Vec<String>,
+    swarm_key: Option<&'a Path>,
+    filter_private_addresses: bool,
     workers: u8,
     port: u16,
     mtu: u16,
@@ -53,6 +58,7 @@ struct Summary<'a> {
     dns: Names,
     metrics: Option<SocketAddr>,
     peers: Vec<Peer<'a>>,
+    services: Vec<Service<'a>>,
     warnings: &'a [String],
 }
 
@@ -73,6 +79,15 @@ struct Peer<'a> {
     addresses: Vec<String>,
     routes: Vec<String>,
     carrier: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Service<'a> {
+    name: &'a str,
+    address: Ipv6Addr,
+    target: String,
+    allow: Option<Vec<String>>,
+    deny: Vec<String>,
 }
 
 /// What is wrong with one that is refused.
@@ -116,7 +131,18 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         routes: peer.routes.iter().map(ToString::to_string).collect(),
         carrier: peer.carrier.map(carrier_word),
     });
-    let dataplane = &settings.dataplane;
+    let ids = |peers: &[PeerIndex]| {
+        let configured = peers.iter().filter_map(|peer| settings.peers.get(usize::from(peer.0)));
+        configured.map(|peer| peer.id.to_string()).collect()
+    };
+    let services = settings.services.iter().map(|service| Service {
+        name: &service.name,
+        address: service_address(peer_id, &service.name),
+        target: service.target.to_string(),
+        allow: service.allow.as_deref().map(ids),
+        deny: ids(&service.deny),
+    });
+    let (dataplane, discovery) = (&settings.dataplane, &settings.control.discovery);
     Summary {
         ok: true,
         file: &settings.file,
@@ -131,6 +157,11 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         },
         listen: texts(&settings.control.listen),
         mdns: settings.control.mdns,
+        dht: discovery.dht.name(),
+        bootstrap: texts(&discovery.bootstrap),
+        delegated_routers: discovery.delegated_routers.iter().map(|router| router.url.to_string()).collect(),
+        swarm_key: discovery.swarm_key.as_deref(),
+        filter_private_addresses: settings.control.filter_private_addresses,
         workers: load::workers(settings),
         port: dataplane.port,
         mtu: dataplane.mtu,
@@ -156,6 +187,7 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         },
         metrics: settings.metrics.listen,
         peers: peers.collect(),
+        services: services.collect(),
         warnings: &settings.warnings,
     }
 }
@@ -170,10 +202,10 @@ fn offload_keys(settings: &DataplaneSettings) -> BTreeMap<&'static str, Json> {
 }
 
 fn describe(summary: &Summary<'_>) -> String {
-    let mut text = String::new();
+    let mut out = String::new();
     let mut line = |label: &str, value: String| {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{label:<12}{value}");
+        let _ = writeln!(out, "{label:<12}{value}");
     };
     line("valid", summary.file.display().to_string());
     line("id", summary.id.clone());
@@ -183,7 +215,7 @@ fn describe(summary: &Summary<'_>) -> String {
     let last_port = u32::from(summary.port) + u32::from(summary.workers) - 1;
     line("workers", format!("{}, UDP ports {} to {last_port}", summary.workers, summary.port));
     if !summary.cores.is_empty() {
-        line("cores", text_list(summary.cores));
+        line("cores", text::list(summary.cores));
     }
     if summary.busy_poll_us > 0 {
         line("busy poll", format!("{} us", summary.busy_poll_us));
@@ -191,7 +223,7 @@ fn describe(summary: &Summary<'_>) -> String {
     line("tun queue", format!("{} packets for each worker", summary.tun_queue_packets));
     let off: Vec<_> = summary.offload.iter().filter(|(_, value)| **value == false).map(|(key, _)| key).collect();
     if !off.is_empty() {
-        line("not used", text_list(&off));
+        line("not used", text::list(&off));
     }
     line("engine", summary.engine.to_owned());
     line("carrier", summary.carrier.to_owned());
@@ -204,11 +236,25 @@ fn describe(summary: &Summary<'_>) -> String {
     line("fragments", if summary.fragments { "on" } else { "off" }.to_owned());
     let copied = [("dscp", summary.copy_dscp), ("ecn", summary.copy_ecn)];
     let copied: Vec<_> = copied.into_iter().filter(|(_, is_copied)| *is_copied).map(|(field, _)| field).collect();
-    line("copied", if copied.is_empty() { "nothing".to_owned() } else { text_list(&copied) });
+    line("copied", if copied.is_empty() { "nothing".to_owned() } else { text::list(&copied) });
     for address in &summary.listen {
         line("listen", address.clone());
     }
     line("mdns", if summary.mdns { "on" } else { "off" }.to_owned());
+    line("dht", summary.dht.to_owned());
+    line(
+        "bootstrap",
+        match summary.bootstrap.len() {
+            0 => "none: only configured peers are dialled".to_owned(),
+            1 => "1 address of a node that is no peer".to_owned(),
+            count => format!("{count} addresses of nodes that are no peers"),
+        },
+    );
+    summary.delegated_routers.iter().for_each(|url| line("router", url.clone()));
+    summary.swarm_key.iter().for_each(|file| line("swarm key", format!("{}: libp2p uses TCP only", file.display())));
+    if summary.filter_private_addresses {
+        line("filter", "no private addresses of peers".to_owned());
+    }
     let names = &summary.dns;
     let told = if names.resolved { ", systemd-resolved is told" } else { "" };
     line("names", if names.enabled { format!("{} at {}{told}", names.zone, names.listen) } else { "off".to_owned() });
@@ -220,8 +266,27 @@ fn describe(summary: &Summary<'_>) -> String {
         peer.routes.iter().for_each(|route| line("  route", route.clone()));
         peer.carrier.iter().for_each(|carrier| line("  carrier", (*carrier).to_owned()));
     }
+    for service in &summary.services {
+        line("service", format!("{} -> {}", service.name, service.target));
+        line("  address", service.address.to_string());
+        let allowed = match service.allow.as_deref() {
+            None => "every peer".to_owned(),
+            Some([]) => "nobody".to_owned(),
+            Some(ids) => names_of(ids, &summary.peers),
+        };
+        line("  allow", allowed);
+        if !service.deny.is_empty() {
+            line("  deny", names_of(&service.deny, &summary.peers));
+        }
+    }
     for warning in summary.warnings {
         line("warning", warning.clone());
     }
-    text
+    out
+}
+
+/// The peers' names, or the ids of those that have none.
+fn names_of(ids: &[String], peers: &[Peer<'_>]) -> String {
+    let name_of = |id: &String| peers.iter().find(|peer| peer.id == *id).map_or("", |peer| peer.name);
+    text::list(&ids.iter().map(|id| text::name_or_id(name_of(id), id)).collect::<Vec<_>>())
 }

@@ -42,7 +42,7 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     detail(&mut out, "refused", &drops(&status.services.refused));
     detail(&mut out, "dropped", &drops(&status.drops));
     detail(&mut out, "listeners", &drops(&status.listener_drops));
-    detail(&mut out, "refused", &drops(&status.gate));
+    detail(&mut out, "gate", &drops(&status.gate));
 
     if status.peers.is_empty() {
         out.push_str("\nno peers are configured\n");
@@ -396,7 +396,7 @@ ring0, up for 3 d 4 h, ringlane 0.1.0
   refused     unknown_at_peer 4
   dropped     no_route 12
   listeners   late 2, unknown_token 7
-  refused     not_configured 3
+  gate        not_configured 3
 
 PEER           STATE    CARRIER  LANES  RTT     MTU   SENT     RECEIVED  HANDSHAKE
 site-b         direct   lane     2      350 us  1420  5.0 MiB  1000 B    1 min 15 s ago

@@ -36,7 +36,8 @@ fn tables(
     let (mut routes, mut sources) = ((*tables.routes).clone(), RouteTable::default());
     routes.insert("10.30.0.0/16".parse().unwrap(), STREAMED);
     routes.insert(service_network().into(), PeerIndex::SERVICES);
-    sources.insert("10.30.0.0/16".parse().unwrap(), ());
+    sources.insert("10.30.0.0/16".parse().unwrap(), true);
+    sources.insert("fdfd::/16".parse().unwrap(), true);
     tables.routes = Arc::new(routes);
     tables.peers.push(PeerEntry {
         id: PeerId::random(),
@@ -320,6 +321,7 @@ fn services_have_a_network_of_their_own_both_ways() {
     assert_eq!(bed.items(BatchEnd::Services, 1), [(WHOLE, packet.clone())]);
     let mut answer = packet.clone();
     answer[8..24].copy_from_slice(&service.octets());
+    answer[24..40].copy_from_slice(&packet[8..24]);
     assert_eq!(bed.deliver(BatchEnd::Services, &[(WHOLE, answer.clone())]), [(VnetHeader::default(), answer.clone())]);
     let written = bed.deliver(BatchEnd::Services, &[(WHOLE, packet), (WHOLE, datagram(THEIRS, OURS, 100, false))]);
     assert_eq!(written, []);
@@ -327,6 +329,9 @@ fn services_have_a_network_of_their_own_both_ways() {
     // And no peer may speak for one.
     assert_eq!(bed.deliver(BatchEnd::Peer(STREAMED), &[(WHOLE, answer)]), []);
     assert_eq!(bed.dropped(DropReason::SourceNotAllowed), 1);
+    // Nor may it send to one past the streams that ask who it is, whatever its source.
+    assert_eq!(bed.deliver(BatchEnd::Peer(STREAMED), &[(WHOLE, to_service(200).1)]), []);
+    assert_eq!(bed.dropped(DropReason::SourceNotAllowed), 2);
 
     let (service, long) = to_service(1500);
     bed.read(VnetHeader::default(), &long);

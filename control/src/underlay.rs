@@ -23,6 +23,13 @@ pub(crate) fn mark(socket: &Socket) -> io::Result<()> {
     }
 }
 
+/// A marked socket for whatever is sent to `remote`.
+pub(crate) fn socket(remote: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(remote), kind, None)?;
+    mark(&socket)?;
+    Ok(socket)
+}
+
 /// The address that the kernel would send from to reach `remote`, from a marked socket or another.
 pub(crate) fn source_to(remote: SocketAddr, marked: bool) -> Option<IpAddr> {
     let socket = Socket::new(Domain::for_address(remote), Type::DGRAM, None).ok()?;

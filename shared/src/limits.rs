@@ -23,10 +23,12 @@ pub const DETOURS_MAX: usize = 32;
 pub const COVERED_ADDRESSES_MAX: usize = 64;
 /// Addresses, IPv6 ones by /64, whose connections are counted by the gate.
 pub const GATE_ADDRESSES_MAX: usize = 4096;
-/// Connections that one address may begin at once: several nodes behind one NAT that all start.
-pub const CONNECTIONS_PER_ADDRESS_BURST: u32 = 64;
+/// Connections over one transport that one address may begin at once: a mesh behind one NAT that starts as one. What
+/// this and the rate allow during a handshake's time limit, over both transports, leaves room among
+/// [`PENDING_INBOUND_CONNECTIONS_MAX`] for others.
+pub const CONNECTIONS_PER_ADDRESS_BURST: u32 = 128;
 /// And per second after that.
-pub const CONNECTIONS_PER_ADDRESS_PER_SECOND: u32 = 4;
+pub const CONNECTIONS_PER_ADDRESS_PER_SECOND: u32 = 12;
 /// Connections that one configured peer may set up at once, and per second after that.
 pub const CONNECTIONS_PER_PEER_BURST: u32 = 32;
 /// See [`CONNECTIONS_PER_PEER_BURST`].
@@ -491,7 +493,7 @@ pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 2 * DIALS_PER_PEER_MAX as usize
 pub const CONNECTIONS_PER_PEER_MAX: usize = 2 * KEPT_CONNECTIONS_PER_PEER_MAX;
 
 /// Inbound libp2p handshakes under way at once; each costs a few kilobytes and ends within ten seconds.
-pub const PENDING_INBOUND_CONNECTIONS_MAX: usize = 256;
+pub const PENDING_INBOUND_CONNECTIONS_MAX: usize = 512;
 
 /// Inbound streams of one peer on the link protocol that are open at once.
 pub const LINK_STREAMS_PER_PEER_MAX: usize = 8;

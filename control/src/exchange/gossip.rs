@@ -371,12 +371,18 @@ impl<N: Notary> Gossip<N> {
         };
         let PeerRecord { sequence, expires_unix_s, addresses, .. } = record;
         self.hold(self.own, Held { sequence, expires_unix_s, envelope, addresses });
-        // Long before it expires.
-        self.own_due = Some(time.now + RECORD_LIFETIME / 2);
         let connected: Vec<usize> = self.links.keys().copied().collect();
         for to in connected {
             self.owe(to, self.own, time);
         }
+    }
+
+    /// Whether our record's life is half over, by the clock as it is now: a router without a battery signs its first one
+    /// in 1970, and for everybody else that has expired.
+    fn is_own_ageing(&self, time: Time) -> bool {
+        let own = self.subjects.get(self.own).and_then(|own| own.held.as_ref());
+        let renew_at = (time.unix_ms / 1000).saturating_add(RECORD_LIFETIME.as_secs() / 2);
+        own.is_some_and(|held| held.expires_unix_s <= renew_at)
     }
 
     /// Does what is due.
@@ -386,6 +392,9 @@ impl<N: Notary> Gossip<N> {
         }
         if self.next_round <= time.now {
             self.next_round = time.now + ROUND.mul_f64(0.75 + 0.25 * (self.random() as f64 / u64::MAX as f64));
+            if self.is_own_ageing(time) {
+                self.sign_after(0, time);
+            }
             for place in (0..self.subjects.len()).filter(|place| *place != self.own) {
                 let held = self.subjects[place].held.take();
                 let held = held.filter(|held| held.expires_unix_s.saturating_mul(1000) > time.unix_ms);

@@ -444,6 +444,7 @@ impl PeerExchange {
             for address in learnt.addresses.iter().filter(|address| node.may_dial(address)).collect::<Vec<_>>() {
                 node.learn_address(&learnt.peer, address, Source::SignedRecord);
             }
+            node.handle_sign_of_life(&learnt.peer);
         }
         let reopens = self.peers.values().filter_map(|known| match known.way {
             Way::Closed(at) => at,

@@ -27,9 +27,9 @@ use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::IpVersion;
-use tracing::info;
+use tracing::{debug, info};
 
-use super::{Netlink, NetlinkError, ROUTE_PROTOCOL, family};
+use super::{Netlink, NetlinkError, ROUTE_PROTOCOL, family, ipv6_enabled};
 use crate::underlay::UNDERLAY_MARK;
 
 /// Before the kernel's main table (32766), and behind where administrators put theirs if they want them to win.
@@ -147,6 +147,13 @@ impl Netlink {
         Ok(at(free.unwrap_or(first % SLOTS)))
     }
 
+    /// Finds the place anew, as long as no rule stands: only rules keep others off a place, and another node may have
+    /// taken it since.
+    pub async fn reclaim_detour(&self, detour: &mut Detour) -> Result<(), NetlinkError> {
+        *detour = self.claim_detour(&detour.interface, detour.udp.clone(), detour.tcp.clone()).await?;
+        Ok(())
+    }
+
     /// Routes a prefix into the tunnel past our own underlay traffic. Answers whether the route is in place, as
     /// [`Netlink::add_route`].
     pub async fn add_detour(
@@ -156,6 +163,11 @@ impl Netlink {
         prefix: IpNet,
         source: Option<IpAddr>,
     ) -> Result<bool, NetlinkError> {
+        // Where IPv6 is left out of the kernel altogether, there are no rules of it either.
+        if prefix.addr().is_ipv6() && !ipv6_enabled(&detour.interface) {
+            debug!(%prefix, "IPv6 is disabled, route skipped");
+            return Ok(false);
+        }
         for rule in detour.jumps(family(prefix.addr())) {
             self.add_rule(rule).await?;
         }

@@ -2,6 +2,7 @@
 //! Redirects are not followed: an answer is 200 or none.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,16 +15,20 @@ use hyper_util::rt::TokioIo;
 use ringlane_shared::config::{RouterSettings, RouterUrl};
 use ringlane_shared::limits::ROUTING_ANSWER_BYTES_MAX;
 use rustls::pki_types::ServerName;
+use socket2::Type;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::pin;
 use crate::swarm::Resolver;
+use crate::underlay;
 
 /// How long one request may take, from the name's look-up to the last byte.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection may take, so that an address that does not answer leaves time for the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Addresses of one name that are tried, one after the other.
 const ADDRESSES_MAX: usize = 4;
 
@@ -48,6 +53,13 @@ pub(super) enum HttpError {
     /// Nothing in time.
     #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     TimedOut,
+}
+
+/// From a marked socket: whom the answer helps to reach may be the one that routes everything, this connection too.
+async fn connect(remote: SocketAddr) -> io::Result<TcpStream> {
+    let socket = underlay::socket(remote, Type::STREAM.nonblocking())?;
+    let connecting = TcpSocket::from_std_stream(socket.into()).connect(remote);
+    tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// A server and how to reach it.
@@ -103,7 +115,7 @@ impl Server {
         };
         let mut last = HttpError::Connect("the name has no address".into());
         for ip in ips.into_iter().take(ADDRESSES_MAX) {
-            match TcpStream::connect((ip, self.url.port)).await {
+            match connect((ip, self.url.port).into()).await {
                 Ok(socket) => return Ok(socket),
                 Err(error) => last = HttpError::Connect(format!("{ip}: {error}")),
             }

@@ -1,6 +1,6 @@
 //! Networks behind peers, at run time: the kernel and the workers' tables follow the book.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use crate::coordinator::link::Link;
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::netlink::{Detour, Netlink, NetlinkError, RouteConflict, refuse_connected};
 use crate::routes::{
-    Health, Ledger, Origin, Placement, ReferenceError, RouteBook, RouteError, Router, Step, find_peer,
+    Health, Ledger, Offer, Origin, Placement, ReferenceError, RouteBook, RouteError, Router, Step, find_peer,
 };
 use crate::swarm::address::{self, overlay_networks};
 
@@ -85,14 +85,26 @@ impl Routing {
         self.ledger.has(prefix)
     }
 
-    /// Installs what the kernel lacks. Nothing of a step that fails stays.
-    pub(super) async fn install(&mut self, netlink: &Netlink, more: &BTreeSet<IpAddr>) -> Result<(), NetlinkError> {
+    /// Installs what the kernel lacks. Nothing of a step that fails stays, and it keeps no other prefix's from being
+    /// taken. Returns those that failed, each with its first error.
+    pub(super) async fn install(
+        &mut self,
+        netlink: &Netlink,
+        more: &BTreeSet<IpAddr>,
+    ) -> BTreeMap<IpNet, NetlinkError> {
         let underlay: BTreeSet<IpAddr> = self.covered.union(more).copied().collect();
         let wanted: Vec<IpNet> = self.book.active().map(|(prefix, _)| prefix).collect();
+        let mut failed = BTreeMap::new();
         for step in self.ledger.missing(wanted, &underlay, &self.connected) {
-            self.take(netlink, step).await?;
+            let (Step::Add(prefix, _) | Step::Remove(prefix, _)) = step;
+            // What could not be put into its new place stays in the old one.
+            if !failed.contains_key(&prefix)
+                && let Err(error) = self.take(netlink, step).await
+            {
+                failed.insert(prefix, error);
+            }
         }
-        Ok(())
+        failed
     }
 
     /// Removes what the book has no more, and rules that nothing needs any more.
@@ -116,6 +128,9 @@ impl Routing {
             Step::Add(prefix, placement) => {
                 let ours: IpAddr =
                     if prefix.addr().is_ipv4() { builtin_ipv4(&self.id).into() } else { builtin_ipv6(&self.id).into() };
+                if placement == Placement::Detour && self.ledger.placed(placement).next().is_none() {
+                    netlink.reclaim_detour(&mut self.detour).await?;
+                }
                 let added = match placement {
                     Placement::Main => netlink.add_route(self.interface, prefix, Some(ours)).await,
                     Placement::Detour => netlink.add_detour(&self.detour, self.interface, prefix, Some(ours)).await,
@@ -126,7 +141,7 @@ impl Routing {
                     Err(error) => {
                         if placement == Placement::Detour {
                             let _ = netlink.remove_detour(&self.detour, self.interface, prefix).await;
-                            self.drop_unused_rules(netlink, prefix).await?;
+                            let _ = self.drop_unused_rules(netlink, prefix).await;
                         }
                         return Err(error);
                     }
@@ -172,13 +187,18 @@ impl Control {
         {
             return Err(NetlinkError::RouteExists { prefix, existing }.into());
         }
-        let was_there = self.routing.book.offers().any(|offer| offer.prefix == prefix && offer.router.peer == peer);
+        let is_same = |offer: &Offer| offer.prefix == prefix && offer.router.peer == peer;
+        let before = self.routing.book.offers().find(is_same).map(|offer| offer.router);
         self.routing.book.add(prefix, Router { peer, metric, origin: Origin::Added })?;
         let underlay = self.underlay_addresses();
-        if let Err(error) = self.routing.install(&self.netlink, &underlay).await {
-            if !was_there {
-                let _ = self.routing.book.remove(prefix, Some(peer));
-            }
+        let mut failed = self.routing.install(&self.netlink, &underlay).await;
+        let error = failed.remove(&prefix);
+        warn_of(failed, "a route is not in the kernel");
+        if let Some(error) = error {
+            let _ = match before {
+                Some(router) => self.routing.book.add(prefix, router),
+                None => self.routing.book.remove(prefix, Some(peer)).map(drop),
+            };
             return Err(error.into());
         }
         info!(%prefix, peer = self.name(peer), metric, "route added");
@@ -273,9 +293,8 @@ impl Control {
             }
         }
         let underlay = self.underlay_addresses();
-        if let Err(error) = self.routing.install(&self.netlink, &underlay).await {
-            warn!(%error, "a route covers a peer's address, and its traffic cannot be kept out of the tunnel");
-        }
+        let failed = self.routing.install(&self.netlink, &underlay).await;
+        warn_of(failed, "a route covers a peer's address, and its traffic cannot be kept out of the tunnel");
         self.engine.set_inner_networks(self.routing.inner_networks());
     }
 
@@ -306,9 +325,7 @@ impl Control {
             }
         }
         let underlay = self.underlay_addresses();
-        if let Err(error) = self.routing.install(&self.netlink, &underlay).await {
-            warn!(%error, "a route cannot be restored");
-        }
+        warn_of(self.routing.install(&self.netlink, &underlay).await, "a route cannot be restored");
         if changed {
             self.publish_routes();
         }
@@ -316,6 +333,12 @@ impl Control {
             warn!(%error, "a route cannot be withdrawn");
         }
         self.engine.set_inner_networks(self.routing.inner_networks());
+    }
+}
+
+fn warn_of(failed: BTreeMap<IpNet, NetlinkError>, meaning: &str) {
+    for (prefix, error) in failed {
+        warn!(%prefix, %error, "{meaning}");
     }
 }
 

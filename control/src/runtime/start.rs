@@ -231,11 +231,10 @@ impl Control {
     ) -> Result<Prepared, ControlError> {
         let (interface, installed) = Self::configure_kernel(netlink, settings, id).await?;
         let mut routing = Routing::new(netlink, interface, settings, workers, *id, connected).await?;
-        let routed = routing.install(netlink, &BTreeSet::new()).await;
-        if routed.is_err() {
+        if let Some((_, error)) = routing.install(netlink, &BTreeSet::new()).await.pop_first() {
             routing.clear(netlink).await;
+            return Err(error.into());
         }
-        routed?;
         let path =
             socket_path(&settings.interface).ok_or_else(|| ControlError::NoInterface(settings.interface.clone()))?;
         match AdminServer::bind(&path) {

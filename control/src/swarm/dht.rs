@@ -25,7 +25,9 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use ringlane_shared::config::DhtMode;
-use ringlane_shared::limits::KNOWN_ADDRESSES_PER_PEER_MAX;
+use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
+
+use super::address;
 
 /// The protocol's name.
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/ipfs/kad/1.0.0");
@@ -174,6 +176,12 @@ impl Dht {
     }
 }
 
+/// An answer has room for thousands of addresses of one node, anybody's, and all of them would be dialled.
+fn limit(addresses: &mut Vec<Multiaddr>) {
+    addresses.retain(|address| address::parse(address).is_ok());
+    addresses.truncate(DIALED_ADDRESSES_MAX);
+}
+
 impl NetworkBehaviour for Dht {
     type ConnectionHandler = <Kad as NetworkBehaviour>::ConnectionHandler;
     type ToSwarm = DhtEvent;
@@ -185,7 +193,9 @@ impl NetworkBehaviour for Dht {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        self.kad.handle_pending_outbound_connection(id, peer, addresses, role)
+        let mut told = self.kad.handle_pending_outbound_connection(id, peer, addresses, role)?;
+        limit(&mut told);
+        Ok(told)
     }
 
     fn handle_established_inbound_connection(
@@ -232,7 +242,29 @@ impl NetworkBehaviour for Dht {
         // Whom the configuration names, the dialer dials.
         let id = ConnectionId::new_unchecked(0);
         let known = self.kad.handle_pending_outbound_connection(id, Some(peer), &[], Endpoint::Dialer);
-        let addresses = known.unwrap_or_default();
+        let mut addresses = known.unwrap_or_default();
+        limit(&mut addresses);
         Poll::Ready(ToSwarm::GenerateEvent(DhtEvent::Found { peer, addresses }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_node_with_thousands_of_addresses_a_few_usable_ones_are_dialled() {
+        let (stranger, local) = (PeerId::random(), PeerId::random());
+        let mut dht = Dht::new(local, &[], DhtMode::Client, true).unwrap();
+        let useless = ["/dns4/a.example/tcp/1", "/ip4/192.0.2.1/udp/1"].map(|text| text.parse().unwrap());
+        for address in
+            useless.into_iter().chain((1..2000).map(|port| format!("/ip4/192.0.2.1/tcp/{port}").parse().unwrap()))
+        {
+            dht.kad.add_address(&stranger, address);
+        }
+        let id = ConnectionId::new_unchecked(1);
+        let dialled = dht.handle_pending_outbound_connection(id, Some(stranger), &[], Endpoint::Dialer).unwrap();
+        assert_eq!(dialled.len(), DIALED_ADDRESSES_MAX);
+        assert!(dialled.iter().all(|address| address::parse(address).is_ok()), "{dialled:?}");
     }
 }

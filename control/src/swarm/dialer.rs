@@ -24,6 +24,9 @@ use super::{address, names};
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two dials.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Between two dials of one peer that are brought forward by what somebody told. Some of it anybody can tell, and as
+/// often as it likes, of addresses that are not the peer's at all.
+const PROMPT_SPACING: Duration = Duration::from_secs(3);
 /// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again. A peer that
 /// refuses us does so within a round trip of the handshake.
 pub(super) const STABLE_AFTER: Duration = Duration::from_secs(2);
@@ -98,13 +101,21 @@ impl Dialer {
     }
 
     /// Learns an address. Unknown peers, other peers' ids and known addresses change nothing. A new address of a peer
-    /// that is being looked for is tried soon.
+    /// that is being looked for is tried soon, but for [`PROMPT_SPACING`].
     pub(super) fn add_address(&mut self, now: Instant, peer: &PeerId, address: &Multiaddr, source: Source) {
         let (Some(state), Ok(address)) = (self.peers.get_mut(peer), address::without_peer(address, peer)) else {
             return;
         };
-        if state.learn(address, source) && state.is_looked_for() {
-            state.dial_by(now + PAUSE_MIN);
+        if state.learn(address, source) {
+            state.prompt(now);
+        }
+    }
+
+    /// There is news of the peer itself, so it is alive: if it is being looked for, it is tried soon at what is known of
+    /// it, but for [`PROMPT_SPACING`].
+    pub(super) fn handle_sign_of_life(&mut self, now: Instant, peer: &PeerId) {
+        if let Some(state) = self.peers.get_mut(peer) {
+            state.prompt(now);
         }
     }
 
@@ -277,6 +288,8 @@ struct Peer {
     /// Dials since the last connection that lasted.
     dials_in_vain: u32,
     next: Instant,
+    /// The last dial that was brought forward.
+    prompted: Option<Instant>,
 }
 
 struct Known {
@@ -299,6 +312,7 @@ impl Peer {
             dials: 0,
             dials_in_vain: 0,
             next: now,
+            prompted: None,
         }
     }
 
@@ -318,8 +332,13 @@ impl Peer {
         wanted.then_some(self.next)
     }
 
-    fn dial_by(&mut self, at: Instant) {
-        self.next = self.next.min(at);
+    /// Brings the next dial forward, if the peer is looked for and the last one that was is long enough ago.
+    fn prompt(&mut self, now: Instant) {
+        let soon = now + PAUSE_MIN;
+        let at = self.prompted.map_or(soon, |last| soon.max(last + PROMPT_SPACING));
+        if self.is_looked_for() && at < self.next {
+            (self.next, self.prompted) = (at, Some(at));
+        }
     }
 
     /// Stores an address; whether it was unknown.
@@ -558,6 +577,30 @@ mod tests {
         dialer.add_address(now, &peer, &address(2), Source::Mdns);
         assert_eq!(dialer.poll_timeout(), Some(now + PAUSE_MIN));
         assert_eq!(next_dial(&mut dialer).1.addresses[0], address(2), "never tried comes first");
+    }
+
+    #[test]
+    fn a_sign_of_life_brings_a_dial_forward_and_a_flood_of_them_or_of_lies_only_a_few() {
+        let start = Instant::now();
+        let (mut dialer, peer) = dialer(start);
+        let now = (0..20).map(|_| next_dial(&mut dialer).0).last().unwrap();
+        dialer.handle_sign_of_life(now, &peer);
+        assert_eq!(next_dial(&mut dialer).0, now + PAUSE_MIN);
+        let (mut dials, span) = (0, Duration::from_secs(60));
+        for ms in 0..span.as_millis() as u64 {
+            let now = now + PAUSE_MIN + Duration::from_millis(ms);
+            dialer.handle_sign_of_life(now, &peer);
+            dialer.add_address(now, &peer, &address(2 + ms as u16), Source::Mdns);
+            while dialer.poll_dial(now).is_some() {
+                dialer.handle_dial_ended(&peer);
+                dials += 1;
+            }
+        }
+        let most = span.as_secs() / PROMPT_SPACING.as_secs();
+        assert!((most - 1..=most + 1).contains(&dials), "{dials}");
+        dialer.handle_connected(now, &peer);
+        dialer.handle_sign_of_life(now, &peer);
+        assert_eq!(dialer.poll_timeout(), None, "who is connected is not dialled");
     }
 
     #[test]

@@ -22,13 +22,23 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use ringlane_shared::limits::{
     CONNECTIONS_PER_ADDRESS_BURST, CONNECTIONS_PER_ADDRESS_PER_SECOND, CONNECTIONS_PER_PEER_BURST,
-    CONNECTIONS_PER_PEER_PER_SECOND, DHT_CONTACTS_MAX, GATE_ADDRESSES_MAX, PEERS_MAX, REFUSALS_REMEMBERED_MAX,
+    CONNECTIONS_PER_PEER_PER_SECOND, DHT_CONTACTS_MAX, GATE_ADDRESSES_MAX, PEERS_MAX, PENDING_INBOUND_CONNECTIONS_MAX,
+    REFUSALS_REMEMBERED_MAX,
 };
 use ringlane_shared::path::candidate::is_private;
 use thiserror::Error;
 
 use super::address::{self, AddressPolicy};
+use super::connections::TransportName;
 use super::rates::Rates;
+use super::transport::HANDSHAKE_TIMEOUT;
+
+/// However slowly one address shakes hands, others find room.
+const _: () = {
+    let during_handshake = CONNECTIONS_PER_ADDRESS_PER_SECOND as usize * HANDSHAKE_TIMEOUT.as_secs() as usize;
+    let transports = 2;
+    assert!(transports * (CONNECTIONS_PER_ADDRESS_BURST as usize + during_handshake) < PENDING_INBOUND_CONNECTIONS_MAX);
+};
 
 /// One stranger is logged at most once in this time.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(600);
@@ -86,7 +96,8 @@ pub(super) struct Gate {
     contacts: HashSet<ConnectionId>,
     shutting_down: bool,
     refused: BTreeMap<&'static str, u64>,
-    addresses: Rates<IpAddr>,
+    /// By transport, since anybody can send QUIC's first packet from anybody's address: that must not shut TCP out.
+    addresses: Rates<(IpAddr, TransportName)>,
     peers: Rates<PeerId>,
     log: RefusalLog,
 }
@@ -163,14 +174,15 @@ impl NetworkBehaviour for Gate {
             return Err(self.refuse(Refusal::ShuttingDown));
         }
         // A relayed one comes from no address of its own.
-        let Ok(from) = address::parse(remote).map(|from| from.socket.ip()) else { return Ok(()) };
+        let Ok(from) = address::parse(remote) else { return Ok(()) };
+        let (from, transport) = (from.socket.ip(), from.transport);
         if address::is_overlay(from) {
             return Err(self.refuse(Refusal::ThroughMesh));
         }
         if self.policy.filters_private() && is_private(from) {
             return Err(self.refuse(Refusal::Private));
         }
-        if !self.addresses.take(network_of(from), Instant::now()) {
+        if !self.addresses.take((network_of(from), transport), Instant::now()) {
             return Err(self.refuse(Refusal::AddressRate));
         }
         if self.policy.is_inside(from) {
@@ -354,7 +366,8 @@ mod tests {
         let flood = |host| format!("/ip6/2001:db8::{host:x}/udp/1/quic-v1");
         let passed = (0..1000).filter(|host| pending(&flood(*host)).is_ok()).count();
         assert!((CONNECTIONS_PER_ADDRESS_BURST as usize..500).contains(&passed), "{passed}");
-        assert!(pending("/ip6/2001:db8:1::1/tcp/1").is_ok(), "others are not concerned");
+        assert!(pending("/ip6/2001:db8:1::1/udp/1/quic-v1").is_ok(), "others are not concerned");
+        assert!(pending("/ip6/2001:db8::1/tcp/1").is_ok(), "nor is the other transport, whose senders are real");
         let refused = BTreeMap::from([("address_rate", 1000 - passed as u64), ("private_address", 1)]);
         assert_eq!(gate.refused(), &refused);
     }

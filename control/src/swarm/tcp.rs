@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, FutureExt};
 use libp2p::core::transport::{DialOpts, ListenerId, PortUse, TransportError, TransportEvent};
 use libp2p::tcp::tokio::{TcpStream, Transport as Inner};
 use libp2p::{Multiaddr, Transport, tcp};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Type;
 use tokio::net::TcpSocket;
 
 use super::address;
@@ -96,8 +96,7 @@ async fn connect(remote: SocketAddr, local: Option<SocketAddr>) -> io::Result<Tc
 }
 
 fn socket(remote: SocketAddr, local: Option<SocketAddr>) -> io::Result<TcpSocket> {
-    let socket = Socket::new(Domain::for_address(remote), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    underlay::mark(&socket)?;
+    let socket = underlay::socket(remote, Type::STREAM.nonblocking())?;
     if remote.is_ipv6() {
         socket.set_only_v6(true)?;
     }

@@ -6,10 +6,13 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
+use socket2::Type;
+
+use crate::underlay;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DNS_PORT: u16 = 53;
@@ -48,7 +51,9 @@ fn ask(server: SocketAddr, host: &str) -> io::Result<Vec<String>> {
     let id = u16::from_ne_bytes(id);
     let question = question(id, host)?;
     let any: IpAddr = if server.is_ipv4() { [0, 0, 0, 0].into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = underlay::socket(server, Type::DGRAM)?;
+    socket.bind(&SocketAddr::new(any, 0).into())?;
+    let socket = UdpSocket::from(socket);
     socket.connect(server)?;
     socket.set_read_timeout(Some(SERVER_TIMEOUT))?;
     socket.send(&question)?;
@@ -62,16 +67,34 @@ fn ask(server: SocketAddr, host: &str) -> io::Result<Vec<String>> {
 }
 
 fn over_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&server, SERVER_TIMEOUT)?;
-    stream.set_read_timeout(Some(SERVER_TIMEOUT))?;
+    let socket = underlay::socket(server, Type::STREAM)?;
+    socket.connect_timeout(&server.into(), SERVER_TIMEOUT)?;
+    let mut stream = TcpStream::from(socket);
     stream.set_write_timeout(Some(SERVER_TIMEOUT))?;
     let length = u16::try_from(question.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes()[..], question].concat())?;
+    let deadline = Instant::now() + SERVER_TIMEOUT;
     let mut length = [0; 2];
-    stream.read_exact(&mut length)?;
+    read_until(deadline, &mut stream, &mut length)?;
     let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
-    stream.read_exact(&mut answer)?;
+    read_until(deadline, &mut stream, &mut answer)?;
     Ok(answer)
+}
+
+/// Fills `buffer`, however few bytes come at a time: a server that sends one now and then does not keep the thread.
+fn read_until(deadline: Instant, stream: &mut TcpStream, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(buffer)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            bytes => buffer = &mut buffer[bytes..],
+        }
+    }
+    Ok(())
 }
 
 fn question(id: u16, host: &str) -> io::Result<Vec<u8>> {
@@ -105,6 +128,9 @@ fn texts(id: u16, answer: &[u8]) -> io::Result<Option<Vec<String>>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread;
+
     use hickory_proto::rr::Record;
     use hickory_proto::rr::rdata::TXT;
 
@@ -115,6 +141,24 @@ mod tests {
         let conf =
             "# nameserver 192.0.2.9\nsearch example\nnameserver 192.0.2.1\nnameserver  2001:db8::1 \nnameserver x\n";
         assert_eq!(name_servers(conf), ["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_server_that_answers_one_byte_at_a_time_is_not_waited_for() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let start = Instant::now();
+        let sending = thread::spawn(move || {
+            while server.write_all(&[7]).is_ok() && start.elapsed().as_secs() < 10 {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let error = read_until(start + Duration::from_millis(100), &mut stream, &mut [0; 65_535]).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(5));
+        drop(stream);
+        sending.join().unwrap();
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::node::NodeError;
 use super::tcp::MarkedTcp;
 
 /// How long a handshake may take, from the first packet to an authenticated, multiplexed connection.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A QUIC connection that heard nothing for this long is dead. Two keep-alives may be lost.
 const QUIC_IDLE_TIMEOUT_MS: u32 = 5_000;
 /// How often an idle QUIC connection says that it is alive.

@@ -37,6 +37,8 @@ struct Model {
     began: Time,
     time: Time,
     due: BinaryHeap<Reverse<(Instant, usize)>>,
+    /// When each node is to be served; what else is in `due` has been planned anew.
+    planned: Vec<Option<Instant>>,
     travelling: BTreeMap<(Instant, u64), (usize, usize, PeersMessage)>,
     sent: u64,
 }
@@ -70,6 +72,7 @@ impl Model {
             began: time,
             time,
             due: BinaryHeap::new(),
+            planned: vec![None; count],
             travelling: BTreeMap::new(),
             sent: 0,
         };
@@ -91,8 +94,10 @@ impl Model {
             self.nodes[at].handle_sent(&to);
         }
         while self.nodes[at].poll_learnt().is_some() {}
-        if let Some(next) = self.nodes[at].poll_timeout() {
-            self.due.push(Reverse((next.max(self.time.now + Duration::from_millis(1)), at)));
+        let next = self.nodes[at].poll_timeout().map(|next| next.max(self.time.now + Duration::from_millis(1)));
+        if next != self.planned[at] {
+            self.planned[at] = next;
+            self.due.extend(next.map(|next| Reverse((next, at))));
         }
     }
 
@@ -109,11 +114,11 @@ impl Model {
                 let from = self.ids[from];
                 self.nodes[to].handle_message(&from, message, self.time).unwrap();
                 self.serve(to);
-            } else if let Some(Reverse((_, at))) = self.due.pop() {
-                // Entries of earlier plans do no harm: nothing is due then.
-                if self.nodes[at].poll_timeout().is_some_and(|wanted| wanted <= self.time.now) {
-                    self.serve(at);
-                }
+            } else if let Some(Reverse((due, at))) = self.due.pop()
+                && self.planned[at] == Some(due)
+            {
+                self.planned[at] = None;
+                self.serve(at);
             }
         }
         self.advance(end);

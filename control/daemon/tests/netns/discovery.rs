@@ -53,8 +53,10 @@ fn neighbours_hear_of_each_others_restarts_and_new_addresses() {
         router.run(&format!("ip address del {}/24 dev underlay", site.underlay()));
         router.run(&format!("ip address add {new}/24 dev underlay"));
     }
-    nodes[0].wait_until("B to be found at its new address", |status| {
-        status.peer(Site::B).is_some_and(|peer| peer.to_string().contains("10.203.0.2"))
+    // That it has heard of the address is not enough: packets are lost until the lane is there.
+    nodes[0].wait_until("a lane to B at its new address", |status| {
+        let lanes = status.peer(Site::B).and_then(|peer| peer["lanes"].as_array());
+        lanes.into_iter().flatten().any(|lane| lane["remote"].as_str().is_some_and(|at| at.starts_with("10.203.0.2:")))
     });
     lab.host(Site::A).ping(Site::B.host_v4().into());
 }

@@ -184,6 +184,23 @@ fn a_node_whose_clock_was_set_back_is_newer_than_its_past_all_the_same() {
 }
 
 #[test]
+fn a_node_signs_anew_when_its_clock_jumps_ahead_or_half_the_lifetime_is_over() {
+    let world = World::new(2);
+    let start = world.time.now;
+    let mut node = Gossip::new(world.ids[0], world.ids.iter().copied(), Wax, 1, Time { now: start, unix_ms: 5_000 });
+    let mut expiry_at = |seconds: u64, unix_s: u64| {
+        node.handle_timeout(Time { now: start + Duration::from_secs(seconds), unix_ms: unix_s * 1000 });
+        node.subjects[node.own].held.as_ref().map(|own| own.expires_unix_s)
+    };
+    let lifetime = RECORD_LIFETIME.as_secs();
+    assert_eq!(expiry_at(1, 6), Some(6 + lifetime));
+    assert_eq!(expiry_at(61, 66), Some(6 + lifetime), "it is young");
+    assert_eq!(expiry_at(121, 1_700_000_000), Some(1_700_000_000 + lifetime));
+    let half = lifetime / 2;
+    assert_eq!(expiry_at(121 + half, 1_700_000_000 + half), Some(1_700_000_000 + half + lifetime));
+}
+
+#[test]
 fn nobody_can_speak_for_a_third_and_strangers_are_nothing() {
     let mut world = World::new(3);
     world.connect(0, 1);

@@ -14,6 +14,8 @@ const LIFETIME_MAX: Duration = Duration::from_secs(3600);
 pub(super) enum Change {
     /// A new address, for which another may have to make room.
     Learnt { forgotten: Option<Multiaddr> },
+    /// A known address, said anew.
+    Repeated,
     /// An address is gone.
     Lost,
     /// Nothing new.
@@ -36,7 +38,7 @@ impl Heard {
         }
         let forgotten = (known.len() >= MDNS_ADDRESSES_MAX).then(|| known.remove(0).0);
         known.push((address.clone(), now + lifetime.min(LIFETIME_MAX)));
-        if before.is_some() { Change::Nothing } else { Change::Learnt { forgotten } }
+        if before.is_some() { Change::Repeated } else { Change::Learnt { forgotten } }
     }
 
     /// Whether the peer is said to be there already.
@@ -81,7 +83,7 @@ mod tests {
         for port in [1, 2] {
             assert_eq!(heard.hear(start, peer, &address(port), LIFETIME), Change::Learnt { forgotten: None });
         }
-        assert_eq!(heard.hear(start + LIFETIME / 2, peer, &address(1), LIFETIME), Change::Nothing);
+        assert_eq!(heard.hear(start + LIFETIME / 2, peer, &address(1), LIFETIME), Change::Repeated);
         assert_eq!(heard.next_expiry(), Some(start + LIFETIME));
         assert_eq!(heard.expire(start + LIFETIME), [(peer, address(2))]);
         assert_eq!(heard.hear(start + LIFETIME, peer, &address(1), Duration::ZERO), Change::Lost);

@@ -14,7 +14,7 @@ mod heard;
 mod schedule;
 mod socket;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -65,7 +65,7 @@ pub struct MdnsCounters {
 /// What was heard.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum MdnsEvent {
-    /// A configured peer is there, it says.
+    /// A configured peer is there, it says, perhaps not for the first time.
     Learnt(PeerId, Multiaddr),
     /// It is there no more, or has not said so for too long.
     Lost(PeerId, Multiaddr),
@@ -80,7 +80,8 @@ pub(super) struct Mdns {
     heard: Heard,
     /// For addresses not heard before.
     news: Bucket,
-    events: Vec<MdnsEvent>,
+    /// In the order in which things were heard: an address that had to make room stays forgotten.
+    events: VecDeque<MdnsEvent>,
     seed: u64,
     timer: Pin<Box<Sleep>>,
     counters: MdnsCounters,
@@ -110,7 +111,7 @@ impl Mdns {
             places: Vec::new(),
             heard: Heard::default(),
             news: Bucket::new(MDNS_NEWS_BURST, MDNS_NEWS_PER_SECOND, Instant::now()),
-            events: Vec::new(),
+            events: VecDeque::new(),
             seed,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             counters: MdnsCounters::default(),
@@ -165,7 +166,7 @@ impl Mdns {
     /// The next thing heard. However much comes, the runtime's own budget ends a poll.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<MdnsEvent> {
         loop {
-            if let Some(event) = self.events.pop() {
+            if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(event);
             }
             self.receive(cx);
@@ -217,9 +218,10 @@ impl Mdns {
                         match self.heard.hear(now, told.peer, &told.address, lifetime) {
                             Change::Learnt { forgotten } => {
                                 self.events.extend(forgotten.map(|address| MdnsEvent::Lost(told.peer, address)));
-                                self.events.push(MdnsEvent::Learnt(told.peer, told.address));
+                                self.events.push_back(MdnsEvent::Learnt(told.peer, told.address));
                             }
-                            Change::Lost => self.events.push(MdnsEvent::Lost(told.peer, told.address)),
+                            Change::Repeated => self.events.push_back(MdnsEvent::Learnt(told.peer, told.address)),
+                            Change::Lost => self.events.push_back(MdnsEvent::Lost(told.peer, told.address)),
                             Change::Nothing => {}
                         }
                     }

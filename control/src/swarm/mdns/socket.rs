@@ -8,6 +8,8 @@ use ringlane_shared::limits::MDNS_PACKET_BYTES_MAX;
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
 use tokio::net::UdpSocket;
 
+use crate::underlay;
+
 const PORT: u16 = 5353;
 const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
@@ -41,6 +43,7 @@ impl GroupSocket {
             Family::Ipv6 => (Domain::IPV6, SocketAddr::V6(SocketAddrV6::new(GROUP_V6, PORT, 0, interface))),
         };
         let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        underlay::mark(&socket)?;
         socket.set_reuse_address(true)?;
         match family {
             Family::Ipv4 => {

@@ -20,6 +20,12 @@ impl Node {
         }
     }
 
+    /// A configured peer has said something new of itself, which others passed on: it is alive. If it is missing, it is
+    /// dialled soon.
+    pub fn handle_sign_of_life(&mut self, peer: &PeerId) {
+        self.dialer.handle_sign_of_life(Instant::now(), peer);
+    }
+
     /// What this source told does not hold any more; what has proven right, or others told too, does.
     pub fn forget_address(&mut self, peer: &PeerId, address: &Multiaddr, source: Source) {
         self.dialer.expire_address(peer, address, source);
@@ -61,6 +67,7 @@ impl Node {
         match heard {
             MdnsEvent::Learnt(peer, address) if !address::is_link_local(&address) => {
                 self.learn_address(&peer, &address, Source::Mdns);
+                self.handle_sign_of_life(&peer);
             }
             MdnsEvent::Learnt(..) => {}
             MdnsEvent::Lost(peer, address) => self.forget_address(&peer, &address, Source::Mdns),

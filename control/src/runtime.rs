@@ -36,6 +36,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 pub(crate) use self::routes::Routing;
+use self::services::ServiceOpening;
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminError, AdminRequest, AdminServer};
 use crate::coordinator::{AskId, Coordinator, Intent};
@@ -46,7 +47,7 @@ use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::metrics::{MetricsServer, ScrapeRequest};
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::packets::{Packets, PacketsEvent};
-use crate::services::{ConnectionKey, ServiceIntent, ServiceNetwork};
+use crate::services::{ServiceIntent, ServiceNetwork};
 use crate::signals::{Signals, Told};
 use crate::store::PeerCache;
 use crate::swarm::rates::Rates;
@@ -206,7 +207,7 @@ struct Control {
     packets: Packets,
     services: ServiceNetwork,
     /// Streams to peers' services that are being opened.
-    service_streams: BTreeMap<OpenId, ConnectionKey>,
+    service_streams: BTreeMap<OpenId, ServiceOpening>,
     stopped: u64,
     admin: AdminServer,
     metrics: Option<MetricsServer>,

@@ -102,8 +102,8 @@ impl Control {
                 }
             }
             NodeEvent::StreamOpened { id, result } => {
-                if let Some(key) = self.service_streams.remove(&id) {
-                    self.handle_service_opened(key, result);
+                if let Some(opening) = self.service_streams.remove(&id) {
+                    self.handle_service_opened(opening, result);
                 } else if self.packets.has_opening(id) {
                     self.packets.handle_opened(id, result.map(|(protocol, stream)| (protocol, stream as _)));
                 }

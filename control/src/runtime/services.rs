@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use libp2p::{Stream, StreamProtocol};
 use ringlane_shared::config::Settings;
-use ringlane_shared::id::PeerId;
+use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::identity::{builtin_ipv6, services_of};
 use ringlane_shared::limits::SERVICE_STREAMS_PER_PEER_MAX;
 use ringlane_shared::plane::QueueFull;
@@ -12,7 +12,17 @@ use ringlane_shared::wire::service::{SERVICE_PROTOCOL, ServiceReply};
 use super::{Control, ControlError};
 use crate::netlink::Netlink;
 use crate::services::{AskError, ConnectionKey, Far, ServiceIntent, ServiceNetwork};
-use crate::swarm::{Accepted, InboundStream, OpenError};
+use crate::swarm::{Accepted, ConnectionId, InboundStream, OpenError};
+
+/// A stream to a peer's service that is being opened.
+#[derive(Debug)]
+pub(super) struct ServiceOpening {
+    key: ConnectionKey,
+    peer: PeerIndex,
+    connection: ConnectionId,
+    /// Another connection has failed before this one. There is no third.
+    is_second: bool,
+}
 
 /// The protocol as we accept it.
 pub(super) fn accepted() -> Accepted {
@@ -48,14 +58,8 @@ impl Control {
     pub(super) fn handle_services(&mut self, intent: ServiceIntent) {
         match intent {
             ServiceIntent::Open { peer, key } => {
-                let settings = self.settings.peers.get(peer.position());
-                let connection = settings.and_then(|peer| self.node.best_connection(&peer.id)).map(|best| best.id);
-                match connection {
-                    Some(connection) => {
-                        let opening = self.node.open_stream(connection, vec![StreamProtocol::new(SERVICE_PROTOCOL)]);
-                        self.service_streams.insert(opening, key);
-                    }
-                    None => self.services.handle_stream(key, Err(AskError::NotReached)),
+                if !self.open_service_stream(peer, key, None) {
+                    self.services.handle_stream(key, Err(AskError::NotReached));
                 }
             }
             // All go to one worker, which keeps each connection's packets in order.
@@ -77,12 +81,28 @@ impl Control {
         }
     }
 
+    /// Whether a stream is being opened: on the best connection, if that is another than the one that failed.
+    fn open_service_stream(&mut self, peer: PeerIndex, key: ConnectionKey, failed: Option<ConnectionId>) -> bool {
+        let settings = self.settings.peers.get(peer.position());
+        let best = settings.and_then(|peer| self.node.best_connection(&peer.id)).map(|best| best.id);
+        let Some(connection) = best.filter(|best| Some(*best) != failed) else { return false };
+        let id = self.node.open_stream(connection, vec![StreamProtocol::new(SERVICE_PROTOCOL)]);
+        self.service_streams.insert(id, ServiceOpening { key, peer, connection, is_second: failed.is_some() });
+        true
+    }
+
     /// A stream to a peer's service is open, or cannot be opened.
     pub(super) fn handle_service_opened(
         &mut self,
-        key: ConnectionKey,
+        opening: ServiceOpening,
         opened: Result<(StreamProtocol, Box<Stream>), OpenError>,
     ) {
+        let ServiceOpening { key, peer, connection, is_second } = opening;
+        // A connection that ends while a peer has another, as when both have dialled at once, is no client's business.
+        let is_connection_lost = matches!(opened, Err(OpenError::Closed | OpenError::Io(_)));
+        if is_connection_lost && !is_second && self.open_service_stream(peer, key, Some(connection)) {
+            return;
+        }
         let stream = match opened {
             Ok((_, stream)) => Ok(stream as Far),
             Err(OpenError::TimedOut) => Err(AskError::TimedOut),

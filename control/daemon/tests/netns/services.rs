@@ -41,7 +41,8 @@ pub(crate) fn listen(at: &Namespace, port: u16) -> TcpListener {
 
 pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().expect("a connection that was made can be accepted");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    let bounded = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+    bounded.expect("a timeout can be set");
     stream
 }
 

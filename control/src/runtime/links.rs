@@ -96,7 +96,7 @@ impl Control {
             NodeEvent::Identified { peer, kind } => self.handle_identified(&peer, kind),
             NodeEvent::StreamInbound { peer, connection, protocol, stream } => {
                 if protocol.as_ref() == SERVICE_PROTOCOL {
-                    self.handle_service_stream(&peer, stream);
+                    self.handle_service_stream(&peer, connection, stream);
                 } else {
                     self.handle_packet_stream(&peer, connection, &protocol, stream);
                 }

@@ -11,7 +11,7 @@ use ringlane_shared::wire::service::{SERVICE_PROTOCOL, ServiceReply};
 
 use super::{Control, ControlError};
 use crate::netlink::Netlink;
-use crate::services::{AskError, ConnectionKey, Far, ServiceIntent, ServiceNetwork};
+use crate::services::{AskError, ConnectionKey, Far, PeerStream, ServiceIntent, ServiceNetwork};
 use crate::swarm::{Accepted, ConnectionId, InboundStream, OpenError};
 
 /// A stream to a peer's service that is being opened.
@@ -75,9 +75,10 @@ impl Control {
     }
 
     /// A peer wants a service of ours.
-    pub(super) fn handle_service_stream(&mut self, peer: &PeerId, stream: Box<InboundStream>) {
+    pub(super) fn handle_service_stream(&mut self, peer: &PeerId, on: ConnectionId, stream: Box<InboundStream>) {
         if let Some(index) = self.coordinator.index_of(peer) {
-            self.services.handle_inbound(index, stream);
+            let stream = PeerStream::new(stream, self.node.hold(peer, on));
+            self.services.handle_inbound(index, Box::new(stream));
         }
     }
 
@@ -104,7 +105,11 @@ impl Control {
             return;
         }
         let stream = match opened {
-            Ok((_, stream)) => Ok(stream as Far),
+            Ok((_, stream)) => {
+                let settings = self.settings.peers.get(peer.position());
+                let hold = settings.and_then(|peer| self.node.hold(&peer.id, connection));
+                Ok(Box::new(PeerStream::new(stream, hold)) as Far)
+            }
             Err(OpenError::TimedOut) => Err(AskError::TimedOut),
             Err(OpenError::Unsupported) => Err(AskError::Refused(ServiceReply::Unknown)),
             Err(_) => Err(AskError::NotReached),

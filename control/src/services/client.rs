@@ -19,6 +19,8 @@ use super::stack::Stack;
 const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
 /// One that does not answer for so long is gone.
 const GONE_AFTER: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(240);
+/// One that asks for a connection and does not say that it has it: nobody, perhaps.
+const OPEN_WITHIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(10);
 /// When a socket wants to be looked at again that has just been looked at.
 const SOON: Duration = Duration::from_millis(10);
 
@@ -46,6 +48,7 @@ pub(super) struct Connection {
     /// The far side was told, or takes no more.
     far_is_told: bool,
     needs_flush: bool,
+    is_open: bool,
 }
 
 impl Connection {
@@ -66,7 +69,7 @@ impl Connection {
         // What is acknowledged late is sent late by a client whose window is small; packets come in batches anyway.
         socket.set_ack_delay(None);
         socket.set_keep_alive(Some(KEEP_ALIVE));
-        socket.set_timeout(Some(GONE_AFTER));
+        socket.set_timeout(Some(OPEN_WITHIN));
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
         let mut connection = Self {
@@ -78,6 +81,7 @@ impl Connection {
             far_ended: false,
             far_is_told: false,
             needs_flush: false,
+            is_open: false,
         };
         connection.feed(stack, syn, now);
         Ok(connection)
@@ -98,7 +102,11 @@ impl Connection {
     /// Moves what can be moved, and sends what can be sent.
     pub(super) fn visit(&mut self, stack: &mut Stack, now: Instant) -> Visited {
         let state = self.sockets.get::<Socket<'_>>(self.handle).state();
-        let has_more = if matches!(state, State::Listen | State::SynReceived) { false } else { self.move_bytes() };
+        let is_opening = matches!(state, State::Listen | State::SynReceived);
+        if !is_opening && !std::mem::replace(&mut self.is_open, true) {
+            self.sockets.get_mut::<Socket<'_>>(self.handle).set_timeout(Some(GONE_AFTER));
+        }
+        let has_more = !is_opening && self.move_bytes();
         let sent = stack.flush(&mut self.sockets, now);
         let deadline = stack.deadline(&self.sockets, now);
         let socket = self.sockets.get::<Socket<'_>>(self.handle);

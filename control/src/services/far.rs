@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use libp2p::Stream;
 use ringlane_shared::config::ServiceTarget;
 use ringlane_shared::wire::service::{ServiceReply, UnknownReply};
 use socket2::SockRef;
@@ -14,8 +13,6 @@ use thiserror::Error;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-
-use crate::swarm::InboundStream;
 
 /// How long a peer may take to answer on a stream, and a target to accept a connection.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,9 +23,8 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Unpin {
     fn fail(&mut self) {}
 }
 
-// A yamux stream that is dropped before both directions have ended is reset; QUIC's cannot be, by libp2p.
-impl ByteStream for Stream {}
-impl ByteStream for InboundStream {}
+// A yamux stream that is dropped before both directions have ended is reset; QUIC's cannot be, by libp2p. So streams to
+// peers need no more than that ([`PeerStream`](super::PeerStream)).
 
 /// Any of them.
 pub type Far = Box<dyn ByteStream>;

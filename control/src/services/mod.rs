@@ -16,6 +16,7 @@
 mod client;
 mod far;
 mod icmp;
+mod peer_stream;
 mod ready;
 mod server;
 mod splice;
@@ -52,6 +53,7 @@ use tracing::debug;
 
 use self::client::{Connection, Visited};
 pub use self::far::{AskError, ByteStream, Far};
+pub use self::peer_stream::PeerStream;
 use self::ready::Ready;
 use self::server::{Offers, OpenConnection, connect_to, serve};
 use self::stack::Stack;
@@ -59,6 +61,9 @@ use self::status::Counters;
 
 /// How long packets wait that the worker had no room for.
 const RETRY_AFTER: Duration = Duration::from_millis(1);
+/// How long a peer may be without a connection to it before a client hears of it: two nodes that dial each other end one of
+/// their connections, perhaps the one that a question has taken.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// Names one connection of a client's; never reused.
 pub type ConnectionKey = u64;
@@ -107,6 +112,8 @@ struct Client {
     id: [u8; 2],
     state: ClientState,
     deadline: Option<Instant>,
+    /// A connection has failed under a first question to the peer.
+    is_asked_again: bool,
 }
 
 enum ClientState {
@@ -291,7 +298,7 @@ impl ServiceNetwork {
         let key = self.next_key;
         self.next_key += 1;
         let state = ClientState::Asking(packet.packet.to_vec());
-        self.clients.insert(key, Client { flow, owner, id: packet.id, state, deadline: None });
+        self.clients.insert(key, Client { flow, owner, id: packet.id, state, deadline: None, is_asked_again: false });
         self.flows.insert(flow, key);
         self.asking.insert(key, owner);
         *self.clients_of.entry(owner).or_default() += 1;
@@ -313,6 +320,19 @@ impl ServiceNetwork {
         let ClientState::Asking(syn) = &client.state else { return };
         let far = match asked {
             Ok(far) => far,
+            // The connection was closed under it, as when both nodes have dialled at once; there may be another.
+            Err(error @ (AskError::Io(_) | AskError::NotReached))
+                if !client.is_asked_again && matches!(owner, Owner::Peer(_)) =>
+            {
+                debug!(service = %client.flow.service.0, %error, "asking a peer for a service again");
+                let at = now + ASK_AGAIN_AFTER;
+                client.is_asked_again = true;
+                client.deadline = Some(at);
+                self.deadlines.insert((at, key));
+                self.asking.insert(key, owner);
+                *self.asking_of.entry(owner).or_default() += 1;
+                return;
+            }
             Err(error) => {
                 debug!(service = %client.flow.service.0, %error, "a connection to a service is refused");
                 self.counters.count(owner == Owner::Us, &error);
@@ -347,6 +367,10 @@ impl ServiceNetwork {
         self.flows.remove(&client.flow);
         if let Some(deadline) = client.deadline {
             self.deadlines.remove(&(deadline, key));
+            // Nobody is being asked meanwhile, so no answer would end this.
+            if matches!(client.state, ClientState::Asking(_)) && self.asking.remove(&key).is_some() {
+                count_down(&mut self.asking_of, client.owner);
+            }
         }
         count_down(&mut self.clients_of, client.owner);
         if let ClientState::Open { has_large_buffers: true, .. } = client.state {
@@ -378,6 +402,9 @@ impl ServiceNetwork {
         }
         if self.held.is_none() {
             self.wake_due(now);
+            if let Some((peer, key)) = self.to_open.pop_front() {
+                return Poll::Ready(ServiceIntent::Open { peer, key });
+            }
             while budget > 0
                 && self.stack.has_room()
                 && let Some(key) = self.ready.pop()
@@ -410,8 +437,10 @@ impl ServiceNetwork {
             self.deadlines.pop_first();
             let Some(client) = self.clients.get_mut(&key) else { continue };
             client.deadline = None;
-            if let ClientState::Open { connection, .. } = &client.state {
-                connection.wake();
+            match (&client.state, client.owner) {
+                (ClientState::Open { connection, .. }, _) => connection.wake(),
+                (ClientState::Asking(_), Owner::Peer(peer)) => self.to_open.push_back((peer, key)),
+                (ClientState::Asking(_), Owner::Us) => {}
             }
         }
     }

@@ -15,6 +15,8 @@
 //! connections never keep a peer's new one out.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use libp2p::core::ConnectedPoint;
@@ -30,6 +32,9 @@ const SURPLUS_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a TCP connection to a Hyprspace node is waited for before packets take QUIC.
 const TCP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A connection of which so many pings in a row came to nothing is closed.
+const PINGS_FAILED_MAX: u8 = 3;
 
 /// What carries a libp2p connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -99,6 +104,17 @@ pub enum Direction {
     Outbound,
 }
 
+/// Something that cannot change connections uses this one: it is not closed as one too many while this lives, unless there
+/// are more such than a peer may have.
+#[derive(Debug)]
+pub struct ConnectionHold(Arc<AtomicUsize>);
+
+impl Drop for ConnectionHold {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// One established libp2p connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
@@ -123,9 +139,28 @@ pub struct ConnectionInfo {
     /// Whether the peer has it too.
     confirmed: bool,
     closing: bool,
+    /// In a row.
+    pings_failed: u8,
+    holds: Arc<AtomicUsize>,
 }
 
 impl ConnectionInfo {
+    /// The peer has answered a ping.
+    pub(super) fn handle_pong(&mut self, rtt: Duration) {
+        self.rtt = Some(rtt);
+        self.pings_failed = 0;
+        self.confirm();
+    }
+
+    pub(super) fn hold(&self) -> ConnectionHold {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+        ConnectionHold(Arc::clone(&self.holds))
+    }
+
+    fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) > 0
+    }
+
     pub(super) fn new(id: ConnectionId, peer: PeerId, endpoint: &ConnectedPoint, established: Instant) -> Self {
         let remote = match endpoint {
             // The remote address of an inbound circuit is only the peer's id; the relay is in the local one.
@@ -144,6 +179,8 @@ impl ConnectionInfo {
             kind: None,
             confirmed: endpoint.is_listener(),
             closing: false,
+            pings_failed: 0,
+            holds: Arc::default(),
         }
     }
 
@@ -194,6 +231,14 @@ impl Connections {
 
     pub(super) fn get_mut(&mut self, peer: &PeerId, id: ConnectionId) -> Option<&mut ConnectionInfo> {
         self.by_peer.get_mut(peer)?.iter_mut().find(|connection| connection.id == id)
+    }
+
+    /// A ping has failed without having waited in vain. Whether the connection may have that once more.
+    pub(super) fn forgives(&mut self, peer: &PeerId, id: ConnectionId) -> bool {
+        self.get_mut(peer, id).is_some_and(|connection| {
+            connection.pings_failed = connection.pings_failed.saturating_add(1);
+            connection.pings_failed < PINGS_FAILED_MAX || connection.is_held()
+        })
     }
 
     pub(super) fn of(&self, peer: &PeerId) -> impl Iterator<Item = &ConnectionInfo> {
@@ -255,6 +300,14 @@ impl Connections {
                     surplus.push(connection.id);
                 }
             }
+            for connection in connections.iter_mut().filter(|connection| connection.is_held() && !connection.closing) {
+                if excess == 0 {
+                    break;
+                }
+                connection.closing = true;
+                excess -= 1;
+                surplus.push(connection.id);
+            }
         }
         surplus
     }
@@ -278,7 +331,8 @@ fn kind(connections: &[ConnectionInfo]) -> Option<PeerKind> {
     connections.iter().rev().find_map(|connection| connection.kind)
 }
 
-/// Whether a connection stays though it is an old one: the newest of its transport that leads to a Hyprspace node.
+/// Whether a connection stays though it is an old one: it is held, or the newest of its transport that leads to a Hyprspace
+/// node.
 fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
     let connection = &connections[at];
     let replaces = |newer: &ConnectionInfo| {
@@ -286,7 +340,8 @@ fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
             && !newer.closing
             && (newer.relayed, newer.transport) == (connection.relayed, connection.transport)
     };
-    kind(connections) == Some(PeerKind::Hyprspace) && !connections[at + 1..].iter().any(replaces)
+    connection.is_held()
+        || kind(connections) == Some(PeerKind::Hyprspace) && !connections[at + 1..].iter().any(replaces)
 }
 
 /// How many of the connections, from the oldest on, are older than the one to keep, and when they may go. `None` if
@@ -361,6 +416,42 @@ mod tests {
             }
             assert_eq!(table.poll_surplus(now), [0, 1].map(ConnectionId::new_unchecked));
         }
+    }
+
+    #[test]
+    fn a_connection_that_is_held_stays_until_it_is_let_go_but_not_at_the_price_of_all_new_ones() {
+        let now = Instant::now();
+        let [(mut table, peer), _] = pair();
+        table.insert(connection(1, peer, now));
+        let held = table.of(&peer).next().unwrap().hold();
+        table.insert(connection(2, peer, now));
+        let later = now + SURPLUS_GRACE;
+        assert!(table.poll_surplus(later).is_empty());
+        assert_eq!(table.poll_timeout(), None, "nothing to wake up for");
+        drop(held);
+        assert_eq!(table.poll_surplus(later), [ConnectionId::new_unchecked(1)]);
+
+        let (mut flooded, peer) = pair().into_iter().next().unwrap();
+        let mut holds = Vec::new();
+        for id in 0..KEPT_CONNECTIONS_PER_PEER_MAX + 2 {
+            flooded.insert(connection(id, peer, now));
+            holds.extend(flooded.of(&peer).last().map(ConnectionInfo::hold));
+        }
+        assert_eq!(flooded.poll_surplus(now), [0, 1].map(ConnectionId::new_unchecked));
+    }
+
+    #[test]
+    fn two_pings_in_a_row_may_come_to_nothing_and_no_third_unless_it_is_held() {
+        let now = Instant::now();
+        let [(mut table, peer), _] = pair();
+        table.insert(connection(1, peer, now));
+        let id = ConnectionId::new_unchecked(1);
+        assert!(table.forgives(&peer, id) && table.forgives(&peer, id));
+        table.get_mut(&peer, id).unwrap().handle_pong(Duration::from_millis(1));
+        assert!(table.forgives(&peer, id) && table.forgives(&peer, id));
+        assert!(!table.forgives(&peer, id));
+        let _held = table.of(&peer).next().unwrap().hold();
+        assert!(table.forgives(&peer, id), "what uses it would know if it were dead");
     }
 
     #[test]

@@ -48,7 +48,7 @@ mod tcp;
 mod texts;
 mod transport;
 
-pub use connections::{ConnectionInfo, Direction, PeerKind, Quality, TransportName, Way};
+pub use connections::{ConnectionHold, ConnectionInfo, Direction, PeerKind, Quality, TransportName, Way};
 pub use dialer::Source;
 pub use discovery::Discovery;
 pub use exchange::{ExchangeError, OpenError};

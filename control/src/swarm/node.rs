@@ -23,7 +23,7 @@ use tokio::time::Sleep;
 
 use super::address::{self, AddressPolicy};
 use super::behaviour::Behaviour;
-use super::connections::{ConnectionInfo, Connections, PeerKind, Quality, Way};
+use super::connections::{ConnectionHold, ConnectionInfo, Connections, PeerKind, Quality, Way};
 use super::dialer::{Dial, Dialer, Source};
 use super::discovery::{Discoverer, Discovery};
 use super::exchange::ExchangeError;
@@ -312,6 +312,11 @@ impl Node {
     /// Opens a stream on one connection, offering `protocols` in this order. Ends in one [`NodeEvent::StreamOpened`].
     pub fn open_stream(&mut self, connection: ConnectionId, protocols: Vec<StreamProtocol>) -> OpenId {
         self.swarm.behaviour_mut().streams.open(connection, protocols)
+    }
+
+    /// Keeps a connection from being closed as one too many, for as long as what is returned lives.
+    pub fn hold(&self, peer: &PeerId, connection: ConnectionId) -> Option<ConnectionHold> {
+        self.connections.of(peer).find(|known| known.id == connection).map(ConnectionInfo::hold)
     }
 
     /// The connection to talk to a peer on: its newest direct one, or else its newest relayed one.

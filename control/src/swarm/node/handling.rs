@@ -135,12 +135,15 @@ impl Node {
             BehaviourEvent::Ping(ping::Event { peer, connection, result }) => match result {
                 Ok(rtt) => {
                     if let Some(connection) = self.connections.get_mut(&peer, connection) {
-                        connection.rtt = Some(rtt);
-                        connection.confirm();
+                        connection.handle_pong(rtt);
                         self.problems.clear(&peer);
                     }
                 }
                 Err(ping::Failure::Unsupported) => {}
+                // A stream that the peer refuses says nothing of the connection: Hyprspace takes pings on two of ours only.
+                Err(ping::Failure::Other { error }) if self.connections.forgives(&peer, connection) => {
+                    tracing::debug!(%peer, %connection, %error, "a ping came to nothing");
+                }
                 Err(error) => {
                     tracing::debug!(%peer, %connection, %error, "closing a connection that does not answer pings");
                     self.swarm.close_connection(connection);

@@ -16,6 +16,9 @@
 //! so that for each prefix the longest match holds across both tables. `iif lo` is what this host itself sends: traffic
 //! of hosts behind it goes through the tunnel whatever its ports are. Rules outlive a node that was killed; the next one
 //! with the same interface finds them by protocol and the last rule's interface, and removes them.
+//!
+//! What the kernel answers by itself to strays, such as a port unreachable for the lane of a node that was killed, is of
+//! no socket: it carries neither mark nor port and goes into the tunnel, where the peer drops it for its source.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;

@@ -4,8 +4,8 @@
 //! the others as bootstrap peers, so that it neither asks the internet nor waits for multicast discovery. Its inner MTU is
 //! always 1420.
 //!
-//! Written after the configuration schema and the source of 0.15.0, and not tried with it: no package registry has that
-//! version in a form that builds (see `scripts/peers`).
+//! Tried with 0.15.0 built from its source: no package registry has that version in a form that builds (see
+//! `scripts/peers`).
 
 use std::collections::BTreeMap;
 use std::fs;

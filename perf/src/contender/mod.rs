@@ -38,6 +38,8 @@ pub(crate) enum Contender {
     Ringlane,
     /// The same with QUIC datagrams as its carrier.
     RinglaneQuic,
+    /// The same with libp2p's streams as its carrier.
+    RinglaneStream,
     /// The same without io_uring.
     RinglaneEpoll,
     /// The same over an underlay of 1280 bytes, so that packets travel in fragments.
@@ -126,6 +128,7 @@ impl fmt::Display for Contender {
             Self::Null => "null",
             Self::Ringlane => "ringlane",
             Self::RinglaneQuic => "ringlane-quic",
+            Self::RinglaneStream => "ringlane-stream",
             Self::RinglaneEpoll => "ringlane-epoll",
             Self::Ringlane1280 => "ringlane-1280",
             Self::WireguardGo => "wireguard-go",
@@ -160,9 +163,11 @@ impl Contender {
         match self {
             Self::Bare => Presence::Version("routed, no tunnel".into()),
             Self::Null => Presence::Version("ringlane-perf, no cryptography".into()),
-            Self::Ringlane | Self::RinglaneQuic | Self::RinglaneEpoll | Self::Ringlane1280 => {
-                ringlane::presence(ringlane)
-            }
+            Self::Ringlane
+            | Self::RinglaneQuic
+            | Self::RinglaneStream
+            | Self::RinglaneEpoll
+            | Self::Ringlane1280 => ringlane::presence(ringlane),
             Self::WireguardGo => wireguard::WIREGUARD_GO.presence(),
             Self::Boringtun => wireguard::BORINGTUN.presence(),
             Self::Tailscale => tailscale::presence(),
@@ -188,9 +193,11 @@ impl Contender {
         let mut tunnel = match self {
             Self::Bare => start_bare(lab("bare", true)?, setup)?,
             Self::Null => null::start(lab("null", false)?, setup)?,
-            Self::Ringlane | Self::RinglaneQuic | Self::RinglaneEpoll | Self::Ringlane1280 => {
-                ringlane::start(self, setup)?
-            }
+            Self::Ringlane
+            | Self::RinglaneQuic
+            | Self::RinglaneStream
+            | Self::RinglaneEpoll
+            | Self::Ringlane1280 => ringlane::start(self, setup)?,
             Self::WireguardGo => wireguard::WIREGUARD_GO.start(lab("wggo", false)?, setup)?,
             Self::Boringtun => wireguard::BORINGTUN.start(lab("btun", false)?, setup)?,
             Self::Tailscale => tailscale::start(lab("tail", false)?, setup)?,

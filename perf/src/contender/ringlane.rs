@@ -24,11 +24,12 @@ pub(super) struct Variant {
     underlay_mtu: Option<u16>,
 }
 
-const VARIANTS: [Variant; 4] = {
-    use Contender::{Ringlane, Ringlane1280, RinglaneEpoll, RinglaneQuic};
+const VARIANTS: [Variant; 5] = {
+    use Contender::{Ringlane, Ringlane1280, RinglaneEpoll, RinglaneQuic, RinglaneStream};
     [
         Variant { contender: Ringlane, lab: "ring", dataplane: "", underlay_mtu: None },
         Variant { contender: RinglaneQuic, lab: "rinq", dataplane: "carrier = \"quic\"\n", underlay_mtu: None },
+        Variant { contender: RinglaneStream, lab: "rins", dataplane: "carrier = \"stream\"\n", underlay_mtu: None },
         Variant { contender: RinglaneEpoll, lab: "rine", dataplane: "engine = \"epoll\"\n", underlay_mtu: None },
         Variant { contender: Ringlane1280, lab: "rinf", dataplane: "", underlay_mtu: Some(1280) },
     ]

@@ -27,6 +27,7 @@ fn colour(contender: &str) -> &'static str {
         "ringlane" => "#e4572e",
         "ringlane-epoll" => "#ee9478",
         "ringlane-quic" => "#b23a20",
+        "ringlane-stream" => "#f2a65a",
         "ringlane-1280" => "#f6b8a6",
         "wireguard-go" => "#2e86ab",
         "tailscale" => "#5b6abf",

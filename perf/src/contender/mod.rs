@@ -163,11 +163,9 @@ impl Contender {
         match self {
             Self::Bare => Presence::Version("routed, no tunnel".into()),
             Self::Null => Presence::Version("ringlane-perf, no cryptography".into()),
-            Self::Ringlane
-            | Self::RinglaneQuic
-            | Self::RinglaneStream
-            | Self::RinglaneEpoll
-            | Self::Ringlane1280 => ringlane::presence(ringlane),
+            Self::Ringlane | Self::RinglaneQuic | Self::RinglaneStream | Self::RinglaneEpoll | Self::Ringlane1280 => {
+                ringlane::presence(ringlane)
+            }
             Self::WireguardGo => wireguard::WIREGUARD_GO.presence(),
             Self::Boringtun => wireguard::BORINGTUN.presence(),
             Self::Tailscale => tailscale::presence(),
@@ -193,11 +191,9 @@ impl Contender {
         let mut tunnel = match self {
             Self::Bare => start_bare(lab("bare", true)?, setup)?,
             Self::Null => null::start(lab("null", false)?, setup)?,
-            Self::Ringlane
-            | Self::RinglaneQuic
-            | Self::RinglaneStream
-            | Self::RinglaneEpoll
-            | Self::Ringlane1280 => ringlane::start(self, setup)?,
+            Self::Ringlane | Self::RinglaneQuic | Self::RinglaneStream | Self::RinglaneEpoll | Self::Ringlane1280 => {
+                ringlane::start(self, setup)?
+            }
             Self::WireguardGo => wireguard::WIREGUARD_GO.start(lab("wggo", false)?, setup)?,
             Self::Boringtun => wireguard::BORINGTUN.start(lab("btun", false)?, setup)?,
             Self::Tailscale => tailscale::start(lab("tail", false)?, setup)?,

@@ -10,7 +10,6 @@
 mod basics;
 mod commands;
 mod discovery;
-mod introductions;
 mod names;
 mod services;
 

@@ -29,6 +29,7 @@ pub mod lanes;
 pub mod metrics;
 pub mod netlink;
 pub mod packets;
+mod ready;
 mod report;
 pub mod routes;
 mod routing;

@@ -18,18 +18,15 @@
 //! | `queue` | the frames that wait for a stream: pure |
 //! | `stream` | one stream |
 //! | `peer` | the streams of one peer, and which of them is used |
-//! | `ready` | which peers have something to do |
 //! | `drops` | why packets died here |
 
 mod drops;
 mod peer;
 mod queue;
-mod ready;
 mod stream;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -42,9 +39,9 @@ use ringlane_shared::plane::{PacketBatch, PlaneSender};
 
 pub use self::drops::{StreamDrop, StreamDrops};
 use self::peer::{PeerStreams, Tools};
-use self::ready::Ready;
 use self::stream::PacketStream;
 pub use self::stream::{Duplex, PacketProtocol};
+use crate::ready::Ready;
 use crate::swarm::{Accepted, Direction, OpenError, OpenId, PeerKind, Quality, Way};
 
 /// Memory of batches that is kept.
@@ -93,7 +90,7 @@ pub fn accepted() -> Vec<Accepted> {
 pub struct Packets {
     peers: Vec<PeerStreams>,
     wakers: Vec<Waker>,
-    ready: Arc<Ready>,
+    ready: Ready<usize>,
     opening: HashMap<OpenId, (PeerIndex, Way)>,
     events: VecDeque<PacketsEvent>,
     workers: Vec<PlaneSender<PacketBatch>>,
@@ -111,7 +108,7 @@ impl std::fmt::Debug for Packets {
 impl Packets {
     /// For so many peers. What a peer sends goes to the same one of `workers`, always.
     pub fn new(peers: usize, workers: Vec<PlaneSender<PacketBatch>>) -> Self {
-        let ready = Arc::new(Ready::default());
+        let ready = Ready::default();
         Self {
             peers: (0..peers as u16).map(|peer| PeerStreams::new(PeerIndex(peer))).collect(),
             wakers: (0..peers).map(|position| ready.waker(position)).collect(),
@@ -258,7 +255,7 @@ impl Packets {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(event);
             }
-            let Some(position) = self.ready.next() else { return Poll::Pending };
+            let Some(position) = self.ready.pop() else { return Poll::Pending };
             let (Some(streams), Some(waker)) = (self.peers.get_mut(position), self.wakers.get(position)) else {
                 continue;
             };

@@ -17,7 +17,6 @@ mod client;
 mod far;
 mod icmp;
 mod peer_stream;
-mod ready;
 mod server;
 mod splice;
 mod stack;
@@ -54,10 +53,10 @@ use tracing::debug;
 use self::client::{Connection, Visited};
 pub use self::far::{AskError, ByteStream, Far};
 pub use self::peer_stream::PeerStream;
-use self::ready::Ready;
 use self::server::{Offers, OpenConnection, connect_to, serve};
 use self::stack::Stack;
 use self::status::Counters;
+use crate::ready::Ready;
 
 /// How long packets wait that the worker had no room for.
 const RETRY_AFTER: Duration = Duration::from_millis(1);
@@ -133,7 +132,7 @@ pub struct ServiceNetwork {
     owners: HashMap<[u8; 4], Owner>,
     offers: Rc<Offers>,
     stack: Stack,
-    ready: Ready,
+    ready: Ready<u64>,
     flows: HashMap<Flow, ConnectionKey>,
     clients: HashMap<ConnectionKey, Client>,
     clients_of: HashMap<Owner, usize>,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
@@ -39,6 +40,9 @@ pub(crate) enum Site {
     A,
     B,
     C,
+    /// Third peers at addresses that everybody reaches. Only a lab with an internet has them, and no host behind them.
+    R,
+    S,
 }
 
 impl Site {
@@ -47,6 +51,8 @@ impl Site {
             Self::A => 'a',
             Self::B => 'b',
             Self::C => 'c',
+            Self::R => 'r',
+            Self::S => 's',
         }
     }
 
@@ -55,6 +61,8 @@ impl Site {
             Self::A => 1,
             Self::B => 2,
             Self::C => 3,
+            Self::R => 4,
+            Self::S => 5,
         }
     }
 
@@ -90,6 +98,8 @@ impl Site {
 pub(crate) struct Lab {
     prefix: String,
     directory: TempDir,
+    /// Namespaces that `scripts/lab` has not made.
+    added: Vec<Namespace>,
 }
 
 impl Lab {
@@ -104,6 +114,13 @@ impl Lab {
     }
 
     fn with_arguments(arguments: &[&str]) -> Option<Self> {
+        let lab = Self::empty()?;
+        succeed(lab.script("up").args(arguments));
+        Some(lab)
+    }
+
+    /// A lab without namespaces, for [`Lab::add`]. `None` as [`Lab::up`].
+    pub(crate) fn empty() -> Option<Self> {
         if let Err(missing) = namespaces_available() {
             assert!(env::var_os("RINGLANE_REQUIRE_NETNS").is_none_or(|value| value != "1"), "{missing}");
             eprintln!("skipped: {missing}");
@@ -111,9 +128,22 @@ impl Lab {
         }
         static LABS: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("rlt{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
-        let lab = Self { prefix, directory: tempfile::tempdir().expect("a temporary directory can be made") };
-        succeed(lab.script("up").args(arguments));
-        Some(lab)
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        Some(Self { prefix, directory, added: Vec::new() })
+    }
+
+    /// Makes a namespace of this name that forwards packets, with nothing but its loopback interface.
+    pub(crate) fn add(&mut self, name: &str) -> Namespace {
+        let namespace = self.namespace(name);
+        succeed(Command::new("ip").args(["netns", "add", namespace.name()]));
+        self.added.push(namespace.clone());
+        // Duplicate address detection would keep every IPv6 address unusable for a second.
+        namespace.run(
+            "sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.all.accept_dad=0 \
+             net.ipv6.conf.default.accept_dad=0",
+        );
+        namespace.run("ip link set lo up");
+        namespace
     }
 
     /// The router of a site, where its node runs.
@@ -155,6 +185,8 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // A failure here must not hide the panic that may be under way.
+        self.added.iter().for_each(Namespace::end_processes);
+        self.added.iter().for_each(Namespace::remove);
         if !self.script("down").status().is_ok_and(|status| status.success()) {
             eprintln!("lab {} could not be removed; try: scripts/lab down --prefix {}", self.prefix, self.prefix);
         }
@@ -212,6 +244,22 @@ impl Namespace {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    fn end_processes(&self) {
+        let Ok(listed) = Command::new("ip").args(["netns", "pids", &self.name]).output() else { return };
+        let ids = String::from_utf8_lossy(&listed.stdout).into_owned();
+        for id in ids.split_whitespace().filter_map(|id| id.parse().ok()).filter_map(Pid::from_raw) {
+            // It may have ended by itself since.
+            let _ = kill_process(id, Signal::KILL);
+        }
+    }
+
+    fn remove(&self) {
+        let removed = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        if !removed.is_ok_and(|status| status.success()) {
+            eprintln!("namespace {} could not be removed", self.name);
+        }
+    }
+
     /// Whether an interface of this name exists.
     pub(crate) fn has_interface(&self, name: &str) -> bool {
         self.command("ip").args(["link", "show", "dev", name]).output().is_ok_and(|output| output.status.success())
@@ -264,4 +312,14 @@ fn a_lab_joins_its_sites_and_leaves_nothing_behind() {
     drop(lab);
     left_running.wait().expect("the lab ended the process");
     assert!(!Path::new("/run/netns").join(name).exists());
+}
+
+#[test]
+fn namespaces_added_to_a_lab_vanish_with_it_and_with_their_processes() {
+    let Some(mut lab) = Lab::empty() else { return };
+    let added = lab.add("added");
+    let mut left_running = added.command("sleep").arg("600").spawn().expect("sleep can be started");
+    drop(lab);
+    left_running.wait().expect("the lab ended the process");
+    assert!(!Path::new("/run/netns").join(added.name()).exists());
 }

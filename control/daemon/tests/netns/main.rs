@@ -9,6 +9,7 @@
 //! | [`stream`] | traffic that goes on while something happens, and its longest silence |
 //! | [`delay`] | an underlay that takes time |
 //! | [`wire`] | what an attacker on the underlay can do: watch, inject, send garbage |
+//! | [`nat`] | nodes behind NATs of every kind, and the table of `docs/nat.md` |
 //! | [`interop`] | networks of Ringlane and Hyprspace nodes |
 //! | the others | the tests |
 //!
@@ -46,6 +47,7 @@ mod loss;
 mod metrics;
 mod moves;
 mod mtu;
+mod nat;
 mod offload;
 mod order;
 mod path;

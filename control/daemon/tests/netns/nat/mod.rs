@@ -1,0 +1,21 @@
+//! Nodes behind NATs of every kind.
+//!
+//! | Module | What it is |
+//! |---|---|
+//! | [`kinds`] | the kinds of places a node can be in, as data |
+//! | [`rules`] | a gateway's nftables |
+//! | [`lab`] | an internet, two public nodes and two sites in such places; and what can happen to them |
+//! | [`behaviour`] | that the kernel does as `kinds` says |
+//! | [`nodes`] | four nodes in a lab, and which way packets take between A and B |
+//! | [`matrix`] | which way is found for which pair, how soon, and what is expected |
+//! | [`upheaval`] | what happens to paths while a transfer runs, and the gaps it leaves |
+//! | [`table`] | the tables of `docs/nat.md` |
+
+mod behaviour;
+mod kinds;
+mod lab;
+mod matrix;
+mod nodes;
+mod rules;
+mod table;
+mod upheaval;

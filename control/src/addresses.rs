@@ -6,6 +6,8 @@ use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
+use ringlane_shared::limits::LAN_NETWORKS_MAX;
+
 use crate::netlink::HostAddress;
 use crate::swarm::Segment;
 use crate::swarm::address::is_overlay;
@@ -74,6 +76,21 @@ pub(crate) fn segments(plan: &ListenPlan, host: &[HostAddress], interface: &str)
         segment.addresses = plan.control.iter().filter(here).cloned().collect();
     }
     segments
+}
+
+/// The networks that the host is directly connected to: those of its addresses on interfaces that are up. Loopback and our
+/// own interface are none.
+pub(crate) fn lan(host: &[HostAddress], interface: &str) -> Vec<IpNet> {
+    let mut networks: Vec<IpNet> = host
+        .iter()
+        .filter(|address| address.up && !address.loopback && address.interface != interface)
+        .map(|address| address.prefix.trunc())
+        .filter(|network| !is_overlay(network.addr()))
+        .collect();
+    networks.sort();
+    networks.dedup();
+    networks.truncate(LAN_NETWORKS_MAX);
+    networks
 }
 
 fn ip_of(address: &Multiaddr) -> Option<IpAddr> {

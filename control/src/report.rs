@@ -18,6 +18,7 @@ use crate::admin::status::{
     AddressStatus, Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo,
     NodeStatus, PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
 };
+use crate::admin::underlay::UnderlayStatus;
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
 use crate::exchange::ExchangeCounters;
@@ -92,6 +93,7 @@ impl<T> Reporter<'_, T> {
             movement: movement_status(self.movement),
             gate: self.gate(),
             discovery: DiscoveryStatus::new(self.node.mdns_counters(), self.exchange),
+            underlay: UnderlayStatus::new(&self.settings.control.web, self.node.lan()),
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
             listener_drops: listener_drops(self.listener_drops),

@@ -52,6 +52,7 @@ use crate::signals::{Signals, Told};
 use crate::store::PeerCache;
 use crate::swarm::rates::Rates;
 use crate::swarm::swarm_key::SwarmKeyError;
+use crate::swarm::web::WebError;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent, OpenId};
 
 /// How long workers may take to close their lanes and end.
@@ -129,6 +130,9 @@ pub enum ControlError {
     /// A listen address cannot be used.
     #[error("{0}")]
     Listen(String),
+    /// The certificate of `/wss` cannot be used.
+    #[error(transparent)]
+    Web(#[from] WebError),
     /// The lane engine refused.
     #[error(transparent)]
     Lanes(#[from] LaneEngineError),

@@ -70,6 +70,7 @@ impl Site {
             cached: Vec::new(),
             mdns: false,
             filter_private: false,
+            web: Default::default(),
             allow_loopback: true,
             agent: "ringlane/test".into(),
             seed: u64::from(u32::from(self.ip)),

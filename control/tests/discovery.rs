@@ -49,6 +49,7 @@ impl Member {
             cached: Vec::new(),
             mdns: false,
             filter_private: false,
+            web: Default::default(),
             allow_loopback: true,
             agent: "ringlane/test".into(),
             seed: at.into(),

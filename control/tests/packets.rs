@@ -134,6 +134,7 @@ fn pair(accepted: [&[PacketProtocol]; 2], dialled: TransportName) -> [Site; 2] {
             cached: Vec::new(),
             mdns: false,
             filter_private: false,
+            web: Default::default(),
             allow_loopback: true,
             agent: "test".into(),
             seed: us as u64,

@@ -14,7 +14,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use ringlane_control::swarm::{
     Direction, Discovery, ExchangeError, ListenFault, Node, NodeConfig, NodeError, NodeEvent, OpenError, Resolver,
-    TransportName,
+    TransportName, swarm_key,
 };
 use ringlane_shared::limits::OFFER_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot};
@@ -52,6 +52,8 @@ impl Site {
         match transport {
             TransportName::Quic => format!("/ip4/{ip}/udp/8001/quic-v1"),
             TransportName::Tcp => format!("/ip4/{ip}/tcp/8001"),
+            TransportName::Ws => format!("/ip4/{ip}/tcp/8001/ws"),
+            TransportName::Wss => format!("/ip4/{ip}/tcp/8001/tls/ws"),
         }
         .parse()
         .unwrap()
@@ -65,6 +67,7 @@ impl Site {
             cached: Vec::new(),
             mdns: false,
             filter_private: false,
+            web: Default::default(),
             allow_loopback: true,
             agent: "ringlane/test".into(),
             seed: u64::from(u32::from(self.ip)),
@@ -133,8 +136,8 @@ async fn connected_pair(transport: TransportName) -> ([Site; 2], [Node; 2]) {
 }
 
 #[tokio::test]
-async fn two_nodes_find_each_other_by_static_address_over_both_transports() {
-    for transport in [TransportName::Quic, TransportName::Tcp] {
+async fn two_nodes_find_each_other_by_static_address_over_every_transport() {
+    for transport in [TransportName::Quic, TransportName::Tcp, TransportName::Ws, TransportName::Wss] {
         let ([a, b], nodes) = connected_pair(transport).await;
         let dialled = nodes[0].connections(&b.id).next().unwrap();
         assert_eq!(dialled.direction, Direction::Outbound);
@@ -152,8 +155,40 @@ async fn two_nodes_find_each_other_by_static_address_over_both_transports() {
 }
 
 #[tokio::test]
-async fn an_exchange_works_both_ways_over_both_transports() {
-    for transport in [TransportName::Quic, TransportName::Tcp] {
+async fn a_swarm_key_protects_websockets_too() {
+    let key = |digit: char| {
+        let file = format!("/key/swarm/psk/1.0.0/\n/base16/\n{}\n", digit.to_string().repeat(64));
+        Discovery { swarm_key: swarm_key::parse(file.as_bytes()), ..Discovery::default() }
+    };
+    for transport in [TransportName::Ws, TransportName::Wss] {
+        let [a, b, other] = [Site::new(), Site::new(), Site::new()];
+        let start = |site: &Site, digit, peers| {
+            let mut node = Node::new(NodeConfig { discovery: key(digit), ..site.config(peers) }).unwrap();
+            let errors = node.set_listen_addresses(&[site.address(transport)]);
+            assert!(errors.is_empty(), "{errors:?}");
+            node
+        };
+        let both = [&b, &other].map(|site| (site.id, vec![site.address(transport)]));
+        let back = || vec![(a.id, vec![a.address(transport)])];
+        let mut nodes = [start(&a, '1', both.to_vec()), start(&b, '1', back()), start(&other, '2', back())];
+        let mut connected = [0; 3];
+        run_until(&mut nodes, |_, index, event| {
+            connected[index] += u32::from(is_connected(&event));
+            connected[0] > 0 && connected[1] > 0
+        })
+        .await;
+        run_for(&mut nodes, Duration::from_secs(1), |_, index, event| {
+            connected[index] += u32::from(is_connected(&event));
+        })
+        .await;
+        assert_eq!(connected[2], 0, "another key");
+        assert_eq!(nodes[0].connections(&b.id).next().unwrap().transport, Some(transport));
+    }
+}
+
+#[tokio::test]
+async fn an_exchange_works_both_ways_over_every_transport() {
+    for transport in [TransportName::Quic, TransportName::Tcp, TransportName::Ws, TransportName::Wss] {
         let ([a, b], mut nodes) = connected_pair(transport).await;
         let largest = vec![7; OFFER_BYTES_MAX];
         let ours = nodes[0].exchange(b.id, largest.clone()).unwrap();

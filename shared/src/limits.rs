@@ -57,6 +57,20 @@ pub const BOOTSTRAP_CONTACTS_ENOUGH: usize = 2;
 pub const DELEGATED_ROUTERS_MAX: usize = 8;
 /// Bytes of a delegated router's answer that are read; Hyprspace's bound.
 pub const ROUTING_ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Bytes of `control.proxy`.
+pub const PROXY_URL_BYTES_MAX: usize = 1024;
+/// Bytes of the user name in it, and of the password.
+pub const PROXY_CREDENTIAL_BYTES_MAX: usize = 255;
+/// Bytes of an HTTP proxy's answer, up to the empty line that ends it; what most servers take.
+pub const PROXY_ANSWER_BYTES_MAX: usize = 8192;
+/// Bytes of one WebSocket message that is read: more than any libp2p implementation writes at once, as none writes more
+/// than a few frames of 64 KiB together.
+pub const WEBSOCKET_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of one WebSocket message that is written.
+pub const WEBSOCKET_WRITE_BYTES_MAX: usize = 64 * 1024;
+const _: () = assert!(WEBSOCKET_WRITE_BYTES_MAX <= WEBSOCKET_MESSAGE_BYTES_MAX);
+/// Networks of this host that `control.scope = "lan"` allows: as many as a router may have interfaces, twice over.
+pub const LAN_NETWORKS_MAX: usize = 256;
 /// Addresses that are taken from one answer of a router.
 pub const ROUTING_ADDRESSES_MAX: usize = 64;
 /// Requests to routers that are under way at once.

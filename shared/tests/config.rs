@@ -317,7 +317,7 @@ fn each_mistake_about_control_and_dataplane_names_file_line_key_value_and_remedy
         listen("1", first, "1", "double quotes"),
         listen("\"0.0.0.0:8001\"", first, "\"0.0.0.0:8001\"", "/udp/8001/quic-v1"),
         listen("\"/ip4/10.0.0.1/udp/80\"", first, "\"/ip4/10.0.0.1/udp/80\"", "/quic-v1"),
-        listen("\"/ip4/10.0.0.1/tcp/80/ws\"", first, "\"/ip4/10.0.0.1/tcp/80/ws\"", "write one such as"),
+        listen("\"/ip4/10.0.0.1/tcp/80/tls\"", first, "\"/ip4/10.0.0.1/tcp/80/tls\"", "write one such as"),
         listen("\"/dns/a/tcp/80\"", first, "\"/dns/a/tcp/80\"", "write one such as"),
         listen("\"/ip6/::/tcp/80\", \"/ip6/::/tcp/80\"", "control.listen[1]", "\"/ip6/::/tcp/80\"", "remove one"),
         listen(&"\"\",".repeat(33), "control.listen", "", "at most 32"),
@@ -626,7 +626,7 @@ fn hyprspace_habits_are_kept_where_they_do_no_harm() {
          \"bootstrapPeers\": [\"/ip4/192.0.2.1/udp/1/quic-v1/p2p/{ID_C}\", \"/ip4/192.0.2.1/udp/1/quic-v1/p2p/{ID_C}\", \
          \"/dnsaddr/c.example/p2p/{ID_C}\", \"/ip4/192.0.2.9/tcp/1/p2p/{ID_RSA}\"], \
          \"listenAddresses\": [\"/ip4/0.0.0.0/udp/8100/quic-v1\", \"/ip4/0.0.0.0/udp/8100/quic-v1\", \
-         \"/ip4/0.0.0.0/tcp/8001/ws\"]"
+         \"/ip4/0.0.0.0/udp/8001/quic-v1/webtransport\"]"
     );
     let settings = parse_hyprspace(&hyprspace(&more), json_file()).unwrap();
     assert_eq!(texts(&settings.peers[0].routes), ["10.1.0.0/16"]);
@@ -640,7 +640,7 @@ fn hyprspace_habits_are_kept_where_they_do_no_harm() {
         contacts,
         "ways into the DHT that are no peer's addresses"
     );
-    for part in ["/tcp/8001/ws", "peers[0].extra", "peers[1].name"] {
+    for part in ["/udp/8001/quic-v1/webtransport", "peers[0].extra", "peers[1].name"] {
         assert!(warnings.contains(part), "{warnings}\nlacks {part}");
     }
 }

@@ -90,6 +90,6 @@ fn each_mistake_names_its_key_and_a_remedy() {
     let pin = "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
     let plain = toml(&format!("delegated_routers = [{{ url = \"http://r\", pin = \"{pin}\" }}]")).unwrap_err();
     assert!(plain.contains("means nothing without https"), "{plain}");
-    let strange = format!("bootstrap = [\"/ip4/192.0.2.1/tcp/1/ws/p2p/{ID_C}\"]");
+    let strange = format!("bootstrap = [\"/ip4/192.0.2.1/tcp/1/tls/p2p/{ID_C}\"]");
     assert!(toml(&strange).unwrap_err().contains("control.bootstrap[0]"));
 }

@@ -9,6 +9,9 @@ use std::path::Path;
 #[path = "../fuzz/src/config.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod config;
+#[path = "../fuzz/src/connect.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod connect;
 #[path = "../fuzz/src/discovery.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod discovery;
@@ -94,6 +97,11 @@ fn the_toml_corpus_is_handled() {
 #[test]
 fn the_json_corpus_is_handled() {
     replay("config_json", config::config_json);
+}
+
+#[test]
+fn the_proxy_corpus_is_handled() {
+    replay("connect", connect::connect);
 }
 
 #[test]

@@ -148,9 +148,9 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
     let text = place.read("a.toml");
     let (settings, peers) = text.split_once("# One entry").expect("the file ends with an example of a peer");
     let is_example = |line: &str| {
-        ["# workers", "# cores", "# rate_mbit", "# delegated_routers", "# swarm_key", "# listen = \"127.0.0.1:9100\""]
-            .iter()
-            .any(|key| line.starts_with(key))
+        let without_default = ["workers", "cores", "rate_mbit", "delegated_routers", "swarm_key", "proxy", "tls_"];
+        let is_example = |key: &&str| line.strip_prefix("# ").is_some_and(|line| line.starts_with(key));
+        without_default.iter().any(is_example) || line.starts_with("# listen = \"127.0.0.1:9100\"")
     };
     let uncommented: Vec<_> = settings
         .lines()
@@ -183,7 +183,7 @@ fn check_tells_how_peers_are_found_and_what_is_offered_to_whom() {
     let id = peer["id"].as_str().expect("a string");
     let contact = "/ip4/192.0.2.9/tcp/8001/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN";
     let control = format!(
-        "[control]\ndht = \"server\"\nbootstrap = [{contact:?}]\n\
+        "[control]\ndht = \"server\"\nbootstrap = [{contact:?}]\nproxy = \"http://me:secret@proxy.example:3128\"\n\
          delegated_routers = [{{ url = \"https://router.example\" }}]\nfilter_private_addresses = true\n"
     );
     place.write("a.toml", &place.read("a.toml").replacen("[control]\n", &control, 1));
@@ -191,6 +191,8 @@ fn check_tells_how_peers_are_found_and_what_is_offered_to_whom() {
     place.append("a.toml", "[services.www]\ntarget = \"/tcp/8080\"\nallow = [\"@site-b\"]\n");
     let checked = place.check("a.toml", &["--json"]).succeeded().json();
     assert_eq!((&checked["dht"], &checked["filter_private_addresses"]), (&"server".into(), &true.into()));
+    let proxy = serde_json::json!("http://proxy.example:3128");
+    assert_eq!((&checked["scope"], &checked["proxy"]), (&"any".into(), &proxy), "without the password");
     assert_eq!(checked["bootstrap"], serde_json::json!([contact]));
     assert_eq!(checked["delegated_routers"], serde_json::json!(["https://router.example"]));
     let [service] = checked["services"].as_array().expect("a list").as_slice() else { panic!("{checked}") };

@@ -19,6 +19,7 @@ mod client;
 pub mod discovery;
 mod server;
 pub mod status;
+pub mod underlay;
 
 use std::path::PathBuf;
 

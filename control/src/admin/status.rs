@@ -13,6 +13,7 @@ use ringlane_shared::plane::{Offload, WorkerCounters};
 use serde::{Deserialize, Serialize};
 
 use super::discovery::DiscoveryStatus;
+use super::underlay::UnderlayStatus;
 
 /// Drops by the stable name of their reason; only reasons that occurred.
 pub type Drops = BTreeMap<String, u64>;
@@ -38,6 +39,9 @@ pub struct NodeStatus {
     /// How peers are found.
     #[serde(default)]
     pub discovery: DiscoveryStatus,
+    /// What of the underlay is used, and through what.
+    #[serde(default)]
+    pub underlay: UnderlayStatus,
     /// Drops that belong to no peer.
     pub drops: Drops,
     /// Datagrams that came to the lanes' ports by no lane and were dropped there.
@@ -391,7 +395,7 @@ pub struct ConnectionStatus {
     pub remote: String,
     /// Who opened it.
     pub direction: Direction,
-    /// `quic`, `tcp` or `relay`.
+    /// `quic`, `tcp`, `ws`, `wss` or `relay`.
     pub transport: String,
     /// Round-trip time by libp2p's ping.
     pub rtt_us: Option<u64>,

@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::pin;
 use crate::swarm::Resolver;
+use crate::swarm::web::Proxy;
 use crate::underlay;
 
 /// How long one request may take, from the name's look-up to the last byte.
@@ -68,15 +69,16 @@ pub(super) struct Server {
     url: Arc<RouterUrl>,
     tls: Option<TlsConnector>,
     resolver: Resolver,
+    proxy: Option<Proxy>,
 }
 
 impl Server {
-    pub(super) fn new(settings: &RouterSettings, resolver: Resolver) -> Self {
+    pub(super) fn new(settings: &RouterSettings, resolver: Resolver, proxy: Option<Proxy>) -> Self {
         let url = Arc::new(settings.url.clone());
         let tls = url.https.then(|| pin::client_config(settings.pin)).and_then(|config| {
             config.inspect_err(|error| tracing::error!(%error, %url, "no TLS for this router")).ok()
         });
-        Self { url, tls: tls.map(TlsConnector::from), resolver }
+        Self { url, tls: tls.map(TlsConnector::from), resolver, proxy }
     }
 
     pub(super) fn url(&self) -> &RouterUrl {
@@ -109,6 +111,10 @@ impl Server {
     }
 
     async fn connect(&self) -> Result<TcpStream, HttpError> {
+        if let Some(proxy) = &self.proxy {
+            let connected = proxy.connect(&self.url.host, self.url.port).await;
+            return connected.map_err(|error| HttpError::Connect(error.to_string()));
+        }
         let ips = match self.url.host.parse() {
             Ok(ip) => vec![ip],
             Err(_) => self.resolver.ips(&self.url.host).await.map_err(HttpError::Connect)?,

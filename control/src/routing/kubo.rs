@@ -34,7 +34,10 @@ pub(crate) struct Kubo {
 impl Kubo {
     pub(crate) fn new(at: SocketAddr, resolver: Resolver) -> Self {
         let url = RouterUrl { https: false, host: at.ip().to_string(), port: at.port(), path: String::new() };
-        Self { server: Server::new(&RouterSettings { url, pin: None }, resolver), under_way: FuturesUnordered::new() }
+        Self {
+            server: Server::new(&RouterSettings { url, pin: None }, resolver, None),
+            under_way: FuturesUnordered::new(),
+        }
     }
 
     /// Asks both questions, unless they are being asked. `peers` are ours.

@@ -20,6 +20,7 @@ use ringlane_shared::wire::routing::{peer_addresses, peer_request};
 use self::http::Server;
 pub(crate) use self::kubo::{Kubo, KuboAnswer};
 use crate::swarm::Resolver;
+use crate::swarm::web::Proxy;
 
 /// What a router may answer with; Hyprspace's order.
 const ACCEPT: &str = "application/x-ndjson,application/json";
@@ -34,10 +35,10 @@ pub(crate) struct Routers {
 
 impl Routers {
     /// At most [`DELEGATED_ROUTERS_MAX`] are used.
-    pub(crate) fn new(routers: &[RouterSettings], resolver: Resolver) -> Self {
+    pub(crate) fn new(routers: &[RouterSettings], resolver: Resolver, proxy: Option<&Proxy>) -> Self {
         let servers = routers.iter().take(DELEGATED_ROUTERS_MAX);
         Self {
-            servers: servers.map(|router| Server::new(router, resolver.clone())).collect(),
+            servers: servers.map(|router| Server::new(router, resolver.clone(), proxy.cloned())).collect(),
             under_way: FuturesUnordered::new(),
         }
     }

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use ringlane_shared::config::Scope;
 use tracing::{info, warn};
 
 use super::{Control, deny_own};
-use crate::addresses::{ListenPlan, segments};
+use crate::addresses::{ListenPlan, lan, segments};
 
 impl Control {
     pub(super) async fn handle_address_change(&mut self, now: Instant) {
@@ -19,6 +20,11 @@ impl Control {
             }
         };
         deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
+        let lan = lan(&host, &self.settings.interface);
+        if self.settings.control.web.scope == Scope::Lan {
+            self.engine.set_lan(lan.clone());
+        }
+        self.node.set_lan(lan);
         let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);
         // Before the plan is compared: link-local addresses and interfaces are not part of it.
         self.node.set_segments(segments(&plan, &host, &self.settings.interface));

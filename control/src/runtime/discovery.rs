@@ -1,6 +1,6 @@
 //! How the node is to find its peers: what configuration and environment say, and SIGUSR1.
 
-use ringlane_shared::config::{DhtMode, Settings};
+use ringlane_shared::config::{DhtMode, Scope, Settings};
 use tracing::{info, warn};
 
 use super::{Control, ControlError};
@@ -17,7 +17,11 @@ pub(super) fn discovery(settings: &Settings, environment: &Environment) -> Resul
         let fingerprint = key.fingerprint();
         info!(%fingerprint, "this network has a swarm key: libp2p uses TCP only, and QUIC listen addresses are not used");
     }
-    let kubo = environment.ipfs_api.as_deref().and_then(|text| {
+    let is_lan_only = settings.control.web.scope == Scope::Lan;
+    if is_lan_only && environment.ipfs_api.is_some() {
+        warn!("HYPRSPACE_IPFS_API is not used: control.scope is \"lan\"");
+    }
+    let kubo = environment.ipfs_api.as_deref().filter(|_| !is_lan_only).and_then(|text| {
         let address = kubo_address(text);
         if address.is_none() {
             warn!(value = text, "HYPRSPACE_IPFS_API is not used: write it as /ip4/127.0.0.1/tcp/5001");

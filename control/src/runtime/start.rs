@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use ringlane_shared::config::Settings;
+use ringlane_shared::config::{Scope, Settings};
 use ringlane_shared::id::PeerId;
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::lane::keys::CipherChoice;
@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use super::discovery::discovery;
 use super::routes::Routing;
 use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
-use crate::addresses::{ListenPlan, inner_networks, segments};
+use crate::addresses::{ListenPlan, inner_networks, lan, segments};
 use crate::admin::{AdminServer, socket_path};
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, Us};
@@ -36,6 +36,7 @@ use crate::signals::Signals;
 use crate::store::{PeerCache, peer_cache_file};
 use crate::swarm::address::overlay_networks;
 use crate::swarm::rates::Rates;
+use crate::swarm::web::Web;
 use crate::swarm::{Accepted, Node, NodeConfig, Resolver};
 
 /// How long the lane sockets of a killed node may outlive it.
@@ -61,6 +62,7 @@ impl Control {
 
         // Look at everything first.
         let discovery = discovery(&settings, &environment)?;
+        let web = Web::new(&settings.control.web, Resolver::system())?;
         let (netlink, changes) = Netlink::connect()?;
         let (connected, host) = tokio::select! {
             biased;
@@ -97,7 +99,9 @@ impl Control {
             accepted: accepted(),
             resolver: Resolver::system(),
             discovery,
+            web,
         })?;
+        node.set_lan(lan(&host, &settings.interface));
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
         let file = settings.file.display();
         if let Some(error) = node.set_listen_addresses(&plan.control).into_iter().next() {
@@ -117,6 +121,9 @@ impl Control {
                 ..AddressPolicy::default()
             },
         })?;
+        if settings.control.web.scope == Scope::Lan {
+            engine.set_lan(lan(&host, &settings.interface));
+        }
         listen_with_lanes(&mut engine, &plan.lanes)
             .await
             .map_err(|error| ControlError::Listen(format!("{file}: dataplane.port: {error}")))?;

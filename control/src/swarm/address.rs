@@ -20,14 +20,17 @@ const OVERLAY_V4: [u8; 2] = [100, 64];
 /// The IPv6 prefix of inner addresses, fd00:6879:7072:7370::/64.
 const OVERLAY_V6: [u16; 4] = [0xfd00, 0x6879, 0x7072, 0x7370];
 
+/// Parts of the longest address behind the host: `/tcp/443/tls/sni/b.example/ws/p2p/12D3KooW..`.
+const TRANSPORT_PARTS_MAX: usize = 5;
+
 /// Why we do not dial an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum AddressRefusal {
     /// It has a name. Those that the configuration gives are looked up before they come here (`names`).
     #[error("it has a name, and only names in the configuration are looked up")]
     Name,
-    /// It is not `/ip4|ip6/../tcp/..` or `/ip4|ip6/../udp/../quic-v1`.
-    #[error("only /ip4 or /ip6 with /tcp/<port> or /udp/<port>/quic-v1 is supported")]
+    /// It is not `/ip4|ip6/../tcp/..`, perhaps with a WebSocket, or `/ip4|ip6/../udp/../quic-v1`.
+    #[error("only /ip4 or /ip6 with /udp/<port>/quic-v1 or /tcp/<port>, which /ws or /wss may follow, is supported")]
     Unsupported,
     /// It names the wrong peer.
     #[error("it ends in another peer's id")]
@@ -56,6 +59,9 @@ pub enum AddressRefusal {
     /// An address of a private network, which the configuration does not want to be used.
     #[error("it is a private address, and control.filter_private_addresses is on")]
     Private,
+    /// It is in no network that this host is directly connected to.
+    #[error("it is beyond the networks that this host is connected to, and control.scope is \"lan\"")]
+    BeyondLan,
     /// The kernel routes it into the tunnel: the tunnel cannot be carried by itself.
     #[error("this host routes it into the tunnel")]
     IntoTunnel,
@@ -72,9 +78,10 @@ pub struct Destination {
     pub peer: Option<PeerId>,
 }
 
-/// Reads `/ip4|ip6/<ip>/tcp/<port>` and `/ip4|ip6/<ip>/udp/<port>/quic-v1`, either with or without `/p2p/<id>`.
+/// Reads `/ip4|ip6/<ip>/udp/<port>/quic-v1` and `/ip4|ip6/<ip>/tcp/<port>`, which `/ws`, `/wss`, `/tls/ws` or
+/// `/tls/sni/<name>/ws` may follow; each with or without `/p2p/<id>`.
 pub fn parse(address: &Multiaddr) -> Result<Destination, AddressRefusal> {
-    let mut parts = address.iter().peekable();
+    let mut parts = address.iter();
     let ip = match parts.next() {
         Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
         Some(Protocol::Ip6(ip)) => IpAddr::V6(ip).to_canonical(),
@@ -83,23 +90,41 @@ pub fn parse(address: &Multiaddr) -> Result<Destination, AddressRefusal> {
         }
         _ => return Err(AddressRefusal::Unsupported),
     };
-    let (port, transport) = match (parts.next(), parts.peek()) {
-        (Some(Protocol::Udp(port)), Some(Protocol::QuicV1)) => {
-            parts.next();
-            (port, TransportName::Quic)
+    let (port, transport, peer) = transport(parts).ok_or(AddressRefusal::Unsupported)?;
+    Ok(Destination { socket: SocketAddr::new(ip, port), transport, peer })
+}
+
+/// What is spoken at an address that begins with an IP address or a name.
+pub fn transport_of(address: &Multiaddr) -> Option<TransportName> {
+    let mut parts = address.iter();
+    let host = parts.next()?;
+    let is_host =
+        matches!(host, Protocol::Ip4(_) | Protocol::Ip6(_) | Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_));
+    transport(parts).filter(|_| is_host).map(|(_, transport, _)| transport)
+}
+
+/// What follows the host.
+fn transport<'a>(parts: impl Iterator<Item = Protocol<'a>>) -> Option<(u16, TransportName, Option<PeerId>)> {
+    let mut parts: Vec<_> = parts.take(TRANSPORT_PARTS_MAX + 1).collect();
+    let peer = match parts.last() {
+        Some(Protocol::P2p(peer)) => Some(*peer),
+        _ => None,
+    };
+    parts.truncate(parts.len() - usize::from(peer.is_some()));
+    let (port, transport) = match parts.as_slice() {
+        [Protocol::Udp(port), Protocol::QuicV1] => (port, TransportName::Quic),
+        [Protocol::Tcp(port)] => (port, TransportName::Tcp),
+        [Protocol::Tcp(port), Protocol::Ws(path)] if path == "/" => (port, TransportName::Ws),
+        [Protocol::Tcp(port), Protocol::Wss(path)]
+        | [Protocol::Tcp(port), Protocol::Tls, Protocol::Ws(path)]
+        | [Protocol::Tcp(port), Protocol::Tls, Protocol::Sni(_), Protocol::Ws(path)]
+            if path == "/" =>
+        {
+            (port, TransportName::Wss)
         }
-        (Some(Protocol::Tcp(port)), _) => (port, TransportName::Tcp),
-        _ => return Err(AddressRefusal::Unsupported),
+        _ => return None,
     };
-    let peer = match parts.next() {
-        None => None,
-        Some(Protocol::P2p(peer)) => Some(peer),
-        Some(_) => return Err(AddressRefusal::Unsupported),
-    };
-    match parts.next() {
-        None => Ok(Destination { socket: SocketAddr::new(ip, port), transport, peer }),
-        Some(_) => Err(AddressRefusal::Unsupported),
-    }
+    Some((*port, transport, peer))
 }
 
 /// The address without a final `/p2p/<peer>`; refused if it names another peer.
@@ -158,6 +183,11 @@ pub struct AddressPolicy {
     allow_loopback: bool,
     tcp_only: bool,
     filter_private: bool,
+    /// TCP goes through a proxy, which looks up names too.
+    is_proxied: bool,
+    /// Only what is in [`Self::set_lan`]'s networks.
+    is_lan_only: bool,
+    lan: Arc<RwLock<Vec<IpNet>>>,
     denied: Arc<RwLock<Arc<DenyFn>>>,
     tunnel: Arc<Mutex<Tunnel>>,
 }
@@ -169,8 +199,8 @@ struct Tunnel {
     inner: Vec<IpAddr>,
     /// Public addresses that were not dialled because they lead there, and that nobody has asked for yet.
     covered: BTreeSet<IpAddr>,
-    /// Dials refused because of it, and because of private addresses.
-    refused: [u64; 2],
+    /// Dials refused because of it, because of private addresses, and because of addresses beyond the LAN.
+    refused: [u64; 3],
 }
 
 impl AddressPolicy {
@@ -180,6 +210,9 @@ impl AddressPolicy {
             allow_loopback,
             tcp_only: false,
             filter_private: false,
+            is_proxied: false,
+            is_lan_only: false,
+            lan: Arc::default(),
             denied: Arc::new(RwLock::new(Arc::new(|_| false))),
             tunnel: Arc::default(),
         }
@@ -200,6 +233,40 @@ impl AddressPolicy {
         Self { filter_private, ..self }
     }
 
+    /// The same, for a node whose TCP connections go through a proxy, or not.
+    pub fn proxied(self, is_proxied: bool) -> Self {
+        Self { is_proxied, ..self }
+    }
+
+    /// The same, which denies what is beyond the networks of [`Self::set_lan`] if told so.
+    pub fn lan_only(self, is_lan_only: bool) -> Self {
+        Self { is_lan_only, ..self }
+    }
+
+    /// Sets the networks that this host is directly connected to.
+    pub fn set_lan(&self, networks: Vec<IpNet>) {
+        *self.lan.write().unwrap_or_else(PoisonError::into_inner) = networks;
+    }
+
+    /// The networks of [`Self::set_lan`].
+    pub fn lan(&self) -> Vec<IpNet> {
+        self.lan.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether an address is beyond the LAN, and that matters.
+    pub fn is_beyond_lan(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let lan = || self.lan.read().unwrap_or_else(PoisonError::into_inner);
+        self.is_lan_only && !ip.is_loopback() && !lan().iter().any(|network| network.contains(&ip))
+    }
+
+    /// Whether an address has a name that the proxy looks up.
+    pub fn passes_name(&self, address: &Multiaddr) -> bool {
+        self.is_proxied
+            && parse(address) == Err(AddressRefusal::Name)
+            && transport_of(address).is_some_and(TransportName::is_tcp)
+    }
+
     /// Whether private addresses are denied.
     pub fn filters_private(&self) -> bool {
         self.filter_private
@@ -215,8 +282,9 @@ impl AddressPolicy {
         std::mem::take(&mut self.tunnel().covered)
     }
 
-    /// Dials refused so far because they would have led into the tunnel, and because of private addresses.
-    pub fn refused(&self) -> [u64; 2] {
+    /// Dials refused so far because they would have led into the tunnel, because of private addresses, and because of
+    /// addresses beyond the LAN.
+    pub fn refused(&self) -> [u64; 3] {
         self.tunnel().refused
     }
 
@@ -240,10 +308,16 @@ impl AddressPolicy {
                 tunnel.refused[1] += 1;
                 return Err(AddressRefusal::Private);
             }
+            Err(AddressRefusal::BeyondLan) => {
+                tunnel.refused[2] += 1;
+                return Err(AddressRefusal::BeyondLan);
+            }
             checked => checked?,
         };
         let ip = destination.socket.ip();
-        if !leads_into(ip, &tunnel.inner, marked) {
+        // What goes through a proxy goes to the proxy's address, from a marked socket.
+        let is_proxied = self.is_proxied && destination.transport.is_tcp();
+        if is_proxied || !leads_into(ip, &tunnel.inner, marked) {
             return Ok(destination);
         }
         if !marked {
@@ -287,6 +361,9 @@ impl AddressPolicy {
         if self.filter_private && is_private(ip) {
             return Err(AddressRefusal::Private);
         }
+        if self.is_beyond_lan(ip) {
+            return Err(AddressRefusal::BeyondLan);
+        }
         let denied = Arc::clone(&self.denied.read().unwrap_or_else(PoisonError::into_inner));
         if denied(ip) { Err(AddressRefusal::Own) } else { Ok(destination) }
     }
@@ -314,7 +391,12 @@ mod tests {
             ("/dns4/example.org/tcp/1", AddressRefusal::Name),
             ("/ip4/10.0.0.2/udp/1", AddressRefusal::Unsupported),
             ("/ip4/10.0.0.2/udp/1/quic", AddressRefusal::Unsupported),
-            ("/ip4/10.0.0.2/tcp/1/ws", AddressRefusal::Unsupported),
+            ("/ip4/10.0.0.2/tcp/1/ws/tcp/1", AddressRefusal::Unsupported),
+            ("/ip4/10.0.0.2/tcp/1/x-parity-ws/%2fmesh", AddressRefusal::Unsupported),
+            ("/ip4/10.0.0.2/tcp/1/tls", AddressRefusal::Unsupported),
+            ("/ip4/10.0.0.2/udp/1/ws", AddressRefusal::Unsupported),
+            ("/ip4/10.0.0.2/tcp/0/wss", AddressRefusal::NoPort),
+            ("/dns4/example.org/tcp/1/wss", AddressRefusal::Name),
             ("/memory/1", AddressRefusal::Unsupported),
             ("/ip4/0.0.0.0/tcp/1", AddressRefusal::Unspecified),
             ("/ip4/10.0.0.2/tcp/0", AddressRefusal::NoPort),
@@ -340,6 +422,7 @@ mod tests {
             "/ip4/100.65.0.1/tcp/1",
             "/ip6/fd00::1/udp/1/quic-v1",
             "/ip4/10.0.0.1/udp/1/quic-v1/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA",
+            "/ip4/10.0.0.1/tcp/1/tls/sni/b.example/ws/p2p/12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA",
         ] {
             assert_eq!(refusal(&policy, address), None, "{address}");
         }
@@ -359,11 +442,58 @@ mod tests {
         policy.set_inner(vec![Ipv4Addr::LOCALHOST.into()]);
         assert_eq!(policy.check_dial(&address, true), Err(AddressRefusal::IntoTunnel));
         assert!(policy.is_inside([127, 0, 0, 7].into()));
-        assert_eq!((policy.take_covered().len(), policy.refused()), (0, [1, 0]));
+        assert_eq!((policy.take_covered().len(), policy.refused()), (0, [1, 0, 0]));
         for (address, local) in
             [("10.20.0.1", true), ("100.127.0.1", true), ("fd00:20::1", true), ("203.0.113.1", false)]
         {
             assert_eq!(is_local_use(address.parse().unwrap()), local, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_web_address_says_whether_tls_is_outside() {
+        for (address, transport) in [
+            ("/ip4/10.0.0.1/tcp/443/ws", Some(TransportName::Ws)),
+            ("/dns4/b.example/tcp/443/wss", Some(TransportName::Wss)),
+            ("/ip6/2001:db8::1/tcp/443/tls/ws", Some(TransportName::Wss)),
+            ("/ip4/10.0.0.1/tcp/443/tls/sni/b.example/ws", Some(TransportName::Wss)),
+            ("/ip4/10.0.0.1/tcp/443/tls/sni/b.example", None),
+            ("/ip4/10.0.0.1/tcp/443/wss/ws", None),
+            ("/dnsaddr/b.example/tcp/443", None),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(transport_of(&address), transport, "{address}");
+        }
+    }
+
+    #[test]
+    fn on_a_lan_only_its_networks_are_dialled_and_refusals_are_counted() {
+        let policy = AddressPolicy::new(false).lan_only(true);
+        let near: Multiaddr = "/ip4/192.168.1.7/tcp/1".parse().unwrap();
+        assert_eq!(policy.check(&near), Err(AddressRefusal::BeyondLan), "nothing is near before it is known what is");
+        policy.set_lan(vec!["192.168.1.0/24".parse().unwrap(), "fe80::/64".parse().unwrap()]);
+        assert!(policy.check(&near).is_ok());
+        let far = "/ip4/192.168.2.7/tcp/1".parse().unwrap();
+        assert_eq!(policy.check_dial(&far, true), Err(AddressRefusal::BeyondLan));
+        assert_eq!(policy.refused(), [0, 0, 1]);
+        assert!(policy.is_beyond_lan([203, 0, 113, 1].into()) && !policy.is_beyond_lan("fe80::1".parse().unwrap()));
+        assert!(!policy.is_beyond_lan("::ffff:192.168.1.9".parse().unwrap()));
+        assert!(!AddressPolicy::new(false).is_beyond_lan([203, 0, 113, 1].into()));
+    }
+
+    #[test]
+    fn a_proxy_is_given_names_of_tcp_addresses_only() {
+        let policy = AddressPolicy::new(false).proxied(true);
+        for (address, passed) in [
+            ("/dns4/b.example/tcp/1", true),
+            ("/dns/b.example/tcp/443/wss", true),
+            ("/dns/b.example/udp/1/quic-v1", false),
+            ("/dnsaddr/b.example", false),
+            ("/ip4/10.0.0.1/tcp/1", false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(policy.passes_name(&address), passed, "{address}");
+            assert!(!AddressPolicy::new(false).passes_name(&address));
         }
     }
 

@@ -43,6 +43,10 @@ pub enum TransportName {
     Quic,
     /// TCP with Noise or TLS, and yamux.
     Tcp,
+    /// The same in a WebSocket.
+    Ws,
+    /// The same in a WebSocket in TLS.
+    Wss,
 }
 
 impl TransportName {
@@ -51,7 +55,19 @@ impl TransportName {
         match self {
             Self::Quic => "quic",
             Self::Tcp => "tcp",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
         }
+    }
+
+    /// Whether TCP is below it, and not UDP.
+    pub fn is_tcp(self) -> bool {
+        self != Self::Quic
+    }
+
+    /// Whether it is a WebSocket, for where nothing else passes.
+    pub fn is_web(self) -> bool {
+        matches!(self, Self::Ws | Self::Wss)
     }
 }
 
@@ -175,7 +191,7 @@ impl ConnectionInfo {
             direction: if endpoint.is_dialer() { Direction::Outbound } else { Direction::Inbound },
             established,
             rtt: None,
-            transport: address::parse(remote).ok().map(|destination| destination.transport),
+            transport: address::transport_of(remote),
             kind: None,
             confirmed: endpoint.is_listener(),
             closing: false,

@@ -8,7 +8,7 @@
 //! hammered.
 //!
 //! Each dial tries up to [`DIALED_ADDRESSES_MAX`] addresses at once: those that worked before, then those that waited
-//! longest. Configured addresses are never forgotten; of the others the least useful one makes room.
+//! longest, WebSockets behind others. Configured addresses are never forgotten; of the others the least useful one makes room.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, DIALS_PER_PEER_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
 
+use super::connections::TransportName;
 use super::{address, names};
 
 /// First pause between two dials, and the longest wait before the first dial after a loss.
@@ -91,13 +92,20 @@ pub(super) struct Dial {
 pub(super) struct Dialer {
     peers: BTreeMap<PeerId, Peer>,
     jitter: Jitter,
+    /// Names of TCP addresses are dialled as they are: a proxy looks them up.
+    passes_names: bool,
 }
 
 impl Dialer {
     /// A dialer for these peers, to be dialled from `now` on. `seed` makes its jitter.
     pub(super) fn new(peers: impl IntoIterator<Item = PeerId>, seed: u64, now: Instant) -> Self {
         let peers = peers.into_iter().map(|peer| (peer, Peer::new(now))).collect();
-        Self { peers, jitter: Jitter::new(seed) }
+        Self { peers, jitter: Jitter::new(seed), passes_names: false }
+    }
+
+    /// The same, for a node whose proxy looks up the names of TCP addresses, or not.
+    pub(super) fn passing_names(self, passes_names: bool) -> Self {
+        Self { passes_names, ..self }
     }
 
     /// Learns an address. Unknown peers, other peers' ids and known addresses change nothing. A new address of a peer
@@ -215,7 +223,10 @@ impl Dialer {
     pub(super) fn poll_dial(&mut self, now: Instant) -> Option<Dial> {
         let (&peer, state) = self.peers.iter_mut().find(|(_, state)| state.due().is_some_and(|due| due <= now))?;
         let fresh_port = state.dials_in_vain % 2 == 1;
-        let (names, addresses): (Vec<_>, Vec<_>) = state.choose(now).into_iter().partition(names::is_name);
+        let (names, addresses): (Vec<_>, Vec<_>) = {
+            let passes = |address: &Multiaddr| self.passes_names && is_tcp(address);
+            state.choose(now).into_iter().partition(|address| names::is_name(address) && !passes(address))
+        };
         state.next = now + self.jitter.around(pause(state.dials_in_vain));
         state.dials_in_vain = state.dials_in_vain.saturating_add(1);
         state.dials += u8::from(!addresses.is_empty()) + u8::from(!names.is_empty());
@@ -389,7 +400,7 @@ impl Peer {
             usable.sort_by_key(|known| Reverse(known.last_success));
             let proven = usable.iter().take(DIALED_ADDRESSES_MAX / 2).filter(|known| known.last_success.is_some());
             let mut waiting = usable.split_off(proven.count());
-            waiting.sort_by_key(|known| (known.last_dialed, Reverse(known.source)));
+            waiting.sort_by_key(|known| (known.last_dialed, is_web(&known.address), Reverse(known.source)));
             chosen.extend(usable.into_iter().chain(waiting).take(DIALED_ADDRESSES_MAX));
         }
         let dialed = chosen.into_iter().map(|known| {
@@ -398,6 +409,10 @@ impl Peer {
         });
         dialed.collect()
     }
+}
+
+fn is_web(address: &Multiaddr) -> bool {
+    address::transport_of(address).is_some_and(TransportName::is_web)
 }
 
 fn is_tcp(address: &Multiaddr) -> bool {
@@ -471,6 +486,33 @@ mod tests {
         dialer.seek(later, &peer, true);
         dialer.handle_connected(later, &peer);
         assert_eq!(dialer.poll_timeout(), None);
+    }
+
+    #[test]
+    fn names_are_looked_up_but_for_those_of_tcp_that_a_proxy_looks_up() {
+        let now = Instant::now();
+        let names = ["/dns4/b.example/tcp/443/wss", "/dns4/b.example/udp/1/quic-v1"].map(|name| name.parse().unwrap());
+        for (passes_names, passed, looked_up) in [(false, 0, 2), (true, 1, 1)] {
+            let (dialer, peer) = dialer(now);
+            let mut dialer = dialer.passing_names(passes_names);
+            names.iter().for_each(|name| dialer.add_address(now, &peer, name, Source::Configured));
+            let dial = next_dial(&mut dialer).1;
+            assert_eq!((dial.addresses.len(), dial.names.len()), (1 + passed, looked_up));
+            assert_eq!(dial.addresses.contains(&names[0]), passes_names);
+        }
+    }
+
+    #[test]
+    fn websockets_wait_for_their_turn_behind_others() {
+        let now = Instant::now();
+        let (mut dialer, peer) = dialer(now);
+        let web: Multiaddr = "/ip4/10.0.0.1/tcp/443/wss".parse().unwrap();
+        dialer.add_address(now, &peer, &web, Source::Configured);
+        for port in 2..=DIALED_ADDRESSES_MAX as u16 {
+            dialer.add_address(now, &peer, &address(port), Source::Dht);
+        }
+        assert!(!next_dial(&mut dialer).1.addresses.contains(&web));
+        assert!(next_dial(&mut dialer).1.addresses.contains(&web));
     }
 
     #[test]

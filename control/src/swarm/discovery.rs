@@ -23,6 +23,7 @@ use ringlane_shared::config::{DhtMode, RouterSettings};
 use super::bootstrap::Bootstrap;
 use super::names::{LookUps, Resolver};
 use super::seeker::Seeker;
+use super::web::Proxy;
 use crate::routing::{Kubo, Routers};
 
 /// How a node finds peers beyond the addresses it was given. The default: as a DHT client that asks configured peers only.
@@ -75,13 +76,14 @@ impl Discoverer {
         local: PeerId,
         peers: &[PeerId],
         resolver: Resolver,
+        proxy: Option<&Proxy>,
         seed: u64,
         now: Instant,
     ) -> Self {
         Self {
             seeker: Seeker::new(peers.iter().copied(), seed, now),
             bootstrap: Bootstrap::new(discovery.contacts(&local).cloned().collect(), seed),
-            routers: Routers::new(&discovery.routers, resolver.clone()),
+            routers: Routers::new(&discovery.routers, resolver.clone(), proxy),
             kubo: discovery.kubo.map(|at| Kubo::new(at, resolver.clone())),
             look_ups: LookUps::new(resolver),
             dials: HashSet::new(),

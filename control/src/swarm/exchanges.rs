@@ -173,6 +173,7 @@ mod tests {
     use super::*;
     use crate::swarm::address::AddressPolicy;
     use crate::swarm::streams::StreamEvent;
+    use crate::swarm::web::Web;
     use crate::swarm::{Node, NodeConfig, NodeEvent, Underlay, transport};
 
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -190,7 +191,9 @@ mod tests {
             let keypair = Keypair::generate_ed25519();
             let raw = keypair.public().to_peer_id();
             let settings = libp2p::swarm::Config::with_tokio_executor();
-            let transport = transport::build(&keypair, Underlay::Internet, AddressPolicy::new(true), None).unwrap();
+            let transport =
+                transport::build(&keypair, Underlay::Internet, AddressPolicy::new(true), None, &Web::default())
+                    .unwrap();
             let ours = Keypair::generate_ed25519();
             let id = ours.public().to_peer_id();
             let mut swarm = Swarm::new(transport, Streams::new(Vec::new(), [id]), raw, settings);
@@ -203,6 +206,7 @@ mod tests {
                 cached: Vec::new(),
                 mdns: false,
                 filter_private: false,
+                web: Default::default(),
                 allow_loopback: true,
                 agent: "ringlane/test".into(),
                 seed: 0,

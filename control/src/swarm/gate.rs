@@ -29,7 +29,6 @@ use ringlane_shared::path::candidate::is_private;
 use thiserror::Error;
 
 use super::address::{self, AddressPolicy};
-use super::connections::TransportName;
 use super::rates::Rates;
 use super::transport::HANDSHAKE_TIMEOUT;
 
@@ -61,6 +60,9 @@ pub(super) enum Refusal {
     /// The connection comes from an address of a private network, which the configuration does not want.
     #[error("private addresses are filtered")]
     Private,
+    /// The connection comes from beyond the networks this host is connected to, and only those are wanted.
+    #[error("only directly connected networks are wanted")]
+    BeyondLan,
     /// Too many connections from one address.
     #[error("too many connections from this address")]
     AddressRate,
@@ -79,6 +81,7 @@ impl Refusal {
             Self::NotConfigured(_) => "not_configured",
             Self::ThroughMesh => "through_mesh",
             Self::Private => "private_address",
+            Self::BeyondLan => "beyond_lan",
             Self::AddressRate => "address_rate",
             Self::PeerRate => "peer_rate",
             Self::TooManyContacts => "too_many_contacts",
@@ -96,8 +99,9 @@ pub(super) struct Gate {
     contacts: HashSet<ConnectionId>,
     shutting_down: bool,
     refused: BTreeMap<&'static str, u64>,
-    /// By transport, since anybody can send QUIC's first packet from anybody's address: that must not shut TCP out.
-    addresses: Rates<(IpAddr, TransportName)>,
+    /// Those of TCP by themselves, since anybody can send QUIC's first packet from anybody's address: that must not shut
+    /// TCP out.
+    addresses: Rates<(IpAddr, bool)>,
     peers: Rates<PeerId>,
     log: RefusalLog,
 }
@@ -175,14 +179,17 @@ impl NetworkBehaviour for Gate {
         }
         // A relayed one comes from no address of its own.
         let Ok(from) = address::parse(remote) else { return Ok(()) };
-        let (from, transport) = (from.socket.ip(), from.transport);
+        let (from, is_tcp) = (from.socket.ip(), from.transport.is_tcp());
         if address::is_overlay(from) {
             return Err(self.refuse(Refusal::ThroughMesh));
         }
         if self.policy.filters_private() && is_private(from) {
             return Err(self.refuse(Refusal::Private));
         }
-        if !self.addresses.take((network_of(from), transport), Instant::now()) {
+        if self.policy.is_beyond_lan(from) {
+            return Err(self.refuse(Refusal::BeyondLan));
+        }
+        if !self.addresses.take((network_of(from), is_tcp), Instant::now()) {
             return Err(self.refuse(Refusal::AddressRate));
         }
         if self.policy.is_inside(from) {
@@ -363,6 +370,11 @@ mod tests {
         let mut gate = Gate::new([], AddressPolicy::new(false).filter_private(true), false);
         let mut pending = |remote: &str| gate.handle_pending_inbound_connection(id, &local, &remote.parse().unwrap());
         assert!(pending("/ip4/10.0.0.2/tcp/1").is_err() && pending("/ip4/203.0.113.2/tcp/1").is_ok());
+        let mut near = Gate::new([], AddressPolicy::new(false).lan_only(true), false);
+        assert!(
+            near.handle_pending_inbound_connection(id, &local, &"/ip4/10.0.0.2/tcp/1/ws".parse().unwrap()).is_err()
+        );
+        assert_eq!(near.refused(), &BTreeMap::from([("beyond_lan", 1)]));
         let flood = |host| format!("/ip6/2001:db8::{host:x}/udp/1/quic-v1");
         let passed = (0..1000).filter(|host| pending(&flood(*host)).is_ok()).count();
         assert!((CONNECTIONS_PER_ADDRESS_BURST as usize..500).contains(&passed), "{passed}");

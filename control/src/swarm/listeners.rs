@@ -134,13 +134,13 @@ impl Listeners {
 fn probe(destination: &Destination) -> io::Result<()> {
     let kind = match destination.transport {
         TransportName::Quic => Type::DGRAM,
-        TransportName::Tcp => Type::STREAM,
+        TransportName::Tcp | TransportName::Ws | TransportName::Wss => Type::STREAM,
     };
     let socket = Socket::new(Domain::for_address(destination.socket), kind, None)?;
     if matches!(destination.socket.ip(), IpAddr::V6(_)) {
         socket.set_only_v6(true)?;
     }
-    if destination.transport == TransportName::Tcp {
+    if destination.transport.is_tcp() {
         // Connections that linger from an earlier run do not count, a listener does.
         socket.set_reuse_address(true)?;
     }

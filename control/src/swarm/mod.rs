@@ -47,6 +47,7 @@ pub mod swarm_key;
 mod tcp;
 mod texts;
 mod transport;
+pub mod web;
 
 pub use connections::{ConnectionHold, ConnectionInfo, Direction, PeerKind, Quality, TransportName, Way};
 pub use dialer::Source;

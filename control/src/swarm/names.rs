@@ -21,6 +21,7 @@ use libp2p::{Multiaddr, PeerId};
 use ringlane_shared::limits::{ADDRESS_TEXT_BYTES_MAX, DIALED_ADDRESSES_MAX, DNSADDR_LOOKUPS_MAX, NAME_LOOKUPS_MAX};
 use tokio::sync::Semaphore;
 
+use super::connections::TransportName;
 use super::{address, texts};
 
 /// How long one name may take. The lookup may go on, to the resolver's own time limits, but nobody waits for it.
@@ -143,7 +144,22 @@ impl Name {
     }
 
     fn at(&self, ip: IpAddr) -> Multiaddr {
-        std::iter::once(Protocol::from(ip)).chain(self.transport.iter()).collect()
+        let address: Multiaddr = std::iter::once(Protocol::from(ip)).chain(self.transport.iter()).collect();
+        if address::transport_of(&address) != Some(TransportName::Wss) {
+            return address;
+        }
+        // What TLS and HTTP ask for is the name, by which one address may have several servers.
+        let named = address.iter().take_while(|part| !matches!(part, Protocol::Wss(_) | Protocol::Tls));
+        let sni = self.sni().unwrap_or_else(|| self.host.clone());
+        let web = [Protocol::Tls, Protocol::Sni(sni.into()), Protocol::Ws("/".into())];
+        named.chain(web).collect()
+    }
+
+    fn sni(&self) -> Option<String> {
+        self.transport.iter().find_map(|part| match part {
+            Protocol::Sni(name) => Some(name.into_owned()),
+            _ => None,
+        })
     }
 
     fn with(&self, found: &[IpAddr]) -> Vec<Multiaddr> {
@@ -256,11 +272,22 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_tls_stays_in_the_address_for_those_who_serve_several() {
+        let named = "/ip6/2001:db8::7/tcp/443/tls/sni/b.example/ws";
+        assert_eq!(found("/dns6/b.example/tcp/443/wss"), [named]);
+        assert_eq!(found("/dns6/b.example/tcp/443/tls/ws"), [named]);
+        assert_eq!(found("/dns6/a.example/tcp/443/tls/sni/b.example/ws"), [named]);
+        assert_eq!(found("/dns6/b.example/tcp/80/ws"), ["/ip6/2001:db8::7/tcp/80/ws"]);
+    }
+
+    #[test]
     fn only_names_with_a_transport_we_speak_are_names() {
         for (address, expected) in [
             ("/dns/b.example/tcp/1", true),
             ("/dns/b.example/udp/1", false),
-            ("/dns/b.example/tcp/1/ws", false),
+            ("/dns/b.example/tcp/1/ws", true),
+            ("/dns/b.example/tcp/1/tls/ws", true),
+            ("/dns/b.example/tcp/1/tls", false),
             ("/dnsaddr/b.example", false),
             ("/ip4/192.0.2.1/tcp/1", false),
         ] {

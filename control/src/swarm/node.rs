@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
+use ipnet::IpNet;
 use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, Swarm};
@@ -35,6 +36,7 @@ use super::problems::Problems;
 use super::recorder::Recorder;
 use super::streams::{Accepted, InboundStream, OpenError, OpenId};
 use super::transport::{self, Underlay};
+use super::web::Web;
 
 /// After the last connection is gone, QUIC's close notices still have to leave.
 const CLOSE_LINGER: Duration = Duration::from_millis(50);
@@ -65,11 +67,16 @@ pub struct NodeConfig {
     pub resolver: Resolver,
     /// How peers are found beyond these addresses.
     pub discovery: Discovery,
+    /// What of the underlay is used, and through what.
+    pub web: Web,
 }
 
 /// Why there is no node.
 #[derive(Debug, Error)]
 pub enum NodeError {
+    /// TLS of WebSockets cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
     /// The key cannot be used.
     #[error("the identity key cannot be used for TLS or Noise: {0}")]
     Identity(String),
@@ -211,14 +218,17 @@ impl Node {
         if config.peers.iter().any(|(peer, _)| *peer == local) {
             return Err(NodeError::SelfAsPeer(local));
         }
-        let policy = AddressPolicy::new(config.allow_loopback).filter_private(config.filter_private);
+        let policy = AddressPolicy::new(config.allow_loopback)
+            .filter_private(config.filter_private)
+            .proxied(config.web.proxy.is_some())
+            .lan_only(config.web.is_lan_only);
         let swarm_key = config.discovery.swarm_key;
         let policy = if swarm_key.is_some() { policy.tcp_only() } else { policy };
         let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
         let behaviour =
             Behaviour::new(&config.keypair, &peers, config.agent, policy.clone(), config.accepted, &config.discovery);
         let is_internet = config.underlay.is_internet();
-        let transport = transport::build(&config.keypair, config.underlay, policy.clone(), swarm_key)?;
+        let transport = transport::build(&config.keypair, config.underlay, policy.clone(), swarm_key, &config.web)?;
         let settings = libp2p::swarm::Config::with_tokio_executor()
             .with_dial_concurrency_factor(const { dial_concurrency() })
             .with_idle_connection_timeout(Duration::from_secs(60));
@@ -226,8 +236,9 @@ impl Node {
         let mdns = config.mdns.then(|| knowledge::mdns(local, &peers, config.seed)).flatten();
         let now = Instant::now();
         let resolver = config.resolver.clone();
-        let discovery = Discoverer::new(&config.discovery, local, &peers, resolver, config.seed, now);
-        let mut dialer = Dialer::new(peers, config.seed, now);
+        let discovery =
+            Discoverer::new(&config.discovery, local, &peers, resolver, config.web.proxy.as_ref(), config.seed, now);
+        let mut dialer = Dialer::new(peers, config.seed, now).passing_names(config.web.proxy.is_some());
         for (source, list) in [(Source::Configured, config.peers), (Source::Cache, config.cached)] {
             for (peer, addresses) in list {
                 for address in addresses {
@@ -271,6 +282,16 @@ impl Node {
         self.policy.set_denied(denied);
     }
 
+    /// Sets the networks this host is directly connected to: a node of a LAN knows no others.
+    pub fn set_lan(&mut self, networks: Vec<IpNet>) {
+        self.policy.set_lan(networks);
+    }
+
+    /// The networks of [`Self::set_lan`].
+    pub fn lan(&self) -> Vec<IpNet> {
+        self.policy.lan()
+    }
+
     /// Sets our built-in addresses, once there is an interface that has them: what the kernel would send from one of
     /// them is never dialled.
     pub fn set_inner(&mut self, inner: Vec<IpAddr>) {
@@ -285,8 +306,9 @@ impl Node {
     /// What the gate and the filter of dials have refused so far, by reason.
     pub fn refused(&self) -> BTreeMap<String, u64> {
         let gate = self.swarm.behaviour().gate.refused().iter().map(|(name, count)| ((*name).to_owned(), *count));
-        let [into_tunnel, private] = self.policy.refused();
-        let dials = [("dial_into_tunnel", into_tunnel), ("dial_private_address", private)];
+        let [into_tunnel, private, beyond_lan] = self.policy.refused();
+        let dials =
+            [("dial_into_tunnel", into_tunnel), ("dial_private_address", private), ("dial_beyond_lan", beyond_lan)];
         let streams = ("stream_rate", self.swarm.behaviour().streams.refused());
         let more = dials.into_iter().chain([streams]).filter(|(_, count)| *count > 0);
         gate.chain(more.map(|(name, count)| (name.to_owned(), count))).collect()
@@ -381,6 +403,10 @@ impl Node {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let mut known: Vec<(PeerId, Vec<KnownAddress>)> = Vec::new();
         for (peer, address, last_success) in self.dialer.proven_addresses() {
+            // A name is worth something only to the proxy that looked it up.
+            if address::parse(address).is_err() {
+                continue;
+            }
             let stands = self.connections.of(&peer).any(|connection| connection.remote == *address);
             let age = if stands { Duration::ZERO } else { now.duration_since(last_success) };
             let address =

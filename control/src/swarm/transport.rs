@@ -1,8 +1,9 @@
 //! The transport stack, put together by hand because the library's builder has no place for an address filter.
 //!
 //! ```text
-//! timeout( filter( QUIC | TCP > TLS or Noise > yamux ) )
-//! timeout( filter( TCP > swarm key > TLS or Noise > yamux ) )     in a network with a swarm key
+//! timeout( filter( QUIC | stream > TLS or Noise > yamux ) )
+//! timeout( filter( stream > swarm key > TLS or Noise > yamux ) )     in a network with a swarm key
+//! stream = TCP | [ TLS > ] WebSocket over TCP                        (`web`)
 //! ```
 
 use std::io;
@@ -24,7 +25,8 @@ use ringlane_shared::limits::STREAMS_PER_CONNECTION_MAX;
 use super::address::{self, AddressPolicy, AddressRefusal};
 use super::connections::TransportName;
 use super::node::NodeError;
-use super::tcp::MarkedTcp;
+use super::tcp::{MarkedTcp, TcpPorts};
+use super::web::{Web, WebTransport};
 
 /// How long a handshake may take, from the first packet to an authenticated, multiplexed connection.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,36 +62,51 @@ pub(super) fn build(
     underlay: Underlay,
     policy: AddressPolicy,
     swarm_key: Option<PreSharedKey>,
+    web: &Web,
 ) -> Result<PeerTransport, NodeError> {
     if let Underlay::Simulated(transport) = underlay {
         return Ok(filtered(transport, policy));
     }
-    let security = Security::new(keypair)?;
-    let mut multiplexing = yamux::Config::default();
-    multiplexing.set_max_num_streams(STREAMS_PER_CONNECTION_MAX);
-    if let Some(key) = swarm_key {
-        let tcp = MarkedTcp::new(tcp::Config::default().nodelay(true))
-            .and_then(move |socket, _| PnetConfig::new(key).handshake(socket))
-            .upgrade(Version::V1Lazy)
-            .authenticate(security)
-            .multiplex(multiplexing)
-            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-        return Ok(filtered(tcp.boxed(), policy));
-    }
-    let tcp = MarkedTcp::new(tcp::Config::default().nodelay(true))
-        .upgrade(Version::V1Lazy)
-        .authenticate(security)
-        .multiplex(multiplexing)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    Ok(filtered(direct(keypair, swarm_key, web)?, policy))
+}
 
+/// What leads from node to node.
+fn direct(keypair: &Keypair, swarm_key: Option<PreSharedKey>, web: &Web) -> Result<PeerTransport, NodeError> {
+    let security = Security::new(keypair)?;
+    let ports = TcpPorts::default();
+    let tcp = || MarkedTcp::new(tcp::Config::default().nodelay(true), ports.clone(), web.proxy.clone());
+    let web = WebTransport::new(tcp().for_web(), web).map_err(NodeError::Tls)?;
+    let streams = peers_of(tcp(), swarm_key, &security).or_transport(peers_of(web, swarm_key, &security));
+    let streams = streams.map(|either, _| either.into_inner()).boxed();
+    if swarm_key.is_some() {
+        return Ok(streams);
+    }
     let mut config = quic::Config::new(keypair);
     config.max_idle_timeout = QUIC_IDLE_TIMEOUT_MS;
     config.keep_alive_interval = QUIC_KEEP_ALIVE;
     config.max_concurrent_stream_limit = STREAMS_PER_CONNECTION_MAX as u32;
     let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    Ok(quic.or_transport(streams).map(|either, _| either.into_inner()).boxed())
+}
 
-    let direct = quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed();
-    Ok(filtered(direct, policy))
+/// Makes a transport of bytes one of peers.
+fn peers_of<T>(transport: T, swarm_key: Option<PreSharedKey>, security: &Security) -> PeerTransport
+where
+    T: Transport<Error = io::Error> + Send + Unpin + 'static,
+    T::Output: futures::AsyncRead + futures::AsyncWrite + Send + Unpin + 'static,
+    T::ListenerUpgrade: Send,
+    T::Dial: Send,
+{
+    let mut multiplexing = yamux::Config::default();
+    multiplexing.set_max_num_streams(STREAMS_PER_CONNECTION_MAX);
+    let security = security.clone();
+    if let Some(key) = swarm_key {
+        let protected = transport.and_then(move |socket, _| PnetConfig::new(key).handshake(socket));
+        let peers = protected.upgrade(Version::V1Lazy).authenticate(security).multiplex(multiplexing);
+        return peers.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
+    }
+    let peers = transport.upgrade(Version::V1Lazy).authenticate(security).multiplex(multiplexing);
+    peers.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
 }
 
 fn filtered(direct: PeerTransport, policy: AddressPolicy) -> PeerTransport {
@@ -107,6 +124,9 @@ struct DialFilter {
 
 impl DialFilter {
     fn check(&self, address: &Multiaddr, options: &mut DialOpts) -> Result<(), AddressRefusal> {
+        if self.policy.passes_name(address) {
+            return Ok(());
+        }
         let destination = self.policy.check_dial(address, true)?;
         if destination.transport != TransportName::Quic || self.policy.check_dial(address, false).is_ok() {
             return Ok(());

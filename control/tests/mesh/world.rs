@@ -155,6 +155,7 @@ impl World {
             seed: at as u64,
             resolver: Resolver::system(),
             filter_private: false,
+            web: Default::default(),
             discovery: Discovery::default(),
             cached: Vec::new(),
             mdns: false,

@@ -6,6 +6,7 @@
 //! `fuzz/corpus/record`, it is replayed for ever.
 
 pub mod config;
+pub mod connect;
 pub mod discovery;
 pub mod dns;
 pub mod fragment;

@@ -14,6 +14,7 @@ mod toml;
 mod tree;
 mod validate;
 mod value;
+mod web;
 
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,7 @@ pub use self::routes::{RouteSettings, parse_network};
 pub use self::services::{ServiceSettings, ServiceTarget};
 pub use self::toml::{carrier_word, cipher_word, parse_toml};
 use self::tree::Place;
+pub use self::web::{CertificateFiles, ProxySettings, Scope, WebSettings};
 use crate::id::PeerId;
 use crate::lane::keys::CipherChoice;
 use crate::limits::CONFIG_BYTES_MAX;
@@ -137,6 +139,8 @@ pub struct ControlSettings {
     pub discovery: DiscoverySettings,
     /// Whether addresses of private networks are neither dialled nor accepted, nor used by lanes; turns mDNS off.
     pub filter_private_addresses: bool,
+    /// What of the underlay may be used, and through what.
+    pub web: WebSettings,
 }
 
 /// The workers' settings.

@@ -9,7 +9,7 @@ use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
 use super::{
     ConfigError, DEFAULT_PORT, IdentitySettings, RouteSettings, Settings, Switch, discovery, dns, metrics, routes,
-    services,
+    services, web,
 };
 use crate::lane::keys::CipherChoice;
 use crate::limits::{
@@ -24,7 +24,22 @@ use crate::plane::{CarrierChoice, Engine, Offload};
 const SCHEMA: [(&str, &[&str]); 11] = [
     ("", &["interface", "identity", "control", "dataplane", "dns", "metrics", "peers", "services"]),
     ("identity", &["key_file"]),
-    ("control", &["listen", "mdns", "dht", "bootstrap", "delegated_routers", "swarm_key", "filter_private_addresses"]),
+    (
+        "control",
+        &[
+            "listen",
+            "mdns",
+            "dht",
+            "bootstrap",
+            "delegated_routers",
+            "swarm_key",
+            "filter_private_addresses",
+            "scope",
+            "proxy",
+            "tls_certificate",
+            "tls_key",
+        ],
+    ),
     ("control.delegated_routers", &["url", "pin"]),
     (
         "dataplane",
@@ -134,6 +149,7 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     }
     if let Some(table) = &control {
         draft.discovery = discovery::control(table, &mut draft.peers, report);
+        draft.web = web::control(table, &mut draft.discovery, report);
     }
     draft
 }

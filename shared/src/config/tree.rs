@@ -84,6 +84,8 @@ impl Value {
             Self::Boolean(value) => Some(value.to_string()),
             Self::Integer(_, text) | Self::Other(_, text) => Some(shorten(text)),
             Self::String(text) if text.trim_start().starts_with(PRIVATE_KEY_START) => None,
+            // A URL with a password in it, under whatever key.
+            Self::String(text) if text.split_once("://").is_some_and(|(_, rest)| rest.contains('@')) => None,
             Self::String(text) => Some(shorten(&format!("{text:?}"))),
             Self::Array(_) | Self::Table(_) => None,
         }

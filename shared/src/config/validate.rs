@@ -12,7 +12,7 @@ use super::services::{self, ServiceDraft};
 use super::tree::{Place, Placed};
 use super::{
     ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, DiscoverySettings, DnsSettings, IdentitySettings,
-    MetricsSettings, PeerSettings, RouteSettings, STATE_DIRECTORY, Settings, Switch, value,
+    MetricsSettings, PeerSettings, RouteSettings, STATE_DIRECTORY, Settings, Switch, WebSettings, value,
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
@@ -49,6 +49,7 @@ pub(super) struct Draft {
     pub(super) mdns: bool,
     pub(super) discovery: DiscoverySettings,
     pub(super) filter_private_addresses: bool,
+    pub(super) web: WebSettings,
     pub(super) workers: Option<Placed<u8>>,
     pub(super) port: Placed<u16>,
     pub(super) mtu: u16,
@@ -98,6 +99,7 @@ impl Draft {
             mdns: true,
             discovery: DiscoverySettings::default(),
             filter_private_addresses: false,
+            web: WebSettings::default(),
             workers: None,
             port: Placed::new(DEFAULT_PORT, Place::default_of("dataplane.port", DEFAULT_PORT)),
             mtu: INNER_MTU_DEFAULT,
@@ -164,6 +166,7 @@ impl Draft {
                 mdns: self.mdns,
                 discovery: self.discovery,
                 filter_private_addresses: self.filter_private_addresses,
+                web: self.web,
             },
             dataplane: DataplaneSettings {
                 workers: self.workers.map(|workers| workers.value),

@@ -114,13 +114,16 @@ fn prefix_flaw(text: &str) -> Flaw {
     Flaw::new("is not an IP prefix", "write a network such as \"10.20.0.0/16\" or \"fd00:20::/64\"")
 }
 
-/// Reads an address to listen on: `/ip4` or `/ip6`, then `/tcp/PORT` or `/udp/PORT/quic-v1`. Port 0 lets the kernel
-/// choose.
+/// Reads an address to listen on: `/ip4` or `/ip6`, then `/udp/PORT/quic-v1` or `/tcp/PORT`, which `/ws`, `/wss` or
+/// `/tls/ws` may follow. Port 0 lets the kernel choose.
 pub(super) fn listen_address(text: &str) -> Result<Multiaddr, Flaw> {
     let example = "write one such as \"/ip4/0.0.0.0/udp/8001/quic-v1\" or \"/ip6/::/tcp/8001\"";
     let address = multiaddress(text, example)?;
     let parts: Vec<_> = address.iter().collect();
     match parts.as_slice() {
+        [Protocol::Ip4(_) | Protocol::Ip6(_), _, _, Protocol::Sni(_), ..] => {
+            Err(Flaw::new("names a host, which only the one who dials does", "write /tls/ws or /wss"))
+        }
         [Protocol::Ip4(_) | Protocol::Ip6(_), transport @ ..] if is_transport(transport) => Ok(address.clone()),
         [Protocol::Ip4(_) | Protocol::Ip6(_), ..] => Err(unknown_transport(example)),
         _ => Err(Flaw::unsupported("does not begin with an IP address", example)),
@@ -151,9 +154,7 @@ pub(super) fn peer_address(text: &str, peer: Option<&PeerId>) -> Result<Multiadd
         _ => return Err(Flaw::unsupported("does not begin with an IP address or a DNS name", example)),
     }
     match transport {
-        [Protocol::Tcp(0)] | [Protocol::Udp(0), ..] => {
-            Err(Flaw::new("has port 0", "write the port the peer listens on"))
-        }
+        [Protocol::Tcp(0) | Protocol::Udp(0), ..] => Err(Flaw::new("has port 0", "write the port the peer listens on")),
         _ if is_transport(transport) => Ok(address),
         _ => Err(unknown_transport(example)),
     }
@@ -167,11 +168,25 @@ fn multiaddress(text: &str, example: &str) -> Result<Multiaddr, Flaw> {
 }
 
 fn is_transport(parts: &[Protocol<'_>]) -> bool {
-    matches!(parts, [Protocol::Tcp(_)] | [Protocol::Udp(_), Protocol::QuicV1])
+    match parts {
+        [Protocol::Tcp(_)] | [Protocol::Udp(_), Protocol::QuicV1] => true,
+        [Protocol::Tcp(_), web @ ..] => is_web(web),
+        _ => false,
+    }
+}
+
+/// Whether this is what makes a WebSocket of TCP. `/x-parity-ws/` with a path has the same protocols, and is not used.
+fn is_web(parts: &[Protocol<'_>]) -> bool {
+    match parts {
+        [Protocol::Ws(path) | Protocol::Wss(path)]
+        | [Protocol::Tls, Protocol::Ws(path)]
+        | [Protocol::Tls, Protocol::Sni(_), Protocol::Ws(path)] => path == "/",
+        _ => false,
+    }
 }
 
 fn unknown_transport(example: &str) -> Flaw {
-    Flaw::unsupported("must continue with /tcp/PORT or /udp/PORT/quic-v1 and nothing else", example)
+    Flaw::unsupported("must continue with /udp/PORT/quic-v1 or /tcp/PORT, which /ws or /wss may follow", example)
 }
 
 /// The known word that `text` most probably is, if it is close to any.

@@ -25,6 +25,8 @@ pub struct AddressPolicy {
     pub inner_networks: Vec<IpNet>,
     /// Refuse peers' addresses in private networks; our own may well be in one.
     pub filter_private: bool,
+    /// The only networks in which peers are: those that this host is directly connected to. `None` for any.
+    pub lan: Option<Vec<IpNet>>,
 }
 
 /// Whether Hyprspace's `filterPrivateAddresses` is about this address: 10/8, 172.16/12, 192.168/16, 169.254/16, 127/8,
@@ -61,6 +63,9 @@ impl AddressPolicy {
                 continue;
             }
             if self.filter_private && is_private(remote.ip()) {
+                continue;
+            }
+            if self.lan.as_ref().is_some_and(|lan| !lan.iter().any(|network| network.contains(&remote.ip()))) {
                 continue;
             }
             for &local in locals {
@@ -159,6 +164,15 @@ mod tests {
         let remotes = ["10.0.0.2:1", "203.0.113.1:1"].map(|remote| remote.parse().unwrap());
         let pairs = policy.pairs(&[ip("10.0.0.1")], remotes);
         assert_eq!(pairs, [Pair { local: ip("10.0.0.1"), remote: "203.0.113.1:1".parse().unwrap() }]);
+    }
+
+    #[test]
+    fn on_a_lan_a_peer_is_in_one_of_its_networks() {
+        let policy = AddressPolicy { lan: Some(vec!["10.0.0.0/24".parse().unwrap()]), ..Default::default() };
+        let remotes = ["10.0.0.2:1", "10.0.1.2:1", "203.0.113.1:1"].map(|remote| remote.parse().unwrap());
+        let pairs = policy.pairs(&[ip("10.0.0.1"), ip("10.0.1.1")], remotes);
+        let near = |local| Pair { local: ip(local), remote: "10.0.0.2:1".parse().unwrap() };
+        assert_eq!(pairs, [near("10.0.0.1"), near("10.0.1.1")]);
     }
 
     #[test]

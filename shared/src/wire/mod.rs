@@ -1,5 +1,6 @@
 //! Outer messages: parse and emit, nothing else. `docs/protocol.md` states the same bytes for other implementers.
 
+pub mod connect;
 pub mod echo;
 pub mod fragment;
 pub mod frame;

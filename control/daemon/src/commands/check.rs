@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use ringlane_shared::config::{
-    ConfigError, DataplaneSettings, IdentitySettings, Problem, Switch, carrier_word, cipher_word,
+    ConfigError, DataplaneSettings, IdentitySettings, Problem, Scope, Switch, carrier_word, cipher_word,
 };
 use ringlane_shared::dns::{listen_address, zone_name};
 use ringlane_shared::id::PeerIndex;
@@ -38,6 +38,8 @@ struct Summary<'a> {
     delegated_routers: Vec<String>,
     swarm_key: Option<&'a Path>,
     filter_private_addresses: bool,
+    scope: &'static str,
+    proxy: Option<String>,
     workers: u8,
     port: u16,
     mtu: u16,
@@ -162,6 +164,8 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         delegated_routers: discovery.delegated_routers.iter().map(|router| router.url.to_string()).collect(),
         swarm_key: discovery.swarm_key.as_deref(),
         filter_private_addresses: settings.control.filter_private_addresses,
+        scope: settings.control.web.scope.name(),
+        proxy: settings.control.web.proxy.as_ref().map(ToString::to_string),
         workers: load::workers(settings),
         port: dataplane.port,
         mtu: dataplane.mtu,
@@ -255,6 +259,10 @@ fn describe(summary: &Summary<'_>) -> String {
     if summary.filter_private_addresses {
         line("filter", "no private addresses of peers".to_owned());
     }
+    if summary.scope != Scope::default().name() {
+        line("scope", format!("{}: directly connected networks only", summary.scope));
+    }
+    summary.proxy.iter().for_each(|proxy| line("proxy", format!("{proxy}, for TCP")));
     let names = &summary.dns;
     let told = if names.resolved { ", systemd-resolved is told" } else { "" };
     line("names", if names.enabled { format!("{} at {}{told}", names.zone, names.listen) } else { "off".to_owned() });

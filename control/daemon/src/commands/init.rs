@@ -118,6 +118,13 @@ key_file = {key_file}
 # swarm_key = "swarm.key"
 # Whether to use no private addresses of peers, such as 10.0.0.0/8; turns mDNS off.
 # filter_private_addresses = false
+# With whom the node has anything to do: "any", or "lan" for directly connected networks only.
+# scope = "any"
+# An HTTP proxy that all outgoing TCP connections go through.
+# proxy = "http://user:password@proxy.example:3128"
+# The certificate and key (PEM) of listen addresses that end in /wss; by default one is made that nobody signed.
+# tls_certificate = "cert.pem"
+# tls_key = "key.pem"
 
 [dataplane]
 # Threads that move packets, each on a core of its own; by default one per core.

@@ -36,6 +36,10 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     for (position, address) in node.listen.iter().enumerate() {
         detail(&mut out, if position == 0 { "listens on" } else { "" }, address);
     }
+    if !status.underlay.networks.is_empty() {
+        detail(&mut out, "only in", &text::list(&status.underlay.networks));
+    }
+    detail(&mut out, "proxy", status.underlay.proxy.as_deref().unwrap_or_default());
     for (position, service) in status.services.offered.iter().enumerate() {
         detail(&mut out, if position == 0 { "services" } else { "" }, &service_line(service));
     }
@@ -225,6 +229,7 @@ mod tests {
     use ringlane_shared::plane::{Engine, WorkerCounters};
 
     use ringlane_control::admin::discovery::DiscoveryStatus;
+    use ringlane_control::admin::underlay::UnderlayStatus;
 
     use super::*;
 
@@ -340,6 +345,7 @@ mod tests {
             movement: MovementStatus::default(),
             gate: Drops::from([("not_configured".to_owned(), 3)]),
             discovery: DiscoveryStatus::default(),
+            underlay: UnderlayStatus::default(),
             peers,
             drops: Drops::from([("no_route".to_owned(), 12)]),
             listener_drops: Drops::from([("late".to_owned(), 2), ("unknown_token".to_owned(), 7)]),

@@ -12,7 +12,7 @@ use crate::routes::{route, set_routes};
 
 const SITES: [(Site, u8); 2] = [(Site::A, 1), (Site::B, 1)];
 
-fn internet(lab: &Lab) {
+pub(crate) fn internet(lab: &Lab) {
     for (site, number) in [(Site::A, 1), (Site::B, 2)] {
         let router = lab.router(site);
         for (family, bits, address, gateway) in [
@@ -61,7 +61,7 @@ fn count(namespace: &Namespace, table: &str, counter: &str) -> u64 {
 ///
 /// What A's kernel answers to a datagram for the lane of a node that is no more is of no socket, so that no mark and no
 /// port tells whose it is.
-fn watch_recursion(setup: &Setup) {
+pub(crate) fn watch_recursion(setup: &Setup) {
     let router = &setup.router;
     nft(router, "add table inet own");
     nft(router, "add counter inet own recursion");
@@ -77,12 +77,12 @@ fn watch_recursion(setup: &Setup) {
     }
 }
 
-fn assert_no_recursion(router: &Namespace) {
+pub(crate) fn assert_no_recursion(router: &Namespace) {
     let ports = || router.run("nft list set inet own ports");
     assert_eq!(count(router, "own", "recursion"), 0, "the tunnel's own traffic went into the tunnel: {}", ports());
 }
 
-fn list(nets: &[&str]) -> Vec<Toml> {
+pub(crate) fn list(nets: &[&str]) -> Vec<Toml> {
     nets.iter().map(|net| Toml::String((*net).into())).collect()
 }
 
@@ -91,7 +91,7 @@ fn rules(namespace: &Namespace) -> String {
 }
 
 /// Both families reach the internet from the host behind A and from A itself, by B alone.
-fn reaches_the_internet_by_b(lab: &Lab) {
+pub(crate) fn reaches_the_internet_by_b(lab: &Lab) {
     let c = lab.router(Site::C);
     let before = ["from_b4", "from_b6", "from_others"].map(|name| count(&c, "seen", name));
     for from in [lab.host(Site::A), lab.router(Site::A)] {

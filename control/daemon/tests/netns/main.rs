@@ -59,3 +59,4 @@ mod shapes;
 mod shapes_udp;
 mod strangers;
 mod stream_carrier;
+mod web;

@@ -114,7 +114,9 @@ impl Node {
                     return;
                 };
                 let address = address::without_peer(&contact, &peer).unwrap_or(contact);
-                if names::is_name(&address) || matches!(address.iter().next(), Some(Protocol::Dnsaddr(_))) {
+                if self.policy.passes_name(&address) {
+                    self.dial_contact(peer, vec![address]);
+                } else if names::is_name(&address) || matches!(address.iter().next(), Some(Protocol::Dnsaddr(_))) {
                     self.discovery.look_ups.start(peer, vec![address], false);
                 } else {
                     self.dial_contact(peer, vec![address]);
@@ -124,7 +126,7 @@ impl Node {
     }
 
     fn dial_contact(&mut self, peer: PeerId, mut addresses: Vec<Multiaddr>) {
-        addresses.retain(|address| self.policy.check(address).is_ok());
+        addresses.retain(|address| self.policy.passes_name(address) || self.policy.check(address).is_ok());
         let condition = PeerCondition::DisconnectedAndNotDialing;
         let options = DialOpts::peer_id(peer).condition(condition).addresses(addresses).build();
         let id = options.connection_id();

@@ -1,0 +1,146 @@
+//! The TLS of `/wss`, which is there for what stands between two nodes and not for them.
+//!
+//! *Any* certificate is accepted from whom we dial. That is sound because nothing rests on this layer: inside it, Noise or
+//! TLS of libp2p proves the peer's id, which the configuration names, and protects every byte. Whoever ends the outer TLS
+//! with a certificate of his own sees and can do exactly what he could with `/ws`, where it is missing: the bytes of an
+//! encrypted and authenticated handshake, to pass on or to break off. To insist on public authorities would only keep out
+//! peers with a certificate that nobody signed, and those behind a proxy that opens TLS.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ringlane_shared::config::CertificateFiles;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs::default_provider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::WebError;
+
+/// What a WebSocket's handshake is written in.
+const ALPN: &[u8] = b"http/1.1";
+/// In a certificate that we make: nobody looks at it, and it tells nothing.
+const NAME: &str = "localhost";
+
+/// Both ends of the outer TLS.
+#[derive(Clone, Default)]
+pub(in crate::swarm) struct OuterTls {
+    /// `None` until it is needed: a certificate of our own is made only for those who listen.
+    server: Option<TlsAcceptor>,
+}
+
+impl OuterTls {
+    /// Reads the files, or is ready to do without.
+    pub(super) fn new(files: Option<&CertificateFiles>) -> Result<Self, WebError> {
+        let Some(files) = files else { return Ok(Self::default()) };
+        let unreadable =
+            |key, file: &Path, error: String| WebError::File { key, file: file.display().to_string(), error };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&files.certificate).and_then(Iterator::collect);
+        let chain = chain.map_err(|error| unreadable("tls_certificate", &files.certificate, error.to_string()))?;
+        if chain.is_empty() {
+            return Err(unreadable("tls_certificate", &files.certificate, "there is no certificate in it".to_owned()));
+        }
+        let key = PrivateKeyDer::from_pem_file(&files.key)
+            .map_err(|error| unreadable("tls_key", &files.key, error.to_string()))?;
+        let config = server_config(chain, key).map_err(|error| WebError::Certificate(error.to_string()))?;
+        Ok(Self { server: Some(config) })
+    }
+
+    /// For a listener.
+    pub(super) fn acceptor(&mut self) -> Result<TlsAcceptor, String> {
+        if let Some(server) = &self.server {
+            return Ok(server.clone());
+        }
+        let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).map_err(|error| error.to_string())?;
+        let key = PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
+        let server = server_config(vec![made.cert.der().clone()], key.into()).map_err(|error| error.to_string())?;
+        Ok(self.server.insert(server).clone())
+    }
+
+    /// For whoever dials.
+    pub(super) fn connector() -> Result<TlsConnector, Error> {
+        let provider = Arc::new(default_provider());
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate { provider }))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(Arc::new(config).into())
+    }
+}
+
+fn server_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<TlsAcceptor, Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config).into())
+}
+
+/// Accepts every certificate whose key the server has.
+#[derive(Debug)]
+struct AnyCertificate {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_in_files_is_used_and_one_that_is_not_there_ends_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let files =
+            CertificateFiles { certificate: directory.path().join("cert.pem"), key: directory.path().join("key.pem") };
+        let problem = |files: &CertificateFiles| OuterTls::new(Some(files)).err().map(|error| error.to_string());
+        assert!(problem(&files).is_some_and(|text| text.contains("tls_certificate") && text.contains("cert.pem")));
+        let [made, other] = [(); 2].map(|()| rcgen::generate_simple_self_signed(["b.example".to_owned()]).unwrap());
+        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+        assert!(problem(&files).is_some_and(|text| text.contains("tls_key") && text.contains("key.pem")));
+        std::fs::write(&files.key, other.key_pair.serialize_pem()).unwrap();
+        assert!(problem(&files).is_some_and(|text| text.contains("cannot be used")));
+        std::fs::write(&files.key, made.key_pair.serialize_pem()).unwrap();
+        assert_eq!(problem(&files), None);
+        std::fs::write(&files.certificate, "no certificate").unwrap();
+        assert!(problem(&files).is_some());
+    }
+}

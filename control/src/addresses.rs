@@ -79,13 +79,13 @@ pub(crate) fn segments(plan: &ListenPlan, host: &[HostAddress], interface: &str)
 }
 
 /// The networks that the host is directly connected to: those of its addresses on interfaces that are up. Loopback and our
-/// own interface are none.
+/// own interface are none, and neither is an address alone.
 pub(crate) fn lan(host: &[HostAddress], interface: &str) -> Vec<IpNet> {
     let mut networks: Vec<IpNet> = host
         .iter()
         .filter(|address| address.up && !address.loopback && address.interface != interface)
         .map(|address| address.prefix.trunc())
-        .filter(|network| !is_overlay(network.addr()))
+        .filter(|network| network.prefix_len() < network.max_prefix_len() && !is_overlay(network.addr()))
         .collect();
     networks.sort();
     networks.dedup();

@@ -329,6 +329,12 @@ impl Control {
                     let carrier = settings.carrier.unwrap_or(self.settings.dataplane.carrier);
                     self.engine.start(LinkStart { peer, peer_id, role, ours, theirs, lanes, carrier }, now);
                 }
+                Intent::Scout { peer, role, ours, theirs, lanes } => {
+                    let Some(settings) = self.settings.peers.get(peer.position()) else { continue };
+                    let peer_id = settings.id;
+                    let carrier = settings.carrier.unwrap_or(self.settings.dataplane.carrier);
+                    self.engine.scout(LinkStart { peer, peer_id, role, ours, theirs, lanes, carrier }, now);
+                }
                 Intent::CancelSetUp(peer) => self.engine.cancel(peer),
                 Intent::Retire { worker, serial } => self.command(worker, PlaneCommand::RetireLane(serial))?,
                 Intent::Publish(snapshot) => {

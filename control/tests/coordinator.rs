@@ -250,7 +250,7 @@ impl World {
                 }
                 let peer = self.index(to, asker.node);
                 let (asked, instance) = (offer.lanes, offer.instance);
-                self.sites[to].coordinator.handle_offer(peer, offer, asker);
+                self.sites[to].coordinator.handle_offer(peer, offer, asker, self.now);
                 self.carry_out(to);
                 let left = self.sites[to].up.values().filter(|lane| lane.peer == peer);
                 for lane in left.filter(|_| self.ids[to].to_bytes() > self.ids[asker.node].to_bytes()) {
@@ -449,6 +449,7 @@ impl World {
                 Intent::SetUp { peer, role, ours, theirs, lanes } => {
                     self.set_up(node, peer, role, &ours, &theirs, lanes);
                 }
+                Intent::Scout { .. } => {}
                 Intent::CancelSetUp(peer) => self.sites[node].set_ups.retain(|(of, _), _| *of != peer),
                 Intent::Retire { worker, serial } => {
                     assert!(self.sites[node].handed_over.remove(&serial), "retired twice, or never up");

@@ -271,6 +271,8 @@ pub const ECHOES_ASKED_MAX: usize = 64;
 pub const OFFER_BYTES_MAX: usize = 4096;
 /// Candidate addresses in one offer.
 pub const CANDIDATES_MAX: usize = 32;
+/// Candidates of single lanes in one offer: two for each of 64 workers.
+pub const LANE_CANDIDATES_MAX: usize = 128;
 
 /// The token that names a lane to the peer's listener: the client's first destination connection id, and the largest
 /// QUIC allows (RFC 9000, section 17.2).
@@ -438,6 +440,19 @@ pub const LANES_PER_WORKER_MAX: usize = 4096;
 
 /// Pairs of an own and a peer's address that one lane probes; each costs at most eight datagrams.
 pub const PROBE_PAIRS_MAX: usize = 64;
+
+/// Pairs among them that lead to ports of one address of the peer's.
+pub const PROBE_PORTS_PER_ADDRESS_MAX: usize = 8;
+/// Ports that are guessed of a translator that counts.
+pub const GUESSED_PORTS_MAX: u8 = PROBE_PORTS_PER_ADDRESS_MAX as u8;
+/// Requests to one address in a second, of all lanes together: what a peer names may be a third party.
+pub const PROBES_PER_ADDRESS_MAX: u32 = 512;
+/// Pairs that a lane that stands measures to find something better.
+pub const SCOUT_PAIRS_MAX: usize = 16;
+/// Lanes that measure other paths at one time.
+pub const SCOUTS_MAX: usize = 512;
+/// Paths that are remembered of each lane that stands.
+pub const PATHS_KNOWN_MAX: usize = 16;
 
 /// Lanes that may be in the making at one time, of all links together.
 pub const LANE_SETUPS_MAX: usize = 1024;

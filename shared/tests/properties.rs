@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -12,14 +13,15 @@ use proptest::sample::select;
 use ringlane_shared::id::{LaneId, LaneIndex};
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::lane::replay::ReplayWindow;
-use ringlane_shared::limits::{CANDIDATES_MAX, RECORD_OVERHEAD_BYTES, REPLAY_WINDOW, WORKERS_MAX};
+use ringlane_shared::limits::{CANDIDATES_MAX, LANE_CANDIDATES_MAX, RECORD_OVERHEAD_BYTES, REPLAY_WINDOW, WORKERS_MAX};
 use ringlane_shared::packet::checksum::{PartialChecksum, Sum, complete};
 use ringlane_shared::packet::{PacketHeader, flow_hash};
+use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
 use ringlane_shared::wire::offer::{
-    Answer, Candidate, CandidateKind, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Offer, OfferSecret,
-    message_bytes,
+    Answer, Candidate, CandidateKind, Extensions, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Mapping, Offer,
+    OfferSecret, Punch, message_bytes,
 };
 use ringlane_shared::wire::probe::{Probe, ProbeKind, ProbeTag, Transaction, UnverifiedProbe};
 use ringlane_shared::wire::record::{EpochTag, RecordError, RecordHeader};
@@ -224,8 +226,30 @@ fn outer_address() -> impl Strategy<Value = IpAddr> {
 }
 
 fn candidate(port: std::ops::RangeInclusive<u16>) -> impl Strategy<Value = Candidate> {
-    let kind = select(&[CandidateKind::Host, CandidateKind::ServerReflexive, CandidateKind::Relayed][..]);
-    (kind, outer_address(), port).prop_map(|(kind, ip, port)| Candidate { kind, ip, port })
+    (candidate_kind(), outer_address(), port).prop_map(|(kind, ip, port)| Candidate { kind, ip, port })
+}
+
+fn candidate_kind() -> impl Strategy<Value = CandidateKind> {
+    (0..4u8).prop_map(|code| CandidateKind::from_code(code).unwrap())
+}
+
+fn extensions(workers: u8) -> impl Strategy<Value = Extensions> {
+    let own = (0..workers, candidate_kind(), outer_address(), 1..=u16::MAX).prop_map(|(worker, kind, ip, port)| {
+        let address = SocketAddr::new(ip, port);
+        OwnCandidate { worker, kind, address }
+    });
+    let mapping = select(
+        &[Mapping::Unknown, Mapping::EndpointIndependent, Mapping::AddressDependent, Mapping::AddressAndPortDependent]
+            [..],
+    );
+    let punch =
+        (mapping, any::<i16>(), any::<bool>(), 0..=1000u64).prop_map(|(mapping, port_delta, birthday, delay)| Punch {
+            mapping,
+            port_delta,
+            birthday,
+            start_delay: Duration::from_millis(delay),
+        });
+    (vec(own, 0..=LANE_CANDIDATES_MAX), punch).prop_map(|(candidates, punch)| Extensions { candidates, punch })
 }
 
 fn offer() -> impl Strategy<Value = Offer> {
@@ -233,18 +257,21 @@ fn offer() -> impl Strategy<Value = Offer> {
         .prop_flat_map(|workers| {
             let port = 1..=u16::MAX - (u16::from(workers) - 1);
             let numbers = (port.clone(), 0..=(1u32 << 24) - 64, any::<u64>(), any::<u32>());
-            let candidates = vec(candidate(port), 0..=CANDIDATES_MAX);
+            let candidates = (vec(candidate(port), 0..=CANDIDATES_MAX), extensions(workers));
             (Just(workers), any::<[u8; 16]>(), any::<[u8; 32]>(), numbers, candidates)
         })
-        .prop_map(|(workers, instance, secret, (port, lane_id_base, lanes, features), candidates)| Offer {
-            instance,
-            secret: OfferSecret::new(secret),
-            features: Features(features),
-            workers,
-            port,
-            lane_id_base: LaneId::new(lane_id_base).unwrap(),
-            lanes: LaneSet(lanes),
-            candidates,
+        .prop_map(|(workers, instance, secret, (port, lane_id_base, lanes, features), (candidates, extensions))| {
+            Offer {
+                instance,
+                secret: OfferSecret::new(secret),
+                features: Features(features),
+                workers,
+                port,
+                lane_id_base: LaneId::new(lane_id_base).unwrap(),
+                lanes: LaneSet(lanes),
+                candidates,
+                extensions,
+            }
         })
 }
 
@@ -280,7 +307,13 @@ proptest! {
         }
         if let Ok(answer) = Answer::parse(&message) {
             let again = answer.to_message().unwrap();
-            prop_assert!(message.starts_with(&again[LENGTH_PREFIX_BYTES..]));
+            prop_assert_eq!(&Answer::parse(&again[LENGTH_PREFIX_BYTES..]).unwrap(), &answer);
+            // Of extensions, what cannot be used is skipped.
+            let without = match answer {
+                Answer::Offer(offer) => Answer::Offer(Box::new(Offer { extensions: Extensions::default(), ..*offer })),
+                refused => refused,
+            };
+            prop_assert!(message.starts_with(&without.to_message().unwrap()[LENGTH_PREFIX_BYTES..]));
         }
     }
 

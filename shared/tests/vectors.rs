@@ -5,14 +5,18 @@
 //! `hashlib`, `hmac` and `struct`, Noise from the text of its specification, revision 34; the comments give all inputs, so anybody can do it again.
 #![allow(clippy::unwrap_used, reason = "the inputs are this file's own")]
 
+use std::time::Duration;
+
 use ringlane_shared::id::{LaneId, LaneIndex};
 use ringlane_shared::lane::epoch::{EpochSecrets, PSK_BYTES, Randomness};
 use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
 use ringlane_shared::lane::seal::split;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
+use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::wire::frame::{FrameHeader, FramedPacket, Frames};
 use ringlane_shared::wire::offer::{
-    Answer, Candidate, CandidateKind, Features, LaneSet, LinkSecrets, Offer, OfferSecret, RefusalReason,
+    Answer, Candidate, CandidateKind, Extensions, Features, LaneSet, LinkSecrets, Mapping, Offer, OfferSecret, Punch,
+    RefusalReason,
 };
 use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction, UnverifiedProbe};
 use ringlane_shared::wire::rekey::RekeyMessage;
@@ -249,6 +253,11 @@ const OFFER: &str = "006b0101f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff\
                      020000000000000000000000ffff0ac900011fa4\
                      0120010db80000000000000000000000029c40";
 
+/// Worker 1 is mapped to 203.0.113.7:40001; the mapping depends on address and port, the next port is one below, birthday
+/// probing, 40 ms of delay.
+const EXTENSIONS: &str = "010014010300000000000000000000ffffcb0071079c41\
+                          0200060301ffff0028";
+
 fn client_offer() -> Offer {
     Offer {
         instance: std::array::from_fn(|at| 0xf0 + at as u8),
@@ -262,6 +271,7 @@ fn client_offer() -> Offer {
             Candidate { kind: CandidateKind::Host, ip: "10.201.0.1".parse().unwrap(), port: 8100 },
             Candidate { kind: CandidateKind::ServerReflexive, ip: "2001:db8::2".parse().unwrap(), port: 40000 },
         ],
+        extensions: Extensions::default(),
     }
 }
 
@@ -275,6 +285,18 @@ fn link() -> LinkSecrets {
 fn an_offer_and_a_refusal_are_the_known_messages() {
     assert_eq!(hex(&client_offer().to_message().unwrap()), OFFER);
     assert_eq!(Offer::parse(&bytes(OFFER)[2..]), Ok(client_offer()));
+    let mut extended = client_offer();
+    extended.extensions.candidates =
+        vec![OwnCandidate { worker: 1, kind: CandidateKind::Mapped, address: "203.0.113.7:40001".parse().unwrap() }];
+    extended.extensions.punch = Punch {
+        mapping: Mapping::AddressAndPortDependent,
+        port_delta: -1,
+        birthday: true,
+        start_delay: Duration::from_millis(40),
+    };
+    let message = OFFER.replacen("006b", "008b", 1) + EXTENSIONS;
+    assert_eq!(hex(&extended.to_message().unwrap()), message);
+    assert_eq!(Offer::parse(&bytes(&message)[2..]), Ok(extended));
     assert_eq!(hex(&Answer::Refused(RefusalReason::NotConfigured).to_message().unwrap()), "0003010202");
 }
 

@@ -248,6 +248,7 @@ fn establish() -> [Box<LaneHandOver>; 2] {
         lane_id_base: LaneId::new(1 + node as u32).unwrap(),
         lanes,
         candidates: vec![Candidate { kind: CandidateKind::Host, ip: ips[node], port: PORT }],
+        extensions: Default::default(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -289,7 +290,7 @@ fn established(outcome: LaneOutcome) -> Box<LaneHandOver> {
     match outcome {
         LaneOutcome::Established { lane, .. } => lane,
         LaneOutcome::Failed { reason, .. } => panic!("{reason}"),
-        LaneOutcome::Order { command, .. } => panic!("{command:?} instead of a lane"),
+        other => panic!("{other:?} instead of a lane"),
     }
 }
 

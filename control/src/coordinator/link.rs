@@ -9,6 +9,9 @@
 //! server: offer --> retire the lanes it asks for --> answer --> set them up
 //! ```
 //!
+//! A server whose candidates are others sends an offer too, for no lanes. It is refused, as any that a server sends, and
+//! prompts the client to ask. After every exchange the lanes that stand look for better paths.
+//!
 //! A lane can end at the server alone, its close lost on the way. The server's answer therefore names all that it lacks,
 //! and the client ends and asks for those of them that it still had.
 
@@ -38,6 +41,9 @@ const STABLE_AFTER: Duration = RETRY_MAX;
 
 /// A question that is this old when a further connection comes up was asked on one that is dead.
 const ASKED_IN_VAIN: Duration = Duration::from_secs(1);
+
+/// Between two exchanges that neither a missing lane nor a new connection is the reason for.
+const EXCHANGE_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long the first lanes of a link wait for the others before workers without a lane send by way of them. A flow
 /// that changes lanes may overtake itself once, so it is better not to begin on another worker's lane and move a
@@ -97,6 +103,8 @@ pub struct Link {
     settle_at: Option<Instant>,
     asking: Option<(AskId, Offer)>,
     asked_at: Option<Instant>,
+    /// How long the last answer took.
+    exchange_took: Duration,
     ask_again: bool,
     retry_at: Option<Instant>,
     /// Failures in a row; a question that waits to be asked counts for one, however many lanes it is for.
@@ -121,6 +129,7 @@ impl Link {
             settle_at: None,
             asking: None,
             asked_at: None,
+            exchange_took: Duration::ZERO,
             ask_again: false,
             retry_at: None,
             attempts: 0,
@@ -198,8 +207,44 @@ impl Link {
             self.announce();
         }
         if self.retry_at.is_some_and(|at| at <= now) {
-            self.ask(now, context);
+            match self.role {
+                Role::Client => self.ask(now, context),
+                Role::Server => self.prompt(now, context),
+            }
         }
+    }
+
+    /// More, or other, of our workers' ports can be reached from elsewhere.
+    pub(super) fn handle_candidates_change<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        self.attempts = 0;
+        self.exchange_soon(now, context);
+    }
+
+    /// A better path is conceivable than one that a lane has.
+    pub(super) fn handle_improve<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        if self.role == Role::Client {
+            self.exchange_soon(now, context);
+        }
+    }
+
+    /// Has an exchange begin at once, or when the last one is old enough.
+    fn exchange_soon<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        if !self.connected {
+            return;
+        }
+        let at = self.asked_at.map_or(now, |asked_at| now.max(asked_at + EXCHANGE_PAUSE));
+        self.retry_at = Some(self.retry_at.map_or(at, |planned| planned.min(at)));
+        self.handle_timeout(now, context);
+    }
+
+    /// Tells the client where we are, so that it asks.
+    fn prompt<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+        self.retry_at = None;
+        let offer = context.offer(self.peer, LaneSet::default(), Duration::ZERO);
+        let ask = context.next_ask();
+        self.asking = Some((ask, offer.clone()));
+        self.asked_at = Some(now);
+        context.intents.push_back(Intent::Ask { peer: self.peer, ask, offer });
     }
 
     pub(super) fn handle_connected<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
@@ -223,14 +268,18 @@ impl Link {
     pub(super) fn handle_address_change<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
         self.attempts = 0;
         // Also with all lanes up: each end is to know where the other's lanes could go.
-        self.ask(now, context);
+        match self.role {
+            Role::Client => self.ask(now, context),
+            Role::Server => self.exchange_soon(now, context),
+        }
     }
 
-    pub(super) fn handle_offer<T>(&mut self, theirs: Offer, token: T, context: &mut Context<'_, T>) {
+    pub(super) fn handle_offer<T>(&mut self, theirs: Offer, token: T, now: Instant, context: &mut Context<'_, T>) {
         if self.role != Role::Server {
             // It is our part to ask; a peer that does not know that would open every lane twice.
             let answer = Answer::Refused(RefusalReason::Unsupported);
             context.intents.push_back(Intent::Answer { token, answer });
+            self.exchange_soon(now, context);
             return;
         }
         self.meet(&theirs, context);
@@ -241,10 +290,11 @@ impl Link {
         for index in lanes.iter() {
             self.retire(index, context);
         }
-        let mut ours = context.offer(self.peer, lanes);
+        let mut ours = context.offer(self.peer, lanes, Duration::ZERO);
         // Those we lack besides: the client may take them for standing, and then would never ask for them.
         ours.lanes.0 |= self.missing().0;
         context.intents.push_back(Intent::Answer { token, answer: Answer::Offer(Box::new(ours.clone())) });
+        self.scout(&ours, &theirs, LaneSet::default(), context);
         self.set_up(ours, theirs, lanes, context);
     }
 
@@ -259,6 +309,11 @@ impl Link {
             return;
         }
         let Some((_, ours)) = self.asking.take() else { return };
+        if self.role == Role::Server {
+            // It was only to be told.
+            return;
+        }
+        self.exchange_took = self.asked_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         match answer {
             Ok(Answer::Offer(theirs)) => {
                 let knew_peer = self.instance.is_some();
@@ -276,6 +331,7 @@ impl Link {
                 // What the peer lacks though we have not asked for it is gone there, and only we can ask for it again.
                 let gone = LaneSet(theirs.lanes.0 & !ours.lanes.0 & self.standing().0);
                 let lanes = ours.lanes.intersection(theirs.lanes).intersection(self.missing());
+                self.scout(&ours, &theirs, gone, context);
                 self.set_up(ours, *theirs, lanes, context);
                 if !gone.is_empty() {
                     for index in gone.iter() {
@@ -412,11 +468,20 @@ impl Link {
             return;
         }
         let lanes = if self.expected.is_empty() { LaneSet(u64::MAX) } else { self.missing() };
-        let offer = context.offer(self.peer, lanes);
+        let offer = context.offer(self.peer, lanes, self.exchange_took / 2);
         let ask = context.next_ask();
         self.asking = Some((ask, offer.clone()));
         self.asked_at = Some(now);
         context.intents.push_back(Intent::Ask { peer: self.peer, ask, offer });
+    }
+
+    /// Has the lanes that stand look for better paths, but for those that are `gone` at the other end.
+    fn scout<T>(&mut self, ours: &Offer, theirs: &Offer, gone: LaneSet, context: &mut Context<'_, T>) {
+        let lanes = LaneSet(self.standing().0 & !gone.0);
+        if !lanes.is_empty() {
+            let (ours, theirs) = (ours.clone(), theirs.clone());
+            context.intents.push_back(Intent::Scout { peer: self.peer, role: self.role, ours, theirs, lanes });
+        }
     }
 
     fn set_up<T>(&mut self, ours: Offer, theirs: Offer, lanes: LaneSet, context: &mut Context<'_, T>) {

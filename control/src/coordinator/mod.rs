@@ -14,15 +14,18 @@ pub mod publisher;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use ringlane_shared::config::PeerSettings;
 use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerId, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
-use ringlane_shared::limits::{CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, PEERS_MAX};
+use ringlane_shared::limits::{CANDIDATES_MAX, LANE_CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, PEERS_MAX};
+use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::plane::{LaneChange, PeerCounters, Snapshot, StreamForm};
-use ringlane_shared::wire::offer::{Answer, Candidate, CandidateKind, Features, LaneSet, Offer, OfferSecret};
+use ringlane_shared::wire::offer::{
+    Answer, Candidate, CandidateKind, Extensions, Features, LaneSet, Offer, OfferSecret, Punch,
+};
 
 use self::link::Link;
 pub use self::link::{AskFailure, LaneUp};
@@ -81,6 +84,19 @@ pub enum Intent<T> {
         /// Which lanes.
         lanes: LaneSet,
     },
+    /// Have lanes that stand look for better paths.
+    Scout {
+        /// Whose.
+        peer: PeerIndex,
+        /// Our end of the link.
+        role: Role,
+        /// What we offered.
+        ours: Offer,
+        /// What the peer offered.
+        theirs: Offer,
+        /// Which lanes.
+        lanes: LaneSet,
+    },
     /// Forget all lanes of a link that are being set up.
     CancelSetUp(PeerIndex),
     /// Close a lane.
@@ -101,13 +117,15 @@ pub type Random = Box<dyn FnMut(&mut [u8])>;
 pub(crate) struct Context<'a, T> {
     us: &'a Us,
     candidates: &'a [Candidate],
+    extensions: &'a Extensions,
     random: &'a mut dyn FnMut(&mut [u8]),
     asks: &'a mut u64,
     intents: &'a mut VecDeque<Intent<T>>,
 }
 
 impl<T> Context<'_, T> {
-    fn offer(&mut self, peer: PeerIndex, lanes: LaneSet) -> Offer {
+    /// `start_delay`: how long the other end is to wait with its probes.
+    fn offer(&mut self, peer: PeerIndex, lanes: LaneSet, start_delay: Duration) -> Offer {
         let mut secret = [0; 32];
         (self.random)(&mut secret);
         Offer {
@@ -119,6 +137,10 @@ impl<T> Context<'_, T> {
             lane_id_base: lane_id_base(self.us.lane_ids_from, peer),
             lanes,
             candidates: self.candidates.to_vec(),
+            extensions: Extensions {
+                candidates: self.extensions.candidates.clone(),
+                punch: Punch { start_delay, ..self.extensions.punch },
+            },
         }
     }
 
@@ -153,6 +175,7 @@ pub struct Coordinator<T> {
     links: Vec<Link>,
     publisher: Publisher,
     candidates: Vec<Candidate>,
+    extensions: Extensions,
     random: Random,
     asks: u64,
     intents: VecDeque<Intent<T>>,
@@ -178,6 +201,7 @@ impl<T> Coordinator<T> {
             publisher: Publisher::new(&us.id, peers, us.workers),
             us,
             candidates: Vec::new(),
+            extensions: Extensions::default(),
             random,
             asks: 0,
             intents: VecDeque::new(),
@@ -216,6 +240,31 @@ impl<T> Coordinator<T> {
         }
     }
 
+    /// Where single workers of ours can be reached from elsewhere, as port mappings and STUN servers tell: what offers say
+    /// from now on. Bounded; those that no offer may have are left out.
+    pub fn set_candidates(&mut self, mut candidates: Vec<OwnCandidate>, now: Instant) {
+        candidates.retain(|candidate| candidate.worker < self.us.workers && candidate.address.port() != 0);
+        candidates.truncate(LANE_CANDIDATES_MAX);
+        self.set_extensions(Extensions { candidates, punch: self.extensions.punch }, now);
+    }
+
+    /// What is on the way to us: what offers say from now on.
+    pub fn set_punch(&mut self, punch: Punch, now: Instant) {
+        self.set_extensions(Extensions { candidates: self.extensions.candidates.clone(), punch }, now);
+    }
+
+    fn set_extensions(&mut self, extensions: Extensions, now: Instant) {
+        if extensions != self.extensions {
+            self.extensions = extensions;
+            self.for_each_link(|link, context| link.handle_candidates_change(now, context));
+        }
+    }
+
+    /// A better path to a peer is conceivable than one that a lane of it has.
+    pub fn handle_improve(&mut self, peer: PeerIndex, now: Instant) {
+        self.with_link(peer, |link, context| link.handle_improve(now, context));
+    }
+
     /// Networks behind peers, beyond their built-in addresses: who carries each, and who may send from each.
     pub fn set_routes(&mut self, active: Vec<(IpNet, PeerIndex)>, offered: Vec<(IpNet, PeerIndex)>) {
         self.publisher.set_routes(&active, &offered);
@@ -233,8 +282,8 @@ impl<T> Coordinator<T> {
     }
 
     /// A peer has sent its offer.
-    pub fn handle_offer(&mut self, peer: PeerIndex, theirs: Offer, token: T) {
-        self.with_link(peer, |link, context| link.handle_offer(theirs, token, context));
+    pub fn handle_offer(&mut self, peer: PeerIndex, theirs: Offer, token: T, now: Instant) {
+        self.with_link(peer, |link, context| link.handle_offer(theirs, token, now, context));
         self.publish_if_changed();
     }
 
@@ -329,15 +378,15 @@ impl<T> Coordinator<T> {
     }
 
     fn with_link(&mut self, peer: PeerIndex, act: impl FnOnce(&mut Link, &mut Context<'_, T>)) {
-        let Self { us, links, candidates, random, asks, intents, .. } = self;
+        let Self { us, links, candidates, extensions, random, asks, intents, .. } = self;
         if let Some(link) = links.get_mut(peer.position()) {
-            act(link, &mut Context { us, candidates, random: &mut **random, asks, intents });
+            act(link, &mut Context { us, candidates, extensions, random: &mut **random, asks, intents });
         }
     }
 
     fn for_each_link(&mut self, mut act: impl FnMut(&mut Link, &mut Context<'_, T>)) {
-        let Self { us, links, candidates, random, asks, intents, .. } = self;
-        let mut context = Context { us, candidates, random: &mut **random, asks, intents };
+        let Self { us, links, candidates, extensions, random, asks, intents, .. } = self;
+        let mut context = Context { us, candidates, extensions, random: &mut **random, asks, intents };
         links.iter_mut().for_each(|link| act(link, &mut context));
     }
 }

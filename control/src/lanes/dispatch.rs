@@ -84,14 +84,16 @@ impl LaneEngine {
     fn handle_probe(&mut self, path: Path, datagram: &[u8], now: Instant) -> Result<(), ListenerDrop> {
         let unverified = UnverifiedProbe::parse(datagram).map_err(|_| ListenerDrop::BadProbe)?;
         let ProbeTag(tag) = unverified.tag();
-        let link = self.links.get(&tag).ok_or(ListenerDrop::UnknownProbe)?;
+        let link = &Rc::clone(self.links.get(&tag).ok_or(ListenerDrop::UnknownProbe)?);
         let probe = link.probe_key.verify(&unverified).map_err(|_| ListenerDrop::BadProbe)?;
         let pair = Pair { local: path.local.ip(), remote: path.remote };
         // Not even an authentic request may lead a lane through Ringlane's own networks, or to another worker's port.
         let usable = path.local.port() == self.local_port(probe.lane)
             && !self.policy.pairs(&[pair.local], [pair.remote]).is_empty();
         let setup = self.setups.get_mut(&(link.peer, probe.lane));
-        let setup = setup.filter(|setup| usable && Rc::ptr_eq(&setup.link, link)).ok_or(ListenerDrop::UnknownProbe)?;
+        let Some(setup) = setup.filter(|setup| usable && Rc::ptr_eq(&setup.link, link)) else {
+            return if usable { self.handle_scouted(link, &probe, path, now) } else { Err(ListenerDrop::UnknownProbe) };
+        };
         match probe.kind {
             ProbeKind::Request => {
                 setup.prober().handle_request(pair, draw_transaction(), now);

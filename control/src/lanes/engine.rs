@@ -20,7 +20,7 @@ use ringlane_shared::path::candidate::{AddressPolicy, Pair};
 use ringlane_shared::path::prober::Prober;
 use ringlane_shared::plane::{CarrierChoice, LaneHandOver, PlaneCommand, Stray};
 use ringlane_shared::wire::offer::{LaneSet, LinkSecrets, Offer};
-use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction};
+use ringlane_shared::wire::probe::Transaction;
 use thiserror::Error;
 use tokio::io::ReadBuf;
 use tokio::time::{Sleep, sleep_until};
@@ -30,8 +30,8 @@ use super::handshake::Path;
 use super::listener::{ListenError, Listeners};
 use super::movement::{Standing, candidates_of};
 use super::quic::QuicConfig;
+use super::scouting::{ProbeRate, Scouting};
 use super::setup::{Crypto, LaneFailure, LaneSetup, Link, Step, path_of};
-use super::socket;
 use super::tls::{LaneTls, PublicKeyInfo, TlsError};
 
 /// Datagrams taken from one socket before the others have their turn.
@@ -108,6 +108,11 @@ pub enum LaneOutcome {
         /// Why.
         reason: LaneFailure,
     },
+    /// A better path to a peer is conceivable than one that a lane of it has: exchange offers with it again.
+    Improve {
+        /// Which peer.
+        peer: PeerIndex,
+    },
     /// Something about a lane that stands is for its worker. It may be dropped if that takes no orders for now.
     Order {
         /// Which worker.
@@ -148,6 +153,11 @@ pub struct LaneEngine {
     pub(super) handed_over: BTreeMap<Path, LaneSerial>,
     /// Lanes that workers own.
     pub(super) standing: Standing,
+    /// Those of them that look for something better.
+    pub(super) scouting: Scouting,
+    pub(super) probe_rate: ProbeRate,
+    /// Networks that we are directly connected to.
+    pub(super) on_link: Vec<IpNet>,
     pub(super) outcomes: VecDeque<LaneOutcome>,
     /// How many of them are orders.
     pub(super) orders: usize,
@@ -182,6 +192,9 @@ impl LaneEngine {
             paths: BTreeMap::new(),
             handed_over: BTreeMap::new(),
             standing: Standing::default(),
+            scouting: Scouting::default(),
+            probe_rate: ProbeRate::default(),
+            on_link: Vec::new(),
             outcomes: VecDeque::new(),
             orders: 0,
             drops: ListenerDrops::default(),
@@ -216,12 +229,9 @@ impl LaneEngine {
     pub fn start(&mut self, request: LinkStart, now: Instant) {
         let (peer, lanes) = (request.peer, request.lanes);
         self.forget_outcomes(peer, lanes);
-        let secrets = match request.role {
-            Role::Client => LinkSecrets::derive(&request.ours, &request.theirs),
-            Role::Server => LinkSecrets::derive(&request.theirs, &request.ours),
-        };
-        let link = match self.link(request, &secrets) {
-            Ok(link) => Rc::new(link),
+        let secrets = secrets_of(&request);
+        let link = match self.link_of(request) {
+            Ok(link) => link,
             Err(error) => {
                 for index in lanes.iter() {
                     self.fail((peer, index), error.clone().into());
@@ -236,8 +246,8 @@ impl LaneEngine {
                 self.fail(key, LaneFailure::Busy);
                 continue;
             }
-            let pairs = self.policy.pairs(self.listeners.ips(), link.theirs.lane_candidates(index));
-            let prober = Prober::new(&pairs, now, draw_transaction);
+            let pairs: Vec<_> = self.ranked_of(&link, key).into_iter().map(|ranked| ranked.pair).collect();
+            let prober = Prober::new(&pairs, link.starts_at(now), draw_transaction);
             let token = secrets.lane_token(index);
             if !link.is_client() {
                 self.tokens.insert(token, key);
@@ -308,7 +318,8 @@ impl LaneEngine {
 
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let setups = self.setups.values().map(LaneSetup::poll_timeout);
-        let Some(deadline) = setups.chain(self.standing.poll_timeout()).min() else { return Poll::Pending };
+        let others = self.standing.poll_timeout().into_iter().chain(self.scouts_timeout());
+        let Some(deadline) = setups.chain(others).min() else { return Poll::Pending };
         let deadline = tokio::time::Instant::from_std(deadline);
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if timer.deadline() != deadline {
@@ -352,6 +363,7 @@ impl LaneEngine {
     /// Does what is due for every lane in the making, and for those that look for another path.
     fn tick(&mut self, now: Instant) {
         self.search(now);
+        self.tick_scouts(now);
         let due: Vec<Key> =
             self.setups.iter().filter(|(_, setup)| setup.poll_timeout() <= now).map(|(key, _)| *key).collect();
         for key in due {
@@ -374,13 +386,12 @@ impl LaneEngine {
         let port = self.local_port(key.1);
         let Some(setup) = self.setups.get_mut(&key).filter(|setup| setup.path().is_none()) else { return };
         let link = Rc::clone(&setup.link);
+        let mut requests = Vec::new();
         while let Some(request) = setup.prober().poll_transmit(now) {
-            let path = path_of(request.pair, port);
-            let probe =
-                Probe { tag: link.our_tag, lane: key.1, transaction: request.transaction, kind: ProbeKind::Request };
-            if let Some(listener) = self.listeners.get(path.local) {
-                socket::send_to(listener, path.remote, &link.probe_key.seal(&probe));
-            }
+            requests.push(request);
+        }
+        for request in requests {
+            self.send_probe(&link, key, path_of(request.pair, port), request.transaction, now);
         }
     }
 
@@ -407,14 +418,15 @@ impl LaneEngine {
 
     fn hand_over(&mut self, key: Key) {
         let Some(setup) = self.remove(key) else { return };
-        let candidates = candidates_of(&setup.link.theirs, key.1);
+        let (candidates, is_client) = (candidates_of(&setup.link.theirs, key.1), setup.link.is_client());
         let serial = LaneSerial(self.serials);
         self.serials += 1;
         match setup.hand_over(serial) {
             Ok(lane) => {
                 self.remember_path(Path { local: lane.local, remote: lane.remote }, serial);
                 let worker = key.1.owner(self.workers);
-                self.standing.insert(&lane, worker, candidates);
+                self.standing.insert(&lane, worker, is_client, candidates, &self.on_link, now());
+                self.review(key.0, false, now());
                 let handshake_at = SystemTime::now();
                 self.outcomes.push_back(LaneOutcome::Established { worker, lane, handshake_at });
             }
@@ -428,6 +440,16 @@ impl LaneEngine {
         if self.handed_over.len() > HANDED_OVER_MAX {
             let oldest = self.handed_over.iter().min_by_key(|(_, serial)| serial.0).map(|(path, _)| *path);
             oldest.map(|path| self.handed_over.remove(&path));
+        }
+    }
+
+    /// The link that an exchange of offers has made: one, whatever is begun with it.
+    pub(super) fn link_of(&self, request: LinkStart) -> Result<Rc<Link>, TlsError> {
+        let secrets = secrets_of(&request);
+        let their_tag = secrets.probe_tag(request.role.opposite());
+        match self.links.get(&their_tag.0).filter(|link| link.peer == request.peer) {
+            Some(link) => Ok(Rc::clone(link)),
+            None => self.link(request, &secrets).map(Rc::new),
         }
     }
 
@@ -478,11 +500,11 @@ impl LaneEngine {
                 false
             }
             LaneOutcome::Failed { peer: of, index, .. } => *of != peer || !lanes.contains(*index),
-            LaneOutcome::Established { .. } | LaneOutcome::Order { .. } => true,
+            LaneOutcome::Established { .. } | LaneOutcome::Order { .. } | LaneOutcome::Improve { .. } => true,
         });
     }
 
-    fn forget_idle_links(&mut self) {
+    pub(super) fn forget_idle_links(&mut self) {
         self.links.retain(|_, link| Rc::strong_count(link) > 1);
     }
 }
@@ -490,6 +512,13 @@ impl LaneEngine {
 impl std::fmt::Debug for LaneEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LaneEngine").field("port", &self.port).field("pending", &self.pending()).finish_non_exhaustive()
+    }
+}
+
+fn secrets_of(request: &LinkStart) -> LinkSecrets {
+    match request.role {
+        Role::Client => LinkSecrets::derive(&request.ours, &request.theirs),
+        Role::Server => LinkSecrets::derive(&request.theirs, &request.ours),
     }
 }
 

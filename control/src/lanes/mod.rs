@@ -23,6 +23,7 @@ mod handshake;
 mod listener;
 mod movement;
 mod quic;
+mod scouting;
 mod setup;
 mod socket;
 pub mod tls;

@@ -9,18 +9,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use ringlane_shared::id::{LaneId, LaneIndex, LaneSerial, PeerIndex, WorkerId};
 use ringlane_shared::limits::{
     CANDIDATES_MAX, LANE_OTHER_PATHS_MAX, PASSED_ON_ANYHOW_MAX, PASSED_ON_ANYHOW_PER_LANE_MAX, PASSED_ON_MAX,
     PASSED_ON_PER_LANE_MAX, PATHS_TRIED_PER_LANE_MAX, PLANE_QUEUE_MESSAGES,
 };
 use ringlane_shared::path::candidate::{AddressPolicy, Pair};
+use ringlane_shared::path::choice::{Ends, PathBook, PathClass};
 use ringlane_shared::plane::{LaneChange, LaneGauges, LaneHandOver, PassedOn, PlaneCommand, TrialPath};
-use ringlane_shared::wire::offer::Offer;
+use ringlane_shared::wire::offer::{CandidateKind, Offer};
 use ringlane_shared::wire::record::RecordHeader;
 
 use super::drops::ListenerDrop;
-use super::engine::{LaneEngine, LaneOutcome};
+use super::engine::{Key, LaneEngine, LaneOutcome};
 use super::handshake::Path;
 use super::setup::path_of;
 use super::socket;
@@ -40,6 +42,8 @@ const SEARCH_PAUSE_MIN: Duration = Duration::from_millis(1500);
 const SEARCH_PAUSE_MAX: Duration = Duration::from_secs(12);
 /// Searches that begin a round before everybody else has a turn.
 const SEARCHES_PER_TURN: usize = 64;
+/// Paths of those a lane has been by, or was answered by, that come before all others in a search.
+const PROVEN_FIRST: usize = 2;
 /// The peer's addresses that the kernel is asked how it would reach them.
 const ROUTES_ASKED_MAX: usize = 8;
 
@@ -68,17 +72,23 @@ pub(super) struct Standing {
     pub(super) counters: MovementCounters,
 }
 
-struct StandingLane {
-    serial: LaneSerial,
+pub(super) struct StandingLane {
+    pub(super) serial: LaneSerial,
     peer: PeerIndex,
     index: LaneIndex,
+    /// Whether we are the client of the link.
+    pub(super) is_client: bool,
     worker: WorkerId,
-    path: Path,
+    pub(super) path: Path,
     /// Where the peer has said this lane of its can be reached, best first.
-    candidates: Vec<SocketAddr>,
+    pub(super) candidates: Vec<(CandidateKind, SocketAddr)>,
+    /// What is known of its paths.
+    pub(super) book: PathBook,
+    /// Where it was told to move because that is better, and until when that may take.
+    pub(super) taking: Option<(Ends, Instant)>,
     is_silent: bool,
     search: Option<Search>,
-    gauges: Arc<LaneGauges>,
+    pub(super) gauges: Arc<LaneGauges>,
     passed: Budget,
     passed_anyhow: Budget,
     tried: Budget,
@@ -117,14 +127,26 @@ impl Budget {
 
 impl Standing {
     /// Takes note of a lane that is handed over.
-    pub(super) fn insert(&mut self, lane: &LaneHandOver, worker: WorkerId, candidates: Vec<SocketAddr>) {
-        let standing = StandingLane {
+    pub(super) fn insert(
+        &mut self,
+        lane: &LaneHandOver,
+        worker: WorkerId,
+        is_client: bool,
+        candidates: Vec<(CandidateKind, SocketAddr)>,
+        on_link: &[IpNet],
+        now: Instant,
+    ) {
+        let own = Ends { local: lane.local, remote: lane.remote };
+        let mut standing = StandingLane {
             serial: lane.serial,
             peer: lane.peer,
             index: lane.index,
+            is_client,
             worker,
             path: Path { local: lane.local, remote: lane.remote },
             candidates,
+            book: PathBook::new(own, PathClass::Translated, now),
+            taking: None,
             is_silent: false,
             search: None,
             gauges: Arc::clone(&lane.gauges),
@@ -132,6 +154,7 @@ impl Standing {
             passed_anyhow: Budget::default(),
             tried: Budget::default(),
         };
+        standing.classify(on_link);
         self.ids.insert(lane.serial, lane.inbound_id);
         if let Some(replaced) = self.lanes.insert(lane.inbound_id, standing) {
             self.ids.remove(&replaced.serial);
@@ -145,13 +168,33 @@ impl Standing {
         }
     }
 
-    fn get_mut(&mut self, serial: LaneSerial) -> Option<&mut StandingLane> {
+    pub(super) fn get_mut(&mut self, serial: LaneSerial) -> Option<&mut StandingLane> {
         self.lanes.get_mut(self.ids.get(&serial)?)
+    }
+
+    pub(super) fn lanes_mut(&mut self) -> impl Iterator<Item = &mut StandingLane> {
+        self.lanes.values_mut()
+    }
+
+    pub(super) fn lanes_of(&self, peer: PeerIndex) -> impl Iterator<Item = &StandingLane> {
+        self.lanes.values().filter(move |lane| lane.peer == peer)
+    }
+
+    /// The newest lane of a peer with this index.
+    pub(super) fn find(&self, (peer, index): Key) -> Option<&StandingLane> {
+        self.lanes_of(peer).filter(|lane| lane.index == index).max_by_key(|lane| lane.serial.0)
+    }
+
+    /// Those with a lane that stands.
+    pub(super) fn peers(&self) -> BTreeSet<PeerIndex> {
+        self.lanes.values().map(|lane| lane.peer).collect()
     }
 
     /// When to call [`LaneEngine::search`] next.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.lanes.values().filter_map(|lane| lane.search).map(|search| search.at).min()
+        let times =
+            |lane: &StandingLane| lane.search.map(|search| search.at).into_iter().chain(lane.taking.map(|(_, at)| at));
+        self.lanes.values().flat_map(times).min()
     }
 
     /// To whom a record goes that came to a listener by `path`, if to anybody. `None`: no lane of that id stands. Without
@@ -207,14 +250,16 @@ impl LaneEngine {
         let usable = self.standing.get_mut(serial).is_some_and(|lane| lane.path != path)
             && self.listeners.get(local).is_some()
             && !self.policy.pairs(self.listeners.ips(), [from]).is_empty();
-        if !usable || !self.try_path(serial, path, now) {
+        if !usable || !self.try_path(serial, path, false, now) {
             self.standing.counters.paths_refused += 1;
         }
     }
 
     /// Something about a lane is different.
     pub fn handle_lane_changed(&mut self, serial: LaneSerial, change: LaneChange, now: Instant) {
+        let (ips, on_link) = (self.listeners.ips(), &self.on_link);
         let Some(lane) = self.standing.get_mut(serial) else { return };
+        let peer = lane.peer;
         match change {
             LaneChange::Silent => {
                 lane.is_silent = true;
@@ -228,10 +273,15 @@ impl LaneEngine {
                 let path = Path { local, remote };
                 let before = std::mem::replace(&mut lane.path, path);
                 lane.search = None;
+                lane.taking = None;
+                let had_to = lane.is_silent || !ips.contains(&before.local.ip());
+                let class = lane.class_of(path, on_link);
+                lane.book.handle_moved(path.into(), class, had_to, now);
                 if self.handed_over.get(&before) == Some(&serial) {
                     self.handed_over.remove(&before);
                 }
                 self.remember_path(path, serial);
+                self.review(peer, true, now);
             }
             _ => {}
         }
@@ -244,12 +294,19 @@ impl LaneEngine {
 
     /// A peer has said anew where it can be reached.
     pub fn set_candidates(&mut self, peer: PeerIndex, theirs: &Offer, now: Instant) {
+        let mut is_news = false;
         for lane in self.standing.lanes.values_mut().filter(|lane| lane.peer == peer) {
             let candidates = candidates_of(theirs, lane.index);
             if candidates != lane.candidates {
+                is_news = true;
                 lane.candidates = candidates;
                 lane.search = lane.search.and(Search::at(now));
+                lane.book.forgive(now);
+                lane.classify(&self.on_link);
             }
+        }
+        if is_news {
+            self.review(peer, true, now);
         }
     }
 
@@ -276,6 +333,7 @@ impl LaneEngine {
                 lane.search = None;
             }
         }
+        self.review_all(now);
     }
 
     /// Begins the next round of every search that is due, bounded; the others stay due.
@@ -298,13 +356,24 @@ impl LaneEngine {
     fn search_round(&mut self, serial: LaneSerial, round: usize, now: Instant) {
         let Some(lane) = self.standing.get_mut(serial) else { return };
         let (path, index) = (lane.path, lane.index);
-        let remotes: Vec<_> = std::iter::once(path.remote).chain(lane.candidates.iter().copied()).collect();
-        let paths = other_paths(&self.policy, self.listeners.ips(), &remotes, path, self.local_port(index));
+        let proven = lane.book.others();
+        let named = lane.candidates.iter().map(|(_, address)| *address);
+        let remotes: Vec<_> = std::iter::once(path.remote).chain(named).collect();
+        let (ips, port) = (self.listeners.ips(), self.local_port(index));
+        // By those that have answered before, the lane is saved soonest.
+        let proven = proven.into_iter().map(|Ends { local, remote }| Path { local, remote });
+        let mut paths: Vec<_> = proven
+            .filter(|path| ips.contains(&path.local.ip()) && path.local.port() == port)
+            .take(PROVEN_FIRST)
+            .collect();
+        let others = other_paths(&self.policy, ips, &remotes, path, port);
+        let others: Vec<_> = others.into_iter().filter(|path| !paths.contains(path)).collect();
+        paths.extend(others);
         let first = if paths.is_empty() { 0 } else { round * LANE_OTHER_PATHS_MAX % paths.len() };
         let mut left = LANE_OTHER_PATHS_MAX;
         // A path without a route is found out here, and costs none of the others its turn.
         for path in paths[first..].iter().chain(&paths[..first]) {
-            left -= usize::from(left > 0 && self.try_path(serial, *path, now));
+            left -= usize::from(left > 0 && self.try_path(serial, *path, false, now));
             if left == 0 {
                 break;
             }
@@ -312,7 +381,7 @@ impl LaneEngine {
     }
 
     /// Has a lane's worker try a path. Returns whether that could be begun.
-    fn try_path(&mut self, serial: LaneSerial, path: Path, now: Instant) -> bool {
+    pub(super) fn try_path(&mut self, serial: LaneSerial, path: Path, is_better: bool, now: Instant) -> bool {
         if self.orders >= PLANE_QUEUE_MESSAGES {
             return false;
         }
@@ -324,7 +393,7 @@ impl LaneEngine {
         let socket = socket::connected(path.local, path.remote).and_then(tokio::net::UdpSocket::into_std);
         let Ok(socket) = socket else { return false };
         self.standing.counters.paths_tried += 1;
-        let trial = TrialPath { serial, socket: socket.into(), local: path.local, remote: path.remote };
+        let trial = TrialPath { serial, socket: socket.into(), local: path.local, remote: path.remote, is_better };
         self.order(worker, PlaneCommand::TryPath(Box::new(trial)));
         true
     }
@@ -336,7 +405,7 @@ impl LaneEngine {
 }
 
 /// Where a peer says that a lane of its can be reached.
-pub(super) fn candidates_of(theirs: &Offer, index: LaneIndex) -> Vec<SocketAddr> {
+pub(super) fn candidates_of(theirs: &Offer, index: LaneIndex) -> Vec<(CandidateKind, SocketAddr)> {
     theirs.lane_candidates(index).take(CANDIDATES_MAX).collect()
 }
 

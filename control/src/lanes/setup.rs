@@ -91,6 +91,11 @@ impl Link {
         matches!(self.crypto, Crypto::Client(_))
     }
 
+    /// When to begin to probe: a server waits until its answer has reached the client.
+    pub(super) fn starts_at(&self, now: Instant) -> Instant {
+        if self.is_client() { now } else { now + self.theirs.extensions.punch.start_delay }
+    }
+
     fn suite(&self) -> Suite {
         self.ours.suite(&self.theirs)
     }

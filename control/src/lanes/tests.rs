@@ -3,6 +3,7 @@
 mod by_hand;
 mod moving;
 mod rekey;
+mod scouting;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -68,6 +69,7 @@ impl Node {
             lane_id_base: LaneId::new(0x0001_0000 * u32::from(ip.octets()[3])).unwrap(),
             lanes,
             candidates: vec![Candidate { kind: CandidateKind::Host, ip: self.ip, port: PORT }],
+            extensions: Default::default(),
         }
     }
 }
@@ -118,7 +120,7 @@ fn established(outcome: LaneOutcome) -> (WorkerId, Box<LaneHandOver>) {
     match outcome {
         LaneOutcome::Established { worker, lane, .. } => (worker, lane),
         LaneOutcome::Failed { index, reason, .. } => panic!("lane {index} failed: {reason}"),
-        LaneOutcome::Order { command, .. } => panic!("{command:?} instead of a lane"),
+        other => panic!("{other:?} instead of a lane"),
     }
 }
 
@@ -129,7 +131,7 @@ fn failed(outcome: LaneOutcome) -> (LaneIndex, LaneFailure) {
             (index, reason)
         }
         LaneOutcome::Established { lane, .. } => panic!("{lane:?} was established"),
-        LaneOutcome::Order { command, .. } => panic!("{command:?} instead of a failure"),
+        other => panic!("{other:?} instead of a failure"),
     }
 }
 

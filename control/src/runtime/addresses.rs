@@ -24,6 +24,7 @@ impl Control {
         if self.settings.control.web.scope == Scope::Lan {
             self.engine.set_lan(lan.clone());
         }
+        self.engine.set_on_link(lan.clone(), now);
         self.node.set_lan(lan);
         let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);
         // Before the plan is compared: link-local addresses and interfaces are not part of it.

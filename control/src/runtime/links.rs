@@ -68,7 +68,7 @@ impl Control {
                     }
                     Ok(offer) => {
                         self.engine.set_candidates(index, &offer, now);
-                        self.coordinator.handle_offer(index, offer, token);
+                        self.coordinator.handle_offer(index, offer, token, now);
                     }
                     Err(error) => {
                         warn!(peer = self.name(index), id = %peer, %error, "the peer's offer makes no sense");

@@ -127,6 +127,7 @@ impl Control {
         listen_with_lanes(&mut engine, &plan.lanes)
             .await
             .map_err(|error| ControlError::Listen(format!("{file}: dataplane.port: {error}")))?;
+        engine.set_on_link(lan(&host, &settings.interface), started);
 
         // From here on there is something to take away again, which the end of the workers does.
         let woken = Arc::new(Notify::new());

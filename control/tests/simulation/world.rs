@@ -399,7 +399,7 @@ impl World {
                     return self.lose(asker);
                 }
                 self.nodes[node].set_candidates(&offer, self.now);
-                self.nodes[node].coordinator.handle_offer(PEER, offer, asker);
+                self.nodes[node].coordinator.handle_offer(PEER, offer, asker, self.now);
                 self.carry_out(node);
             }
             Event::Answer { asker: Asker { node, life, ask, .. }, answer } if self.nodes[node].life == life => {

@@ -137,7 +137,7 @@ impl<E: Engine> Worker<E> {
 
     /// Begins to ask on another path.
     pub(super) fn try_path(&mut self, trial: TrialPath, now: Instant) -> io::Result<()> {
-        let TrialPath { serial, socket, local, remote } = trial;
+        let TrialPath { serial, socket, local, remote, is_better } = trial;
         let ends = Ends { local, remote };
         let Some(own) = self.state.lanes.find(serial) else { return Ok(()) };
         let tokens = [self.draw_token(), self.draw_token()];
@@ -159,7 +159,12 @@ impl<E: Engine> Worker<E> {
         lane.movement.others.push((slot, ends));
         self.state.movement.owners.insert(slot, own);
         self.state.movement.has_news = true;
-        match lane.movement.trials.begin(slot, now, [for_path, for_own]) {
+        let trials = &mut lane.movement.trials;
+        let closed = match is_better {
+            true => trials.begin_better(slot, now, for_path),
+            false => trials.begin(slot, now, [for_path, for_own]),
+        };
+        match closed {
             Some(closed) => self.close_path(own, closed),
             None => Ok(()),
         }

@@ -7,7 +7,9 @@ use ringlane_shared::limits::{FRAME_HEADER_BYTES_MAX, RECORD_HEADER_BYTES, RECOR
 use ringlane_shared::packet::checksum::PartialChecksum;
 use ringlane_shared::packet::{PacketHeader, checksum, flow_hash};
 use ringlane_shared::wire::frame::{Frame, FrameHeader, FrameKind, FramedPacket, Frames};
-use ringlane_shared::wire::offer::{Answer, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Offer, OfferSecret};
+use ringlane_shared::wire::offer::{
+    Answer, Extensions, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Offer, OfferSecret,
+};
 use ringlane_shared::wire::probe::UnverifiedProbe;
 use ringlane_shared::wire::record::{DatagramKind, RecordHeader};
 
@@ -96,7 +98,12 @@ pub fn offer(message: &[u8]) -> bool {
         return probed;
     };
     let again = answer.to_message().expect("what was accepted can be sent");
-    assert!(message.starts_with(&again[LENGTH_PREFIX_BYTES..]));
+    // Extensions may come in any order, with others between them.
+    let without = match answer.clone() {
+        Answer::Offer(offer) => Answer::Offer(Box::new(Offer { extensions: Extensions::default(), ..*offer })),
+        refused => refused,
+    };
+    assert!(message.starts_with(&without.to_message().expect("less can be sent too")[LENGTH_PREFIX_BYTES..]));
     assert_eq!(Answer::parse(&again[LENGTH_PREFIX_BYTES..]).as_ref(), Ok(&answer));
     match answer {
         Answer::Offer(offer) => lanes(&offer),
@@ -109,10 +116,12 @@ fn lanes(offer: &Offer) {
     let (mut ids, mut addresses) = (Vec::new(), 0);
     for lane in LaneSet(u64::MAX).iter() {
         ids.push(offer.lane_id(lane));
-        addresses += offer.lane_candidates(lane).filter(|address| address.port() != 0).count();
+        addresses += offer.lane_candidates(lane).filter(|(_, address)| address.port() != 0).count();
     }
     assert!(ids.is_sorted_by(|a, b| a < b));
-    assert_eq!(addresses, ids.len() * offer.candidates.len());
+    let of_workers = |worker: usize| (0..ids.len()).filter(|lane| lane % usize::from(offer.workers) == worker).count();
+    let own: usize = offer.extensions.candidates.iter().map(|own| of_workers(own.worker.into())).sum();
+    assert_eq!(addresses, ids.len() * offer.candidates.len() + own);
     assert_eq!(offer.lanes.iter().collect::<LaneSet>(), offer.lanes);
 }
 
@@ -137,6 +146,7 @@ fn link() -> LinkSecrets {
         lane_id_base: LaneId::from_be_bytes([0; 3]),
         lanes: LaneIndex::all(1, 1).collect(),
         candidates: Vec::new(),
+        extensions: Default::default(),
     };
     LinkSecrets::derive(&offer(0), &offer(0x80))
 }

@@ -6,10 +6,11 @@
 //!
 //! Once a lane stands, its worker finds out by echoes what its path carries ([`mtu`]), whether anybody is there
 //! ([`liveness`], [`lull`]), how long an answer takes ([`rtt`]), and whether records pass at all or packets must go by QUIC
-//! ([`carrier`]). [`trial`] says when it moves to another path.
+//! ([`carrier`]). [`trial`] says when it moves to another path, and [`choice`] which of several is the best.
 
 pub mod candidate;
 pub mod carrier;
+pub mod choice;
 pub mod liveness;
 pub mod lull;
 pub mod mtu;

@@ -5,6 +5,9 @@
 //! the better candidate. A request that comes from an address nobody offered (a translator's, seen from here) makes a
 //! new pair. After [`PROBING_PERIOD`] the prober gives up.
 //!
+//! A prober that *measures* ([`Prober::measuring`]) asks a pair that has answered again, until it has answered
+//! [`ANSWERS_MEASURED`] times, and tells of every such pair instead of the first.
+//!
 //! Pure: whoever owns it sends what [`Prober::poll_transmit`] gives and comes back at [`Prober::poll_timeout`].
 
 use std::time::{Duration, Instant};
@@ -18,6 +21,12 @@ pub const ATTEMPTS_MAX: u32 = 8;
 
 /// How long a prober looks: the last attempt's time, and a second for its answer.
 pub const PROBING_PERIOD: Duration = Duration::from_secs(7);
+
+/// How often a pair has to answer a prober that measures.
+pub const ANSWERS_MEASURED: u32 = 3;
+
+/// Between a measured pair's answer and the next request.
+const MEASURE_GAP: Duration = Duration::from_millis(40);
 
 const FIRST_GAP: Duration = Duration::from_millis(100);
 const GAP_MAX: Duration = Duration::from_millis(1500);
@@ -49,10 +58,23 @@ pub struct ValidPair {
     pub rtt: Duration,
 }
 
+/// A pair that has answered often enough to be compared with others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Measured {
+    /// Which.
+    pub pair: Pair,
+    /// The shortest round trip.
+    pub rtt: Duration,
+    /// Requests that were not answered.
+    pub lost: u32,
+}
+
 /// Probes the pairs of one lane. Owner: control.
 #[derive(Debug)]
 pub struct Prober {
     ends_at: Instant,
+    /// How often a pair has to answer.
+    goal: u32,
     over: bool,
     checks: Vec<Check>,
     winner: Option<ValidPair>,
@@ -61,9 +83,13 @@ pub struct Prober {
 #[derive(Debug)]
 struct Check {
     pair: Pair,
+    /// Of the first request. A prober that measures counts up from it, to tell answers apart.
     transaction: Transaction,
     attempts: u32,
-    sent_at: Option<Instant>,
+    answers: u32,
+    rtt: Option<Duration>,
+    sent_at: [Option<Instant>; ATTEMPTS_MAX as usize],
+    is_told: bool,
     /// When the next request is due; `None` when no more will be sent.
     due: Option<Instant>,
     /// Whether a request of the peer's has moved `due` already.
@@ -72,10 +98,19 @@ struct Check {
 
 impl Prober {
     /// Starts probing `pairs`, best first. `draw` gives an unpredictable number for each.
-    pub fn new(pairs: &[Pair], now: Instant, mut draw: impl FnMut() -> Transaction) -> Self {
+    pub fn new(pairs: &[Pair], now: Instant, draw: impl FnMut() -> Transaction) -> Self {
+        Self::with_goal(1, pairs, now, draw)
+    }
+
+    /// Starts measuring `pairs`.
+    pub fn measuring(pairs: &[Pair], now: Instant, draw: impl FnMut() -> Transaction) -> Self {
+        Self::with_goal(ANSWERS_MEASURED, pairs, now, draw)
+    }
+
+    fn with_goal(goal: u32, pairs: &[Pair], now: Instant, mut draw: impl FnMut() -> Transaction) -> Self {
         let checks = pairs.iter().take(PROBE_PAIRS_MAX).zip(0..);
         let checks = checks.map(|(&pair, place)| Check::new(pair, draw(), now + STAGGER * place)).collect();
-        Self { ends_at: now + PROBING_PERIOD, over: false, checks, winner: None }
+        Self { ends_at: now + PROBING_PERIOD, goal, over: false, checks, winner: None }
     }
 
     /// The next request that is due. Call until there is none.
@@ -86,10 +121,12 @@ impl Prober {
             return None;
         }
         let check = self.checks.iter_mut().find(|check| check.due.is_some_and(|due| due <= now))?;
-        check.sent_at = Some(now);
+        let transaction = if self.goal > 1 { check.transaction_of(check.attempts) } else { check.transaction };
+        let number = if self.goal > 1 { check.attempts } else { 0 };
+        check.sent_at[number as usize] = Some(now);
         check.due = (check.attempts + 1 < ATTEMPTS_MAX).then(|| now + gap_after(check.attempts));
         check.attempts += 1;
-        Some(ProbeRequest { pair: check.pair, transaction: check.transaction })
+        Some(ProbeRequest { pair: check.pair, transaction })
     }
 
     /// When to call [`Self::poll_transmit`] next, if ever again.
@@ -101,11 +138,32 @@ impl Prober {
     /// Takes in an authentic reply that arrived on `pair`. One that does not belong to a request on this very pair
     /// says nothing about it and is ignored.
     pub fn handle_reply(&mut self, pair: Pair, transaction: Transaction, now: Instant) {
-        let asked = |check: &&mut Check| check.pair == pair && check.transaction == transaction;
-        let Some(check) = self.checks.iter_mut().find(asked) else { return };
-        let Some(sent_at) = check.sent_at else { return };
-        check.due = None;
-        self.winner.get_or_insert(ValidPair { pair, rtt: now.saturating_duration_since(sent_at) });
+        let Some(check) = self.checks.iter_mut().find(|check| check.pair == pair) else { return };
+        let number = transaction.0.wrapping_sub(check.transaction.0);
+        let asked = usize::try_from(number).ok().and_then(|number| check.sent_at.get_mut(number));
+        // Each answer counts once, but where all requests are alike.
+        let Some(sent_at) = asked.and_then(|sent_at| if self.goal > 1 { sent_at.take() } else { *sent_at }) else {
+            return;
+        };
+        let rtt = now.saturating_duration_since(sent_at);
+        check.answers += 1;
+        check.rtt = Some(check.rtt.map_or(rtt, |shortest| shortest.min(rtt)));
+        check.due = check.due.filter(|_| check.answers < self.goal).map(|due| due.min(now + MEASURE_GAP));
+        self.winner.get_or_insert(ValidPair { pair, rtt });
+    }
+
+    /// Whether [`Self::poll_measured`] has something.
+    pub fn has_news(&self) -> bool {
+        self.checks.iter().any(|check| !check.is_told && check.answers >= self.goal)
+    }
+
+    /// The next pair that has answered often enough, each once. Of a prober that measures.
+    pub fn poll_measured(&mut self) -> Option<Measured> {
+        let goal = self.goal;
+        let check = self.checks.iter_mut().find(|check| !check.is_told && check.answers >= goal)?;
+        check.is_told = true;
+        let lost = check.attempts.saturating_sub(check.answers);
+        check.rtt.map(|rtt| Measured { pair: check.pair, rtt, lost })
     }
 
     /// Takes in an authentic request that arrived on `pair`: the way towards us is open and the other end has started,
@@ -136,7 +194,21 @@ impl Prober {
 
 impl Check {
     fn new(pair: Pair, transaction: Transaction, due: Instant) -> Self {
-        Self { pair, transaction, attempts: 0, sent_at: None, due: Some(due), hurried: false }
+        Self {
+            pair,
+            transaction,
+            attempts: 0,
+            answers: 0,
+            rtt: None,
+            sent_at: [None; ATTEMPTS_MAX as usize],
+            is_told: false,
+            due: Some(due),
+            hurried: false,
+        }
+    }
+
+    fn transaction_of(&self, attempt: u32) -> Transaction {
+        Transaction(self.transaction.0.wrapping_add(attempt.into()))
     }
 }
 
@@ -353,6 +425,31 @@ mod tests {
         }
         prober.handle_reply(request.pair, request.transaction, now);
         assert_eq!(prober.winner().map(|valid| valid.pair), Some(pair(1, 2)));
+    }
+
+    #[test]
+    fn a_prober_that_measures_tells_of_every_pair_that_answers_and_of_its_shortest_round_trip() {
+        let mut now = Instant::now();
+        let pairs = [pair(1, 2), pair(1, 3)];
+        let mut prober = Prober::measuring(&pairs, now, || Transaction(u64::MAX - 1));
+        let (mut sent, mut told) = ([0; 2], Vec::new());
+        while let Some(due) = prober.poll_timeout() {
+            now = now.max(due);
+            while let Some(request) = prober.poll_transmit(now) {
+                let which = usize::from(request.pair == pairs[1]);
+                sent[which] += 1;
+                // The first question of the second pair is lost; an answer of the first that comes again does not count.
+                if which == 0 || sent[1] > 1 {
+                    let rtt = LATENCY * if sent[which] == 2 { 1 } else { 2 };
+                    prober.handle_reply(request.pair, request.transaction, now + rtt);
+                    prober.handle_reply(request.pair, request.transaction, now + rtt);
+                }
+            }
+            told.extend(prober.poll_measured());
+        }
+        let measured = |pair, lost| Measured { pair, rtt: LATENCY, lost };
+        assert_eq!(told, [measured(pairs[0], 0), measured(pairs[1], 1)]);
+        assert_eq!(sent, [3, 4]);
     }
 
     proptest! {

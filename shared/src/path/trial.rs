@@ -14,6 +14,9 @@
 //!             ▲   └─ no answer ──► closed          kept for KEPT_FOR ──► closed
 //!             └────────────── a newest record comes by it ──┘
 //! ```
+//! A path that control has found to be *better* is asked alone, and an answer on the lane's own path is no reason to stay.
+//! Only the client's control finds one; the server follows.
+//!
 //! Two ends that both move agree in the end because they are not alike. The *server* goes where the client's newest
 //! records come from. The *client* asks its own path along with the other one and stays if that answers first: so it
 //! follows a server that is gone from where it was, and no server that could as well come back.
@@ -60,6 +63,8 @@ struct Other<P> {
     path: P,
     /// When it was last begun to be asked, or given up for another.
     since: Instant,
+    /// Whether it is to be the lane's own even if the one before answers.
+    is_better: bool,
     state: State,
 }
 
@@ -118,14 +123,26 @@ impl<P: Copy + PartialEq> Trials<P> {
     /// Asks on a new path. Returns the path that has to be closed to make room: an older one, or this one if all others
     /// are being asked. `tokens` cannot be guessed: one for this path and one for the lane's own.
     pub fn begin(&mut self, path: P, now: Instant, tokens: [u64; 2]) -> Option<P> {
+        let closed = self.add(path, false, tokens[0], now);
+        if closed != Some(path) {
+            self.ask_own(now, tokens[1]);
+        }
+        closed
+    }
+
+    /// As [`Self::begin`], of a path that is better than the lane's own.
+    pub fn begin_better(&mut self, path: P, now: Instant, token: u64) -> Option<P> {
+        self.add(path, true, token, now)
+    }
+
+    fn add(&mut self, path: P, is_better: bool, token: u64, now: Instant) -> Option<P> {
         let mut closed = None;
         if self.others.len() >= LANE_OTHER_PATHS_MAX {
             let kept = self.others.iter().enumerate().filter(|(_, other)| matches!(other.state, State::Kept { .. }));
             let Some((oldest, _)) = kept.min_by_key(|(_, other)| other.since) else { return Some(path) };
             closed = Some(self.others.swap_remove(oldest).path);
         }
-        self.others.push(Other { path, since: now, state: State::Asked(Question::new(tokens[0], now)) });
-        self.ask_own(now, tokens[1]);
+        self.others.push(Other { path, since: now, is_better, state: State::Asked(Question::new(token, now)) });
         closed
     }
 
@@ -166,7 +183,7 @@ impl<P: Copy + PartialEq> Trials<P> {
     pub fn handle_reply(&mut self, path: P, token: u64, own: P, now: Instant) -> bool {
         if path == own {
             if self.own.take_if(|question| question.token == token).is_some() {
-                self.keep_asked(now);
+                self.keep_asked(false, now);
             }
             return false;
         }
@@ -177,14 +194,14 @@ impl<P: Copy + PartialEq> Trials<P> {
         let Some(position) = self.others.iter().position(asked) else { return false };
         self.others.swap_remove(position);
         self.own = None;
-        self.keep_asked(now);
-        self.others.push(Other { path: own, since: now, state: State::Kept { was_own: true } });
+        self.keep_asked(true, now);
+        self.others.push(Other { path: own, since: now, is_better: false, state: State::Kept { was_own: true } });
         true
     }
 
     /// No other path is needed any more. The peer may have begun to use one of them.
-    fn keep_asked(&mut self, now: Instant) {
-        for other in &mut self.others {
+    fn keep_asked(&mut self, also_better: bool, now: Instant) {
+        for other in self.others.iter_mut().filter(|other| also_better || !other.is_better) {
             if matches!(other.state, State::Asked(_)) {
                 (other.since, other.state) = (now, State::Kept { was_own: false });
             }

@@ -55,6 +55,8 @@ pub struct TrialPath {
     pub local: SocketAddr,
     /// The peer's address.
     pub remote: SocketAddr,
+    /// Whether it was found to be better: the lane moves there if it answers, though its own path is well.
+    pub is_better: bool,
 }
 
 /// An established lane on its way from control to the worker that will own it.

@@ -2,6 +2,7 @@
 
 pub mod connect;
 pub mod echo;
+pub mod extensions;
 pub mod fragment;
 pub mod frame;
 pub mod mdns;

@@ -11,8 +11,8 @@
 //! candidate  kind (8) | IPv6 or IPv4-mapped address (128) | port (16)
 //! extension  type (8) | length (16) | value
 //! ```
-//! All integers are big-endian. Extensions are how later versions add what this one may ignore: whatever their type,
-//! they are skipped. The stream is authenticated and confidential, which is why the secrets may travel on it.
+//! All integers are big-endian. Extensions are how versions add what others may ignore: [`extensions`] knows two types,
+//! all others are skipped. The stream is authenticated and confidential, which is why the secrets may travel on it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+pub use super::extensions::{self, Extensions, Mapping, Punch};
 pub use super::secrets::LinkSecrets;
 use crate::id::{LaneId, LaneIndex};
 use crate::lane::keys::{CipherChoice, Suite};
@@ -39,7 +40,8 @@ const KIND_REFUSAL: u8 = 2;
 
 const FIXED_BYTES: usize = 2 + 16 + 32 + 4 + 1 + 2 + 3 + 8 + 1;
 const CANDIDATE_BYTES: usize = 1 + 16 + 2;
-const _: () = assert!(FIXED_BYTES + CANDIDATES_MAX * CANDIDATE_BYTES <= OFFER_BYTES_MAX);
+const _: () =
+    assert!(FIXED_BYTES + CANDIDATES_MAX * CANDIDATE_BYTES + extensions::EXTENSIONS_BYTES_MAX <= OFFER_BYTES_MAX);
 const _: () = assert!(CANDIDATES_MAX <= u8::MAX as usize);
 
 /// Why a message is no offer or answer. The sender is at fault, unless we were about to send it.
@@ -77,6 +79,17 @@ pub enum OfferError {
     /// A candidate of unknown kind.
     #[error("candidate of unknown kind {0}")]
     CandidateKind(u8),
+    /// More than [`LANE_CANDIDATES_MAX`](crate::limits::LANE_CANDIDATES_MAX) candidates of single lanes.
+    #[error("{0} candidates of single lanes, too many")]
+    LaneCandidates(usize),
+    /// A candidate of a worker that there is not, or with port 0.
+    #[error("a candidate of worker {worker} with port {port}")]
+    LaneCandidate {
+        /// Whose it is meant to be.
+        worker: u8,
+        /// Its port.
+        port: u16,
+    },
 }
 
 /// One side's part of a link: who it is this time, where its workers listen and what it calls its lanes.
@@ -98,6 +111,8 @@ pub struct Offer {
     pub lanes: LaneSet,
     /// Where the sender may be reached, best first; at most [`CANDIDATES_MAX`].
     pub candidates: Vec<Candidate>,
+    /// What nodes may ignore that do not know it.
+    pub extensions: Extensions,
 }
 
 impl Offer {
@@ -112,7 +127,7 @@ impl Offer {
     /// The message's bytes, length prefix included. Fails when a bound that the peer would enforce does not hold.
     pub fn to_message(&self) -> Result<Zeroizing<Vec<u8>>, OfferError> {
         self.check()?;
-        let length = FIXED_BYTES + self.candidates.len() * CANDIDATE_BYTES;
+        let length = FIXED_BYTES + self.candidates.len() * CANDIDATE_BYTES + self.extensions.bytes();
         // Reserved whole, so that no reallocation leaves a copy of the secret behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(LENGTH_PREFIX_BYTES + length));
         bytes.extend((length as u16).to_be_bytes());
@@ -130,6 +145,7 @@ impl Offer {
             bytes.extend(mapped(candidate.ip).octets());
             bytes.extend(candidate.port.to_be_bytes());
         }
+        self.extensions.write(&mut bytes);
         Ok(bytes)
     }
 
@@ -146,7 +162,11 @@ impl Offer {
             return Err(OfferError::Candidates(count));
         }
         let candidates = (0..count).map(|_| Candidate::read(reader)).collect::<Result<_, _>>()?;
-        let offer = Self { instance, secret, features, workers, port, lane_id_base, lanes, candidates };
+        let (mut extensions, mut seen) = (Extensions::default(), [false; 2]);
+        while let Some((kind, value)) = reader.extension()? {
+            extensions.read(kind, value, &mut seen)?;
+        }
+        let offer = Self { instance, secret, features, workers, port, lane_id_base, lanes, candidates, extensions };
         offer.check()?;
         Ok(offer)
     }
@@ -162,6 +182,7 @@ impl Offer {
         if self.candidates.len() > CANDIDATES_MAX {
             return Err(OfferError::Candidates(self.candidates.len()));
         }
+        self.extensions.check(workers)?;
         let mut ports = self.candidates.iter().map(|candidate| candidate.port).chain([self.port]);
         match ports.find(|port| *port == 0 || port.checked_add(u16::from(workers) - 1).is_none()) {
             Some(port) => Err(OfferError::Port { port, workers }),
@@ -181,11 +202,14 @@ impl Offer {
         SocketAddr::new(ip, worker_port(self.port, lane, self.workers))
     }
 
-    /// Where this lane's worker can be reached, best first.
-    pub fn lane_candidates(&self, lane: LaneIndex) -> impl Iterator<Item = SocketAddr> {
-        self.candidates
-            .iter()
-            .map(move |candidate| SocketAddr::new(candidate.ip, worker_port(candidate.port, lane, self.workers)))
+    /// Where this lane's worker can be reached: what was said of it alone, then what was said of all, each best first.
+    pub fn lane_candidates(&self, lane: LaneIndex) -> impl Iterator<Item = (CandidateKind, SocketAddr)> {
+        let worker = lane.owner(self.workers);
+        let own = self.extensions.candidates.iter().filter(move |candidate| candidate.worker == worker.0);
+        let of_all = self.candidates.iter().map(move |candidate| {
+            (candidate.kind, SocketAddr::new(candidate.ip, worker_port(candidate.port, lane, self.workers)))
+        });
+        own.map(|candidate| (candidate.kind, candidate.address)).chain(of_all)
     }
 
     /// The AEAD that two offers agree on.
@@ -231,7 +255,7 @@ impl Answer {
             [KIND_REFUSAL] => Self::Refused(RefusalReason::from_code(reader.take::<1>()?[0])),
             [kind] => return Err(OfferError::Kind(kind)),
         };
-        reader.skip_extensions()?;
+        while reader.extension()?.is_some() {}
         Ok(answer)
     }
 
@@ -369,12 +393,8 @@ pub struct Candidate {
 
 impl Candidate {
     fn read(reader: &mut Reader<'_>) -> Result<Self, OfferError> {
-        let kind = match *reader.take()? {
-            [0] => CandidateKind::Host,
-            [1] => CandidateKind::ServerReflexive,
-            [2] => CandidateKind::Relayed,
-            [other] => return Err(OfferError::CandidateKind(other)),
-        };
+        let [code] = *reader.take()?;
+        let kind = CandidateKind::from_code(code).ok_or(OfferError::CandidateKind(code))?;
         let ip = unmapped(*reader.take()?);
         let port = u16::from_be_bytes(*reader.take()?);
         Ok(Self { kind, ip, port })
@@ -382,15 +402,25 @@ impl Candidate {
 }
 
 /// How a node knows of a candidate of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum CandidateKind {
     /// An address of one of its interfaces.
     Host = 0,
-    /// What others see: a port mapping, or the answer of a STUN server.
+    /// What others see: the answer of a STUN server.
     ServerReflexive = 1,
     /// A relay's address.
     Relayed = 2,
+    /// What a router has mapped to it because it was asked to. Nodes of before refuse an offer that has one among the
+    /// candidates of all lanes.
+    Mapped = 3,
+}
+
+impl CandidateKind {
+    /// The kind that this byte stands for.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::Host, Self::ServerReflexive, Self::Relayed, Self::Mapped].into_iter().find(|kind| *kind as u8 == code)
+    }
 }
 
 /// An address as the wire shows it: 16 bytes, IPv4 mapped (RFC 4291, section 2.5.5.2).
@@ -433,19 +463,23 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn skip_extensions(&mut self) -> Result<(), OfferError> {
-        while !self.0.is_empty() {
-            let [_type, high, low] = *self.take()?;
-            let length = usize::from(u16::from_be_bytes([high, low]));
-            self.0 = self.0.get(length..).ok_or(OfferError::Truncated)?;
+    /// Type and value of the next extension, until there is none.
+    fn extension(&mut self) -> Result<Option<(u8, &'a [u8])>, OfferError> {
+        if self.0.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        let [kind, high, low] = *self.take()?;
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let (value, rest) = self.0.split_at_checked(length).ok_or(OfferError::Truncated)?;
+        self.0 = rest;
+        Ok(Some((kind, value)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::candidate::OwnCandidate;
 
     fn offer() -> Offer {
         Offer {
@@ -460,6 +494,7 @@ mod tests {
                 Candidate { kind: CandidateKind::Host, ip: "10.201.0.1".parse().unwrap(), port: 8100 },
                 Candidate { kind: CandidateKind::ServerReflexive, ip: "2001:db8::1".parse().unwrap(), port: 40000 },
             ],
+            extensions: Extensions::default(),
         }
     }
 
@@ -496,6 +531,10 @@ mod tests {
         assert_eq!(Offer::parse(&bytes), Ok(offer()));
         bytes.pop();
         assert_eq!(Offer::parse(&bytes), Err(OfferError::Truncated));
+        bytes.push(0);
+        // One that is known must make sense.
+        bytes.extend([1, 0, 1, 0]);
+        assert_eq!(Offer::parse(&bytes), Err(OfferError::Truncated));
     }
 
     #[test]
@@ -509,7 +548,7 @@ mod tests {
             (workers_at, &[65], OfferError::Workers(65)),
             (port_at, &[0, 0], OfferError::Port { port: 0, workers: 2 }),
             (base_at, &[0xff, 0xff, 0xc1], OfferError::LaneIdBase(0x00ff_ffc1)),
-            (candidate_at, &[3], OfferError::CandidateKind(3)),
+            (candidate_at, &[4], OfferError::CandidateKind(4)),
             (candidate_at + 17, &[0xff, 0xff], OfferError::Port { port: 65535, workers: 2 }),
         ];
         for (at, bytes, error) in cases {
@@ -526,11 +565,19 @@ mod tests {
 
     #[test]
     fn a_lane_goes_to_its_owners_port_and_carries_its_own_id() {
-        let (lane, offer) = (LaneIndex::new(3).unwrap(), offer());
+        let (lane, mut offer) = (LaneIndex::new(3).unwrap(), offer());
         assert_eq!(offer.lane_id(lane), LaneId::new(0x00ab_cd03).unwrap());
         assert_eq!(offer.lane_address("192.0.2.1".parse().unwrap(), lane), "192.0.2.1:8101".parse().unwrap());
-        let candidates: Vec<_> = offer.lane_candidates(lane).map(|address| address.to_string()).collect();
-        assert_eq!(candidates, ["10.201.0.1:8101", "[2001:db8::1]:40001"]);
+        offer.extensions.candidates = [(0, 9000), (1, 9001)]
+            .map(|(worker, port)| OwnCandidate {
+                worker,
+                kind: CandidateKind::Mapped,
+                address: ([192, 0, 2, 9], port).into(),
+            })
+            .to_vec();
+        let candidates: Vec<_> = offer.lane_candidates(lane).map(|(_, address)| address.to_string()).collect();
+        assert_eq!(candidates, ["192.0.2.9:9001", "10.201.0.1:8101", "[2001:db8::1]:40001"]);
+        assert_eq!(Offer::parse(&message(&offer)), Ok(offer));
     }
 
     #[test]

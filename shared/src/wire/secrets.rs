@@ -97,6 +97,7 @@ mod tests {
             lane_id_base: LaneId::new(0).unwrap(),
             lanes: LaneSet(1),
             candidates: Vec::new(),
+            extensions: Default::default(),
         }
     }
 

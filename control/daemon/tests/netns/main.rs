@@ -51,6 +51,7 @@ mod nat;
 mod offload;
 mod order;
 mod path;
+mod paths;
 mod refusals;
 mod rekey;
 mod routes;

@@ -17,7 +17,7 @@ const MOVED_WITHIN: Duration = Duration::from_secs(3);
 const FOUND_WITHIN: Duration = Duration::from_secs(15);
 
 /// Configurations of A and B that listen at whatever addresses there are.
-fn wherever(lab: &Lab) -> [Setup; 2] {
+pub(crate) fn wherever(lab: &Lab) -> [Setup; 2] {
     let mut setups = mesh(lab, [(Site::A, 2), (Site::B, 2)]);
     for setup in &mut setups {
         let listen = [format!("/ip4/0.0.0.0/udp/{CONTROL_PORT}/quic-v1"), format!("/ip4/0.0.0.0/tcp/{CONTROL_PORT}")];
@@ -29,7 +29,7 @@ fn wherever(lab: &Lab) -> [Setup; 2] {
     setups
 }
 
-fn direct(setups: &[Setup; 2]) -> [Node; 2] {
+pub(crate) fn direct(setups: &[Setup; 2]) -> [Node; 2] {
     let mut nodes = setups.each_ref().map(Node::up);
     nodes[0].wait_direct(&[Site::B], 2);
     nodes[1].wait_direct(&[Site::A], 2);
@@ -45,7 +45,7 @@ fn ends(node: &Node, peer: Site) -> Vec<(String, String)> {
 }
 
 /// Whether all lanes of both nodes agree on where they are: at what `at_a` and `at_b` begin with.
-fn are_at(nodes: &[Node; 2], at_a: &str, at_b: &str) -> Option<()> {
+pub(crate) fn are_at(nodes: &[Node; 2], at_a: &str, at_b: &str) -> Option<()> {
     let lanes = [ends(&nodes[0], Site::B), ends(&nodes[1], Site::A)];
     let fits = |(local, remote): &(String, String), ours: &str, theirs: &str| {
         local.starts_with(ours) && remote.starts_with(theirs)
@@ -57,12 +57,12 @@ fn are_at(nodes: &[Node; 2], at_a: &str, at_b: &str) -> Option<()> {
     settled.then_some(())
 }
 
-fn moves(nodes: &[Node; 2]) -> [u64; 2] {
+pub(crate) fn moves(nodes: &[Node; 2]) -> [u64; 2] {
     nodes.each_ref().map(|node| node.status().sum("moves"))
 }
 
 /// No lane was lost on the way: those there are have existed since before.
-fn lanes_are_the_same(nodes: &[Node; 2]) {
+pub(crate) fn lanes_are_the_same(nodes: &[Node; 2]) {
     for node in nodes {
         let log = node.log();
         assert_eq!(log.matches("lane up").count(), 2, "{log}");

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use ringlane_shared::id::{LaneId, PeerId};
-use ringlane_shared::wire::offer::{Features, OfferSecret};
+use ringlane_shared::wire::offer::{Extensions, Features, OfferSecret};
 
 use super::*;
 use crate::coordinator::Us;
@@ -55,7 +55,18 @@ impl Fixture {
         let value = self.random;
         let mut random = |bytes: &mut [u8]| bytes.fill(value);
         let Self { link, us, asks, intents, now, .. } = self;
-        act(link, *now, &mut Context { us, candidates: &[], random: &mut random, asks, intents })
+        act(
+            link,
+            *now,
+            &mut Context {
+                us,
+                candidates: &[],
+                extensions: &Extensions::default(),
+                random: &mut random,
+                asks,
+                intents,
+            },
+        )
     }
 
     fn answer(&mut self, ask: u64, answer: Result<Offer, AskFailure>) {
@@ -104,6 +115,7 @@ impl Fixture {
             Intent::Answer { answer: Answer::Offer(offer), .. } => format!("offer {:#b}", offer.lanes.0),
             Intent::Answer { answer: Answer::Refused(_), .. } => "refuse".to_owned(),
             Intent::SetUp { lanes, .. } => format!("set up {:#b}", lanes.0),
+            Intent::Scout { lanes, .. } => format!("scout {:#b}", lanes.0),
             Intent::CancelSetUp(_) => "cancel".to_owned(),
             Intent::Retire { serial, .. } => format!("retire {}", serial.0),
             Intent::Publish(_) => "publish".to_owned(),
@@ -127,6 +139,7 @@ fn offer(instance: u8) -> Offer {
         lane_id_base: LaneId::new(0).unwrap(),
         lanes: LaneSet(u64::MAX),
         candidates: Vec::new(),
+        extensions: Default::default(),
     }
 }
 
@@ -148,7 +161,10 @@ fn a_client_asks_for_everything_then_for_what_is_missing_and_then_for_nothing() 
     assert_eq!(client.wants(), ["ask for 0b100"]);
     client.answer(2, Ok(Offer { lanes: LaneSet(0b100), ..offer(1) }));
     client.up(2);
-    assert_eq!((client.wants(), client.link.poll_timeout()), (vec!["set up 0b100".to_owned()], None));
+    assert_eq!(
+        (client.wants(), client.link.poll_timeout()),
+        (vec!["scout 0b11".into(), "set up 0b100".to_owned()], None)
+    );
 }
 
 #[test]
@@ -179,7 +195,8 @@ fn every_offer_of_a_process_names_the_same_lane_ids_and_they_begin_where_it_drew
     let mut client = Fixture::new(Role::Client);
     for from in [7, 8] {
         client.us.lane_ids_from = from;
-        let offers = [0, 1].map(|_| client.act(|_, _, context| context.offer(PeerIndex(2), LaneSet(1))));
+        let offers =
+            [0, 1].map(|_| client.act(|_, _, context| context.offer(PeerIndex(2), LaneSet(1), Duration::ZERO)));
         assert!(offers.iter().all(|offer| offer.lane_id_base.get() == (from + 2) * 64));
     }
 }
@@ -187,29 +204,29 @@ fn every_offer_of_a_process_names_the_same_lane_ids_and_they_begin_where_it_drew
 #[test]
 fn a_server_replaces_what_it_is_asked_for_and_nothing_else() {
     let mut server = Fixture::new(Role::Server);
-    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    server.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
     assert_eq!(server.wants(), ["offer 0b111", "set up 0b111"]);
     (0..WORKERS).for_each(|index| server.up(index));
     let some = Offer { lanes: LaneSet(0b1010), ..offer(1) };
-    server.act(|link, _, context| link.handle_offer(some, (), context));
-    assert_eq!(server.wants(), ["retire 1", "offer 0b10", "set up 0b10"]);
+    server.act(|link, now, context| link.handle_offer(some, (), now, context));
+    assert_eq!(server.wants(), ["retire 1", "offer 0b10", "scout 0b101", "set up 0b10"]);
     let nothing = Offer { lanes: LaneSet(0), ..offer(2) };
-    server.act(|link, _, context| link.handle_offer(nothing, (), context));
+    server.act(|link, now, context| link.handle_offer(nothing, (), now, context));
     assert_eq!(server.wants(), ["retire 0", "retire 2", "cancel", "offer 0b111"], "it lacks all, and makes none");
 }
 
 #[test]
 fn a_server_names_what_it_lacks_besides_what_it_is_asked_for_but_not_what_it_is_making() {
     let mut server = Fixture::new(Role::Server);
-    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    server.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
     (0..2).for_each(|index| server.up(index));
     server.end(1);
     server.intents.clear();
     let nothing = Offer { lanes: LaneSet(0), ..offer(1) };
-    server.act(|link, _, context| link.handle_offer(nothing, (), context));
-    assert_eq!(server.wants(), ["offer 0b10"], "lane 2 is being made");
+    server.act(|link, now, context| link.handle_offer(nothing, (), now, context));
+    assert_eq!(server.wants(), ["offer 0b10", "scout 0b1"], "lane 2 is being made");
     let first = Offer { lanes: LaneSet(0b1), ..offer(1) };
-    server.act(|link, _, context| link.handle_offer(first, (), context));
+    server.act(|link, now, context| link.handle_offer(first, (), now, context));
     assert_eq!(server.wants(), ["retire 0", "offer 0b11", "set up 0b1"]);
 }
 
@@ -219,11 +236,11 @@ fn a_client_ends_what_the_server_lacks_and_asks_for_it_at_once() {
     client.time_out();
     assert_eq!(client.wants(), ["ask for 0b100"]);
     client.answer(2, Ok(Offer { lanes: LaneSet(0b110), ..offer(1) }));
-    assert_eq!(client.wants(), ["set up 0b100", "retire 1", "ask for 0b10"]);
+    assert_eq!(client.wants(), ["scout 0b1", "set up 0b100", "retire 1", "ask for 0b10"]);
     assert_eq!(client.link.reach().workers_with_lane, 0b1);
     // What it has just agreed to make is not up yet, and nothing to be ended.
     client.answer(3, Ok(Offer { lanes: LaneSet(0b110), ..offer(1) }));
-    assert_eq!(client.wants(), ["set up 0b10"]);
+    assert_eq!(client.wants(), ["scout 0b1", "set up 0b10"]);
     assert_eq!(client.link.poll_timeout(), None);
 }
 
@@ -233,9 +250,72 @@ fn a_server_never_asks_and_a_client_is_never_asked() {
     server.act(|link, now, context| link.handle_connected(now, context));
     assert_eq!((server.wants().len(), server.link.poll_timeout()), (0, None));
     let mut client = Fixture::client_without(&[]);
-    client.act(|link, _, context| link.handle_offer(offer(2), (), context));
+    client.act(|link, now, context| link.handle_offer(offer(2), (), now, context));
     assert_eq!(client.wants(), ["refuse"]);
     assert_eq!(client.link.lanes().count(), usize::from(WORKERS));
+}
+
+#[test]
+fn an_offer_of_the_servers_prompts_the_client_but_not_more_often_than_every_two_seconds() {
+    let mut client = Fixture::client_without(&[]);
+    for _ in 0..100 {
+        client.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
+    }
+    let wants = client.wants();
+    assert!(wants.len() == 100 && wants.iter().all(|wanted| wanted == "refuse"), "{wants:?}");
+    assert!((1..=2).contains(&client.time_out().as_secs()), "two seconds after it asked last");
+    assert_eq!(client.wants(), ["ask for 0b0"]);
+    client.answer(2, Ok(Offer { lanes: LaneSet::default(), ..offer(1) }));
+    assert_eq!((client.wants(), client.link.poll_timeout()), (vec!["scout 0b111".to_owned()], None));
+}
+
+#[test]
+fn a_server_whose_candidates_are_others_sends_an_offer_for_no_lanes_and_does_not_mind_the_refusal() {
+    let mut server = Fixture::new(Role::Server);
+    server.act(|link, now, context| link.handle_candidates_change(now, context));
+    assert_eq!(server.wants().len(), 0, "nobody is connected");
+    server.act(|link, now, context| link.handle_connected(now, context));
+    for wanted in [&["ask for 0b0"][..], &[]] {
+        server.act(|link, now, context| link.handle_candidates_change(now, context));
+        assert_eq!(server.wants(), wanted);
+        let refused = Ok(Answer::Refused(RefusalReason::Unsupported));
+        server.act(|link, now, context| link.handle_answer(AskId(1), refused, now, context));
+    }
+    server.time_out();
+    assert_eq!(server.wants(), ["ask for 0b0"]);
+    assert_eq!((server.link.problem(), server.link.poll_timeout()), (None, None));
+}
+
+#[test]
+fn new_candidates_end_the_pause_of_a_client_that_misses_lanes() {
+    let mut client = Fixture::client_without(&[0]);
+    for ask in 2..8 {
+        client.time_out();
+        client.answer(ask, Ok(Offer { lanes: LaneSet(1), ..offer(1) }));
+        client.fail(0);
+    }
+    client.wants();
+    let now = client.now;
+    assert!(client.link.poll_timeout().unwrap() > now + Duration::from_secs(20));
+    client.act(|link, now, context| link.handle_candidates_change(now, context));
+    assert!(client.link.poll_timeout().unwrap() <= now + EXCHANGE_PAUSE);
+    client.time_out();
+    assert_eq!(client.wants(), ["ask for 0b1"]);
+}
+
+#[test]
+fn the_other_end_is_told_to_wait_for_half_of_what_the_last_exchange_took() {
+    let mut client = Fixture::new(Role::Client);
+    let mut delays = Vec::new();
+    for (ask, took_ms) in [(1, 80), (2, 40), (3, 0)] {
+        client.act(|link, now, context| link.handle_connected(now, context));
+        let Some(Intent::Ask { offer: ours, .. }) = client.intents.pop_front() else { panic!("it asks") };
+        delays.push(ours.extensions.punch.start_delay.as_millis());
+        client.now += Duration::from_millis(took_ms);
+        client.answer(ask, Ok(offer(1)));
+        client.intents.clear();
+    }
+    assert_eq!(delays, [0, 40, 20]);
 }
 
 #[test]
@@ -337,9 +417,9 @@ fn what_keeps_a_lane_from_standing_is_told_until_all_of_them_stand_or_the_peer_i
 
     let mut server = Fixture::new(Role::Server);
     server.act(|link, now, context| link.handle_connected(now, context));
-    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    server.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
     assert_eq!(server.link.problem(), None);
-    server.act(|link, _, context| link.handle_offer(offer(1), (), context));
+    server.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
     assert_eq!(server.link.problem(), Some(GIVEN_UP), "the client asks for what we thought was being set up");
     server.link.handle_disconnected();
     assert_eq!(server.link.problem(), None);

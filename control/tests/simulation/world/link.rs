@@ -60,6 +60,8 @@ impl World {
                     _ => self.lose(asker),
                 },
                 Intent::SetUp { role, ours, theirs, lanes, .. } => self.set_up(node, role, &ours, &theirs, lanes),
+                // Each node has but one address: there is nothing better to be found.
+                Intent::Scout { .. } => {}
                 Intent::CancelSetUp(_) => self.nodes[node].set_ups.clear(),
                 Intent::Retire { serial, .. } => {
                     assert!(self.nodes[node].handed_over.remove(&serial), "retired twice, or never up");

@@ -12,7 +12,8 @@ impl Bed {
         local.connect(ends[1]).unwrap();
         far.connect(ends[0]).unwrap();
         [&local, &far].into_iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
-        let trial = TrialPath { serial: SERIAL, socket: local.into(), local: ends[0], remote: ends[1] };
+        let trial =
+            TrialPath { serial: SERIAL, socket: local.into(), local: ends[0], remote: ends[1], is_better: false };
         self.commands.try_send(PlaneCommand::TryPath(Box::new(trial))).unwrap();
         std::mem::replace(&mut self.far, far)
     }

@@ -377,3 +377,34 @@ fn paths_are_bounded_and_those_being_asked_are_not_given_up_for_others() {
     assert!(trials.begin(51, now, [51, 0]).is_some_and(|closed| closed != 51));
     assert_eq!(trials.paths().count(), LANE_OTHER_PATHS_MAX);
 }
+
+#[test]
+fn a_better_path_is_taken_though_the_lanes_own_answers_and_only_when_it_answers_itself() {
+    let now = Instant::now();
+    for role in [Role::Client, Role::Server] {
+        let mut trials = Trials::new(role);
+        assert_eq!(trials.begin_better(2, now, 7), None);
+        assert_eq!(trials.poll_transmit(1, now), Some((2, 7)), "{role:?}");
+        assert_eq!(trials.poll_transmit(1, now), None, "its own path is not asked along");
+        assert!(!trials.handle_reply(1, 7, 1, now));
+        assert!(trials.handle_reply(2, 7, 1, now));
+        assert_eq!(trials.paths().collect::<Vec<_>>(), [1], "the one before is received on for a moment");
+    }
+}
+
+#[test]
+fn a_better_path_that_does_not_answer_is_closed_and_the_lane_stays() {
+    let (start, mut trials) = (Instant::now(), Trials::new(Role::Client));
+    trials.begin_better(2, start, 7);
+    let (mut now, mut asked) = (start, 0);
+    while let Some(due) = trials.poll_timeout() {
+        now = now.max(due);
+        while trials.poll_transmit(1, now).is_some() {
+            asked += 1;
+        }
+        if let Some(closed) = trials.poll_closed(now) {
+            assert_eq!(closed, 2);
+        }
+    }
+    assert!(asked == ATTEMPTS && trials.is_empty() && now - start < Duration::from_secs(2));
+}

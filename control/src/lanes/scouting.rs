@@ -1,0 +1,304 @@
+//! Lanes that stand look for better paths.
+//!
+//! After every exchange of offers both ends probe, for each lane that stands, the pairs that could be as good as its path
+//! or better: both, so that translators and firewalls open. The *client* compares what it has measured
+//! ([`ringlane_shared::path::choice`]) and has its worker move the lane; the server follows it, as it follows every move. So two
+//! ends never disagree for long, and there is one that remembers which paths were of no use.
+//!
+//! When a better path is conceivable than the one a lane has, a new exchange is asked for, again and again.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use ringlane_shared::id::{LaneSerial, PeerIndex};
+use ringlane_shared::limits::{PROBES_PER_ADDRESS_MAX, SCOUT_PAIRS_MAX, SCOUTS_MAX};
+use ringlane_shared::path::candidate::Pair;
+use ringlane_shared::path::choice::{Ends, Measurement, PathClass, RankedPair, Retry, lane_pairs, ranked_pairs};
+use ringlane_shared::path::prober::Prober;
+use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction};
+
+use super::drops::ListenerDrop;
+use super::engine::{Key, LaneEngine, LaneOutcome, LinkStart, draw_transaction};
+use super::handshake::Path;
+use super::movement::StandingLane;
+use super::setup::{Link, path_of};
+use super::socket;
+
+/// From the first path that was measured to the choice: time for others.
+const SETTLE: Duration = Duration::from_millis(300);
+/// How old a measurement may be that a choice is made by.
+const FRESH: Duration = Duration::from_secs(10);
+/// How long a lane may take to move where it is told to: its worker has given up by then.
+const TAKEN_WITHIN: Duration = Duration::from_secs(2);
+/// Addresses that are counted in [`ProbeRate`] at one time.
+const ADDRESSES_COUNTED_MAX: usize = 4096;
+
+/// A lane that measures other paths.
+pub(super) struct Scout {
+    link: Rc<Link>,
+    serial: LaneSerial,
+    prober: Prober,
+    classes: BTreeMap<Pair, PathClass>,
+    decide_at: Option<Instant>,
+}
+
+/// All that look for better paths. Owner: the lane engine.
+#[derive(Default)]
+pub(super) struct Scouting {
+    scouts: BTreeMap<Key, Scout>,
+    retries: BTreeMap<PeerIndex, Search>,
+}
+
+/// When to ask a peer again, and whether that is because a better class of paths is conceivable.
+struct Search {
+    retry: Retry,
+    is_urgent: bool,
+}
+
+/// How many requests each address was sent lately: what a peer names may be a third party.
+#[derive(Default)]
+pub(super) struct ProbeRate {
+    since: Option<Instant>,
+    sent: BTreeMap<IpAddr, u32>,
+    /// Of all times.
+    total: u64,
+}
+
+impl ProbeRate {
+    fn take(&mut self, to: IpAddr, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
+            self.since = Some(now);
+            self.sent.clear();
+        }
+        if self.sent.len() >= ADDRESSES_COUNTED_MAX && !self.sent.contains_key(&to) {
+            return false;
+        }
+        let sent = self.sent.entry(to).or_default();
+        *sent = sent.saturating_add(1);
+        let is_left = *sent <= PROBES_PER_ADDRESS_MAX;
+        self.total += u64::from(is_left);
+        is_left
+    }
+}
+
+impl LaneEngine {
+    /// Sets the networks that we are directly connected to: a peer in one of them is near.
+    pub fn set_on_link(&mut self, networks: Vec<IpNet>, now: Instant) {
+        if networks != self.on_link {
+            self.on_link = networks;
+            self.review_all(now);
+        }
+    }
+
+    /// Offers have been exchanged: the lanes among `request.lanes` that stand look for better paths.
+    pub fn scout(&mut self, request: LinkStart, now: Instant) {
+        let (peer, lanes) = (request.peer, request.lanes);
+        let Ok(link) = self.link_of(request) else { return };
+        let starts_at = link.starts_at(now);
+        for key in lanes.iter().map(|index| (peer, index)) {
+            let is_known = self.scouting.scouts.contains_key(&key);
+            let Some(lane) = self.standing.find(key) else { continue };
+            if !is_known && self.scouting.scouts.len() >= SCOUTS_MAX {
+                continue;
+            }
+            let (serial, own, class) = (lane.serial, lane.path, lane.book.class());
+            let port = self.local_port(key.1);
+            let ranked = self.ranked_of(&link, key);
+            let is_worth =
+                |ranked: &RankedPair| !class.is_better_than(ranked.class) && path_of(ranked.pair, port) != own;
+            let ranked: Vec<_> = ranked.into_iter().filter(is_worth).take(SCOUT_PAIRS_MAX).collect();
+            let pairs: Vec<_> = ranked.iter().map(|ranked| ranked.pair).collect();
+            let classes = ranked.iter().map(|ranked| (ranked.pair, ranked.class)).collect();
+            let prober = Prober::measuring(&pairs, starts_at, draw_transaction);
+            let scout = Scout { link: Rc::clone(&link), serial, prober, classes, decide_at: None };
+            self.scouting.scouts.insert(key, scout);
+        }
+        self.links.insert(link.their_tag.0, link);
+        self.forget_idle_links();
+    }
+
+    /// The pairs of a lane, those of the best class first.
+    pub(super) fn ranked_of(&self, link: &Link, key: Key) -> Vec<RankedPair> {
+        lane_pairs(&self.policy, self.listeners.ips(), [&link.ours, &link.theirs], key.1, &self.on_link)
+    }
+
+    /// A probe of a lane that stands.
+    pub(super) fn handle_scouted(
+        &mut self,
+        link: &Rc<Link>,
+        probe: &Probe,
+        path: Path,
+        now: Instant,
+    ) -> Result<(), ListenerDrop> {
+        let scout = self.scouting.scouts.get_mut(&(link.peer, probe.lane));
+        let scout = scout.filter(|scout| Rc::ptr_eq(&scout.link, link)).ok_or(ListenerDrop::UnknownProbe)?;
+        let pair = Pair { local: path.local.ip(), remote: path.remote };
+        match probe.kind {
+            ProbeKind::Request => {
+                scout.prober.handle_request(pair, draw_transaction(), now);
+                let reply = link.probe_key.seal(&probe.reply(link.our_tag, path.remote));
+                if let Some(listener) = self.listeners.get(path.local) {
+                    socket::send_to(listener, path.remote, &reply);
+                }
+            }
+            ProbeKind::Reply { .. } => scout.prober.handle_reply(pair, probe.transaction, now),
+        }
+        Ok(())
+    }
+
+    /// Sends a request, unless its address has been sent too many.
+    pub(super) fn send_probe(&mut self, link: &Link, key: Key, path: Path, transaction: Transaction, now: Instant) {
+        let probe = Probe { tag: link.our_tag, lane: key.1, transaction, kind: ProbeKind::Request };
+        if let Some(listener) = self.listeners.get(path.local)
+            && self.probe_rate.take(path.remote.ip(), now)
+        {
+            socket::send_to(listener, path.remote, &link.probe_key.seal(&probe));
+        }
+    }
+
+    /// Requests that probes have sent so far.
+    pub fn probes_sent(&self) -> u64 {
+        self.probe_rate.total
+    }
+
+    /// When to call [`Self::tick_scouts`] next.
+    pub(super) fn scouts_timeout(&self) -> Option<Instant> {
+        let scouts = self.scouting.scouts.values();
+        let scouts = scouts.filter_map(|scout| scout.prober.poll_timeout().into_iter().chain(scout.decide_at).min());
+        scouts.chain(self.scouting.retries.values().map(|search| search.retry.poll_timeout())).min()
+    }
+
+    /// Does what is due for lanes that measure, and asks for exchanges that are due.
+    pub(super) fn tick_scouts(&mut self, now: Instant) {
+        self.give_up_taking(now);
+        let due: Vec<Key> =
+            self.scouting.scouts.iter().filter(|(_, scout)| scout.is_due(now)).map(|(key, _)| *key).collect();
+        for key in due {
+            self.drive_scout(key, now);
+        }
+        for (peer, search) in &mut self.scouting.retries {
+            if search.retry.poll(now) {
+                self.outcomes.push_back(LaneOutcome::Improve { peer: *peer });
+            }
+        }
+    }
+
+    fn drive_scout(&mut self, key: Key, now: Instant) {
+        let port = self.local_port(key.1);
+        let mut requests = Vec::new();
+        let Some(scout) = self.scouting.scouts.get_mut(&key) else { return };
+        let link = Rc::clone(&scout.link);
+        while let Some(request) = scout.prober.poll_transmit(now) {
+            requests.push(request);
+        }
+        let mut measured = Vec::new();
+        while let Some(found) = scout.prober.poll_measured() {
+            measured.push(found);
+        }
+        let (serial, is_over) = (scout.serial, scout.prober.poll_timeout().is_none());
+        if !measured.is_empty() {
+            scout.decide_at.get_or_insert(now + SETTLE);
+        }
+        let decides = scout.decide_at.take_if(|at| *at <= now || is_over).is_some();
+        let classes: Vec<_> = measured.iter().map(|found| scout.classes.get(&found.pair).copied()).collect();
+        for request in requests {
+            self.send_probe(&link, key, path_of(request.pair, port), request.transaction, now);
+        }
+        let on_link = &self.on_link;
+        if let Some(lane) = self.standing.get_mut(serial) {
+            for (found, class) in measured.into_iter().zip(classes) {
+                let (local, remote) = (found.pair.local, found.pair.remote.ip());
+                let class = class.unwrap_or_else(|| PathClass::of(local, remote, None, on_link));
+                let measurement = Measurement { rtt: found.rtt, loss_percent: 0 };
+                let own_rtt = match lane.gauges.rtt_us() {
+                    0 => found.rtt,
+                    us => Duration::from_micros(us),
+                };
+                let own = Measurement { rtt: own_rtt, loss_percent: 0 };
+                lane.book.handle_measured(path_of(found.pair, port).into(), class, measurement, own, now);
+            }
+            let chosen = lane.book.choose(FRESH, now).filter(|_| decides && link.is_client() && lane.taking.is_none());
+            if let Some(ends) = chosen {
+                lane.taking = Some((ends, now + TAKEN_WITHIN));
+                self.try_path(serial, Path { local: ends.local, remote: ends.remote }, true, now);
+            }
+        }
+        if is_over {
+            self.scouting.scouts.remove(&key);
+            self.forget_idle_links();
+        }
+    }
+
+    /// Lanes that were to move and have not: the path answered control and not their worker.
+    fn give_up_taking(&mut self, now: Instant) {
+        for lane in self.standing.lanes_mut() {
+            if let Some((ends, _)) = lane.taking.take_if(|(_, until)| *until <= now) {
+                lane.book.handle_unanswered(ends, now);
+            }
+        }
+    }
+
+    /// Something is different that paths follow from: looks whether a better one is conceivable for a peer's lanes.
+    /// `afresh`: because there are new addresses, so that it is worth looking soon.
+    pub(super) fn review(&mut self, peer: PeerIndex, afresh: bool, now: Instant) {
+        let (policy, ips, on_link) = (&self.policy, self.listeners.ips(), &self.on_link);
+        let wants = self.standing.lanes_of(peer).filter(|lane| lane.is_client).filter_map(|lane| {
+            let ranked = ranked_pairs(policy, ips, lane.candidates.iter().copied(), on_link, false);
+            let best = ranked
+                .iter()
+                .find(|ranked| Ends::from(path_of(ranked.pair, lane.path.local.port())) != lane.book.own());
+            best.filter(|best| !lane.book.class().is_better_than(best.class))
+                .map(|best| best.class.is_better_than(lane.book.class()))
+        });
+        let Some(is_urgent) = wants.max() else {
+            self.scouting.retries.remove(&peer);
+            return;
+        };
+        let retry = if is_urgent { Retry::new(now) } else { Retry::rarely(now) };
+        let search = self.scouting.retries.entry(peer).or_insert(Search { retry, is_urgent });
+        if afresh && is_urgent || search.is_urgent != is_urgent {
+            *search = Search { retry, is_urgent };
+        }
+    }
+
+    pub(super) fn review_all(&mut self, now: Instant) {
+        let ips = self.listeners.ips().to_vec();
+        for lane in self.standing.lanes_mut() {
+            lane.book.forgive(now);
+            lane.classify(&self.on_link);
+            lane.taking = lane.taking.filter(|(ends, _)| ips.contains(&ends.local.ip()));
+        }
+        for peer in self.standing.peers() {
+            self.review(peer, true, now);
+        }
+    }
+}
+
+impl Scout {
+    fn is_due(&self, now: Instant) -> bool {
+        let next = self.prober.poll_timeout().into_iter().chain(self.decide_at).min();
+        next.is_none_or(|next| next <= now) || self.prober.has_news()
+    }
+}
+
+impl StandingLane {
+    /// Finds out anew what the lane's own path is like.
+    pub(super) fn classify(&mut self, on_link: &[IpNet]) {
+        let class = self.class_of(self.path, on_link);
+        self.book.set_class(class);
+    }
+
+    pub(super) fn class_of(&self, path: Path, on_link: &[IpNet]) -> PathClass {
+        let kind = self.candidates.iter().find(|(_, address)| *address == path.remote).map(|(kind, _)| *kind);
+        PathClass::of(path.local.ip(), path.remote.ip(), kind, on_link)
+    }
+}
+
+impl From<Path> for Ends {
+    fn from(path: Path) -> Self {
+        Self { local: path.local, remote: path.remote }
+    }
+}

@@ -1,0 +1,158 @@
+//! Lanes that stand look for better paths.
+
+use ringlane_shared::limits::SCOUT_PAIRS_MAX;
+use ringlane_shared::path::candidate::OwnCandidate;
+use ringlane_shared::plane::{LaneChange, PlaneCommand, TrialPath};
+
+use super::*;
+
+/// Two nodes with one lane between 127.77.`net`.1 and .2, who then have addresses in 127.78.`net`.0/24 too, which both
+/// are connected to.
+async fn that_meet(net: u8) -> (Node, Node, [Box<LaneHandOver>; 2]) {
+    let (mut a, mut b) = (Node::listening(net, 1, 1), Node::listening(net, 2, 1));
+    start_both(&mut a, &mut b, 1);
+    let [at_a, at_b] = outcomes(&mut a, &mut b, [1, 1]).await.map(|mut told| established(told.remove(0)).1);
+    let now = Instant::now().into_std();
+    for node in [&mut a, &mut b] {
+        let near = near(node);
+        node.engine.set_local_addresses(&[node.ip, near]).unwrap();
+        node.engine.set_on_link(vec![format!("127.78.{net}.0/24").parse().unwrap()], now);
+    }
+    (a, b, [at_a, at_b])
+}
+
+fn near(node: &Node) -> IpAddr {
+    let IpAddr::V4(ip) = node.ip else { unreachable!("nodes have IPv4 addresses") };
+    let [_, _, net, host] = ip.octets();
+    Ipv4Addr::new(127, 78, net, host).into()
+}
+
+/// An exchange of offers that name both addresses of each.
+fn exchange(a: &mut Node, b: &mut Node, number: u8, change: impl Fn(&mut Offer)) {
+    let now = Instant::now().into_std();
+    let [mut for_a, mut for_b] = requests(a, b, number);
+    for (request, nodes) in [(&mut for_a, [&*a, &*b]), (&mut for_b, [&*b, &*a])] {
+        for (offer, node) in [(&mut request.ours, nodes[0]), (&mut request.theirs, nodes[1])] {
+            offer.candidates.push(Candidate { kind: CandidateKind::Host, ip: near(node), port: PORT });
+            change(offer);
+        }
+    }
+    a.engine.set_candidates(PEER, &for_a.theirs, now);
+    b.engine.set_candidates(PEER, &for_b.theirs, now);
+    a.engine.scout(for_a, now);
+    b.engine.scout(for_b, now);
+}
+
+/// What a, the client, has for its worker first; b has nothing for its own.
+async fn first_trial(a: &mut Node, b: &mut Node) -> TrialPath {
+    let first = async {
+        tokio::select! {
+            outcome = a.engine.next() => outcome,
+            outcome = b.engine.next() => panic!("the server decides nothing: {outcome:?}"),
+        }
+    };
+    match timeout(Duration::from_secs(60), first).await.expect("a better path is found") {
+        LaneOutcome::Order { command: PlaneCommand::TryPath(trial), .. } => *trial,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn when_both_ends_come_onto_one_network_the_client_has_the_lane_moved_there() {
+    let (mut a, mut b, [at_a, _]) = that_meet(50).await;
+    at_a.gauges.set_rtt(Duration::from_millis(20));
+    exchange(&mut a, &mut b, 2, |_| ());
+    let trial = first_trial(&mut a, &mut b).await;
+    assert_eq!((trial.serial, trial.is_better), (at_a.serial, true));
+    assert_eq!((trial.local, trial.remote), (SocketAddr::new(near(&a), PORT), SocketAddr::new(near(&b), PORT)));
+}
+
+#[tokio::test]
+async fn a_lane_that_is_there_looks_no_further_and_one_that_must_leave_goes_back_where_it_was() {
+    let (mut a, mut b, [at_a, _]) = that_meet(51).await;
+    at_a.gauges.set_rtt(Duration::from_millis(20));
+    exchange(&mut a, &mut b, 2, |_| ());
+    let trial = first_trial(&mut a, &mut b).await;
+    let moved = LaneChange::Moved { local: trial.local, remote: trial.remote };
+    a.engine.handle_lane_changed(at_a.serial, moved, Instant::now().into_std());
+    exchange(&mut a, &mut b, 3, |_| ());
+    let both = async {
+        tokio::select! {
+            outcome = a.engine.next() => outcome,
+            outcome = b.engine.next() => outcome,
+        }
+    };
+    tokio::time::pause();
+    assert!(timeout(Duration::from_secs(60), both).await.is_err(), "there is nothing better");
+    a.engine.handle_lane_changed(at_a.serial, LaneChange::Silent, Instant::now().into_std());
+    let back = first_trial(&mut a, &mut b).await;
+    assert_eq!((back.local, back.remote, back.is_better), (at_a.local, at_a.remote, false));
+}
+
+#[tokio::test]
+async fn a_better_path_that_does_not_answer_is_asked_for_again_and_again_ever_more_rarely() {
+    let (mut a, mut b, [_at_a, _]) = that_meet(52).await;
+    b.engine.set_local_addresses(&[b.ip]).unwrap();
+    exchange(&mut a, &mut b, 2, |_| ());
+    tokio::time::pause();
+    let begun = Instant::now();
+    let mut asked = Vec::new();
+    while asked.len() < 7 {
+        let outcome = timeout(Duration::from_secs(600), a.engine.next()).await.expect("it goes on asking");
+        assert!(matches!(outcome, LaneOutcome::Improve { peer: PEER }), "{outcome:?}");
+        asked.push(begun.elapsed().as_secs());
+    }
+    assert!(asked.iter().zip([5, 15, 35, 75, 155, 315, 615]).all(|(at, due)| at.abs_diff(due) <= 1), "{asked:?}");
+}
+
+#[tokio::test]
+async fn probes_of_a_lane_that_stands_are_answered_only_while_both_look() {
+    let (mut a, mut b, _lanes) = that_meet(53).await;
+    let [for_a, _] = requests(&a, &b, 2);
+    let near = near(&b);
+    let mut for_a = for_a;
+    for_a.theirs.candidates.push(Candidate { kind: CandidateKind::Host, ip: near, port: PORT });
+    a.engine.scout(for_a, Instant::now().into_std());
+    tokio::time::pause();
+    let both = async {
+        tokio::select! {
+            outcome = a.engine.next() => outcome,
+            outcome = b.engine.next() => outcome,
+        }
+    };
+    assert!(timeout(Duration::from_secs(60), both).await.is_err(), "b does not know of that exchange");
+    assert!(b.engine.drops().get(ListenerDrop::UnknownProbe) > 0);
+}
+
+#[tokio::test]
+async fn an_offer_with_hundreds_of_candidates_costs_a_bounded_number_of_probes() {
+    let (mut a, mut b, _lanes) = that_meet(54).await;
+    let victim = UdpSocket::bind("127.77.54.9:9000").unwrap();
+    victim.set_nonblocking(true).unwrap();
+    exchange(&mut a, &mut b, 2, |offer| {
+        // A third party, over and over.
+        offer.extensions.candidates = (0..128)
+            .map(|number| OwnCandidate {
+                worker: 0,
+                kind: CandidateKind::Mapped,
+                address: SocketAddr::new("127.77.54.9".parse().unwrap(), 9000 + number % 16),
+            })
+            .collect();
+        offer.candidates = (0..32)
+            .map(|host| Candidate {
+                kind: CandidateKind::Host,
+                ip: Ipv4Addr::new(127, 78, 54, 100 + host).into(),
+                port: PORT,
+            })
+            .collect();
+    });
+    tokio::time::pause();
+    let _ = timeout(Duration::from_secs(60), a.engine.next()).await;
+    let mut received = 0;
+    while victim.recv(&mut [0; 64]).is_ok() {
+        received += 1;
+    }
+    assert!(received <= 2 * 8, "{received} requests, at most eight from each address of ours");
+    // Those of b's requests that came from elsewhere are asked back.
+    assert!(a.engine.probes_sent() <= (2 * SCOUT_PAIRS_MAX * 8) as u64, "{}", a.engine.probes_sent());
+}

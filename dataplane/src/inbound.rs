@@ -45,7 +45,7 @@ impl Arrival {
             DatagramKind::Record => Self::Record,
             DatagramKind::Quic if opens_a_lane(datagram) => Self::Stray,
             DatagramKind::Quic => Self::Quic,
-            DatagramKind::Probe | DatagramKind::Stun => Self::Stray,
+            DatagramKind::Probe | DatagramKind::Bind | DatagramKind::Stun => Self::Stray,
             DatagramKind::Sentinel => Self::Sentinel,
             DatagramKind::Unknown => Self::Garbage,
         }

@@ -4,18 +4,20 @@
 //! turn:   tell control what it had no room for -> completions of the last enter -> write what they have opened -> answer the echoes among it
 //!         -> packets that control has received -> commands -> packets of other workers -> lanes that move -> QUIC, keys and carriers
 //!         -> what waited and may leave now -> seal what it has gathered -> give control what leaves by streams
+//!         -> what is relayed for others
 //!         -> ask what is due on paths -> tell control
 //!         -> one enter (submits all of it, takes in what is new)
 //! ```
 //! `worker/receiving.rs` and `worker/sending.rs` are the two directions, `worker/egress.rs` is what waits to leave while
 //! something is slower than the worker, `worker/stream.rs` what goes by way of control, `worker/lanes.rs` the upkeep, `worker/path.rs` the echoes, `worker/movement.rs`
-//! the lanes that move.
+//! the lanes that move, `worker/forward.rs` those of others.
 //!
 //! While anything happens the worker stays here; when nothing does, it lets others run once, looks again, and then sleeps
 //! until the packet ring, control or another worker or the next QUIC deadline wakes it.
 
 pub(crate) mod carrier;
 mod egress;
+mod forward;
 mod lanes;
 mod movement;
 mod oversized;
@@ -47,6 +49,7 @@ use tracing::warn;
 pub(crate) use self::movement::LaneMovement;
 pub(crate) use self::path::LanePath;
 
+use self::forward::Forwards;
 use self::movement::Movement;
 use self::path::Paths;
 use self::stream::Streams;
@@ -108,6 +111,8 @@ pub(crate) struct State {
     paths: Paths,
     /// Sockets of lanes that move.
     movement: Movement,
+    /// Lanes of others.
+    forwards: Forwards,
     /// Room for one packet: a piece of a super-segment that is not written straight into a record.
     piece: Box<[u8]>,
     /// How many senders may be told that their packets are too big.
@@ -144,6 +149,7 @@ impl State {
             fragments: Fragments::new(),
             paths: Paths::new(mtu, keep_alive),
             movement: Movement::default(),
+            forwards: Forwards::new(Instant::now()),
             piece: vec![0; usize::from(INNER_MTU_MAX)].into(),
             too_big: Bucket::new(TOO_BIG_BURST, TOO_BIG_PER_SECOND, Instant::now()),
             due: Vec::new(),
@@ -224,6 +230,7 @@ impl<E: Engine> Worker<E> {
         happened |= self.depart(now)?;
         self.flush(now)?;
         self.send_batches(now);
+        happened |= self.drive_forwards(now)?;
         self.drive_paths(now)?;
         self.tell_control();
         self.ring.enter()?;
@@ -267,14 +274,18 @@ impl<E: Engine> Worker<E> {
     }
 
     fn is_idle(&mut self) -> bool {
-        self.ring.is_idle() && self.commands.is_empty() && self.delivered.is_empty() && self.hand_over.is_empty()
+        self.ring.is_idle()
+            && self.state.forwards.is_idle()
+            && self.commands.is_empty()
+            && self.delivered.is_empty()
+            && self.hand_over.is_empty()
     }
 
     /// When there is something to do though nothing happens.
     fn wake_at(&self) -> Option<Instant> {
         let retry = (!self.state.untold.is_empty()).then(|| Instant::now() + UNTOLD_PAUSE);
-        let State { deadline, paths, movement, egress, .. } = &self.state;
-        let deadlines = [*deadline, paths.deadline(), movement.deadline, egress.wake_at(), retry];
+        let State { deadline, paths, movement, forwards, egress, .. } = &self.state;
+        let deadlines = [*deadline, paths.deadline(), movement.deadline, forwards.deadline(), egress.wake_at(), retry];
         deadlines.into_iter().flatten().min()
     }
 
@@ -309,6 +320,9 @@ impl<E: Engine> Worker<E> {
                 self.ring.arm_tun_read()?;
             }
             Completion::ReceiveEnded { socket, error } => {
+                if self.note_forward_receive_ended(socket, error.as_ref())? {
+                    return Ok(0);
+                }
                 match error.as_ref().and_then(io::Error::raw_os_error) {
                     None => {}
                     Some(libc::ENOBUFS) => self.counters.udp_buffer_shortages.add(1),
@@ -331,6 +345,9 @@ impl<E: Engine> Worker<E> {
                     }
                     _ => DropReason::SendFailed,
                 };
+                if self.note_forward_failed(socket, reason, tag.packets) {
+                    return Ok(0);
+                }
                 self.count_drop(Some(tag.peer), reason, u64::from(tag.packets));
                 // The socket that a lane has left says nothing of its new one.
                 if self.state.lanes.get(socket).is_some() {
@@ -341,6 +358,7 @@ impl<E: Engine> Worker<E> {
                 self.counters.trains_resent.add(1);
                 let (socket, record_bytes) = self.ring.refused(&train);
                 let is_new = self.ring.resend_singly(train)?;
+                self.note_forwarded_train_refused(socket, record_bytes);
                 if self.state.lanes.get(socket).is_none() {
                     // One that its lane has left.
                     return Ok(0);

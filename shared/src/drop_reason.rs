@@ -63,11 +63,13 @@ pub enum DropReason {
     TunWriteFailed,
     /// The kernel dropped datagrams for us: the socket's receive buffer overflowed.
     ReceiveOverflow,
+    /// A datagram of a lane that we relay for others, beyond what that lane or all such lanes may carry.
+    ForwardRate,
 }
 
 impl DropReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::OutboundMalformed,
         Self::NoRoute,
         Self::NoLane,
@@ -94,6 +96,7 @@ impl DropReason {
         Self::PacketTooBig,
         Self::TunWriteFailed,
         Self::ReceiveOverflow,
+        Self::ForwardRate,
     ];
 
     /// How many reasons there are.
@@ -128,6 +131,7 @@ impl DropReason {
             Self::PacketTooBig => "packet_too_big",
             Self::TunWriteFailed => "tun_write_failed",
             Self::ReceiveOverflow => "receive_overflow",
+            Self::ForwardRate => "forward_rate",
         }
     }
 

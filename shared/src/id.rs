@@ -17,6 +17,9 @@ impl PeerIndex {
     /// In a route table: where the service network's addresses lead, which is no peer. There are fewer peers than that.
     pub const SERVICES: Self = Self(u16::MAX);
 
+    /// Of what is forwarded for others: whose it is nobody here knows.
+    pub const NOBODY: Self = Self(u16::MAX - 1);
+
     /// The index as a table position.
     pub fn position(self) -> usize {
         usize::from(self.0)

@@ -346,6 +346,23 @@ pub const TUN_READS_IN_FLIGHT: u16 = 16;
 pub const UDP_RECEIVES_IN_FLIGHT: u16 = 32;
 /// Bytes of one send buffer: the largest train and the sentinel behind it.
 pub const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// Provided buffers for datagrams of all lanes that one worker relays for others, each for a whole train. They are apart from
+/// [`UDP_RECEIVES_IN_FLIGHT`], so that however much there is to relay, the node's own lanes find theirs.
+pub const FORWARD_RECEIVES_IN_FLIGHT: u16 = 16;
+/// Bytes that a worker forwards in one turn, after its own [`TURN_BYTES`]: with both to do, a fifth of what it moves.
+pub const FORWARD_TURN_BYTES: usize = TURN_BYTES / 4;
+/// Lanes that one worker relays for others. Each is two sockets and 2 KiB.
+pub const FORWARDS_PER_WORKER_MAX: usize = 1024;
+/// Bytes per second that one worker forwards, outer headers included, unless control says otherwise: 1 Gbit/s.
+pub const FORWARDS_BYTES_PER_SECOND: u64 = 125_000_000;
+/// And at once: 8 ms of it.
+pub const FORWARDS_BURST_BYTES: u64 = 1_000_000;
+/// Bytes of one message of `/ringlane/relay/1`, without its length.
+pub const RELAY_MESSAGE_BYTES_MAX: usize = 4096;
+/// Addresses of a relay in one of them, each of one of its workers.
+pub const RELAY_ADDRESSES_MAX: usize = 64;
+/// Largest datagram that is forwarded: the largest that any lane sends.
+pub const FORWARD_DATAGRAM_BYTES_MAX: usize = datagram_bytes_max(INNER_MTU_MAX);
 /// Send buffers of one worker. The last one that came back is the next to be filled, so few of them are ever touched
 /// unless the kernel keeps them.
 pub const SEND_BUFFERS: u16 = 32;
@@ -432,6 +449,10 @@ const _: () = assert!(HAND_OVER_QUEUE_PACKETS >= TURN_BYTES / INNER_MTU_MIN as u
 pub const COMMAND_BUDGET: usize = 16;
 
 const _: () = assert!(TUN_READS_IN_FLIGHT.is_power_of_two() && UDP_RECEIVES_IN_FLIGHT.is_power_of_two());
+const _: () = assert!(FORWARD_RECEIVES_IN_FLIGHT.is_power_of_two());
+// Sockets are numbered with 16 bits.
+const _: () =
+    assert!(LANES_PER_WORKER_MAX * (1 + LANE_OTHER_PATHS_MAX) + 2 * FORWARDS_PER_WORKER_MAX <= u16::MAX as usize);
 // What one turn can queue fits the submission queue.
 const _: () = assert!(RING_ENTRIES as usize > SENDS_IN_FLIGHT as usize + TUN_WRITES_IN_FLIGHT as usize);
 

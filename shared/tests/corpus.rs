@@ -30,6 +30,9 @@ mod packets;
 #[path = "../fuzz/src/rekey.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod rekey;
+#[path = "../fuzz/src/relay.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod relay;
 #[path = "../fuzz/src/routing.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod routing;
@@ -82,6 +85,11 @@ fn the_packets_corpus_is_handled() {
 #[test]
 fn the_rekey_corpus_is_handled() {
     replay("rekey", rekey::rekey);
+}
+
+#[test]
+fn the_relay_corpus_is_handled() {
+    replay("relay", relay::relay);
 }
 
 #[test]

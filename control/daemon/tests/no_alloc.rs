@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt};
 use ringlane_control::lanes::{LaneEngine, LaneEngineConfig, LaneOutcome, LinkStart};
 use ringlane_dataplane::{Dataplane, Tun, spawn};
+use ringlane_shared::bucket::ByteRate;
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{Generation, LaneId, LaneIndex, PeerId, PeerIndex};
 use ringlane_shared::identity::keypair_from_seed;
@@ -21,8 +22,8 @@ use ringlane_shared::lane::keys::Role;
 use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::plane::queue::plane_queue;
 use ringlane_shared::plane::{
-    CarrierChoice, EgressState, Engine, LaneChange, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent,
-    PlaneReceiver, Snapshot, ToControl, WorkerSettings,
+    CarrierChoice, EgressState, Engine, Forward, ForwardCounters, ForwardHalf, ForwardId, LaneChange, LaneHandOver,
+    PeerCounters, PeerEntry, PlaneCommand, PlaneEvent, PlaneReceiver, Snapshot, ToControl, WorkerSettings,
 };
 use ringlane_shared::route::RouteTable;
 use ringlane_shared::wire::offer::{Candidate, CandidateKind, Features, Offer, OfferSecret};
@@ -112,10 +113,113 @@ fn packets_that_queue_for_a_rate_allocate_nothing_either() {
     carries_without_allocating(Engine::IoUring, 1500, Some(500_000_000));
 }
 
+#[test]
+fn what_is_relayed_for_others_allocates_nothing() {
+    relays_without_allocating("what_is_relayed_for_others_allocates_nothing", Engine::IoUring);
+}
+
+#[test]
+fn what_is_relayed_on_epoll_allocates_nothing() {
+    relays_without_allocating("what_is_relayed_on_epoll_allocates_nothing", Engine::Epoll);
+}
+
+/// The lane's handshake, its search for the path MTU and its records all pass a third node, whose worker has no part in it.
+#[test]
+fn a_lane_stands_and_carries_through_a_relay() {
+    if env::var_os(INSIDE).is_none() {
+        return run_in_namespace("a_lane_stands_and_carries_through_a_relay");
+    }
+    ip("link set lo up mtu 1500");
+    let relay = dataplane("rlna2", Engine::IoUring, None).0;
+    let local = |port| SocketAddr::from(([127, 0, 0, 3], port));
+    // Each half is where the other end's lane leads.
+    let ends = [SocketAddr::from(([127, 0, 0, 1], PORT)), SocketAddr::from(([127, 0, 0, 2], PORT))];
+    let halves = [local(PORT), local(PORT + 1)];
+    let forward_halves = [0, 1].map(|half| {
+        let socket = UdpSocket::bind(halves[half]).unwrap();
+        socket.connect(ends[half]).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        ForwardHalf { socket: socket.into(), local: halves[half], remote: ends[half] }
+    });
+    let counters = Arc::new(ForwardCounters::default());
+    let rate = ByteRate { per_second: 10_000_000_000, burst: 1 << 30 };
+    let (id, idle) = (ForwardId(1), Duration::from_secs(600));
+    let forward = Forward { id, halves: forward_halves, rate, idle, counters: Arc::clone(&counters) };
+    relay.commands[0].try_send(PlaneCommand::LimitForwards(rate)).unwrap();
+    relay.commands[0].try_send(PlaneCommand::AddForward(Box::new(forward))).unwrap();
+    carries_through(Engine::IoUring, None, [halves[1], halves[0]]);
+    let datagrams = counters.halves.each_ref().map(|half| half.datagrams.get());
+    assert!(datagrams.iter().all(|datagrams| *datagrams > ROUNDS), "{datagrams:?}");
+    let drops = DropReason::ALL.map(|reason| (reason.name(), counters.drops.get(reason)));
+    // The lane has asked whether its path carries more than it does.
+    assert!(drops.iter().all(|(name, drops)| *drops == 0 || *name == "too_big"), "{drops:?}");
+    relay.commands[0].try_send(PlaneCommand::Stop).unwrap();
+    relay.join();
+}
+
+/// A worker between two sockets that knows nothing of either.
+fn relays_without_allocating(test: &str, engine: Engine) {
+    if env::var_os(INSIDE).is_none() {
+        return run_in_namespace(test);
+    }
+    ip("link set lo up");
+    let side = Side::new(0, engine, None);
+    let half = || {
+        let [ours, far] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [local, remote] = [&ours, &far].map(|socket| socket.local_addr().unwrap());
+        ours.connect(remote).unwrap();
+        far.connect(local).unwrap();
+        [&ours, &far].into_iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
+        (ForwardHalf { socket: ours.into(), local, remote }, far)
+    };
+    let ((a, a_far), (b, b_far)) = (half(), half());
+    let counters = Arc::new(ForwardCounters::default());
+    let rate = ByteRate { per_second: 10_000_000_000, burst: 1 << 30 };
+    let (halves, idle) = ([a, b], Duration::from_secs(600));
+    let forward = Forward { id: ForwardId(1), halves, rate, idle, counters: Arc::clone(&counters) };
+    let commands = &side.dataplane.commands[0];
+    commands.try_send(PlaneCommand::LimitForwards(rate)).unwrap();
+    commands.try_send(PlaneCommand::AddForward(Box::new(forward))).unwrap();
+    let mut buffer = vec![0; 65_536];
+    let mut relay = |round: u64| {
+        for far in [&a_far, &b_far] {
+            let train = round % 4 == 3;
+            setsockopt(far, sockopt::UdpGsoSegment, &(if train { PIECE_BYTES as i32 } else { 0 })).unwrap();
+            match train {
+                true => assert!(far.send(&[3; PIECES as usize * PIECE_BYTES]).is_ok()),
+                false => (0..PIECES).for_each(|_| assert!(far.send(&[1; 200]).is_ok())),
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for far in [&a_far, &b_far] {
+            for _ in 0..PIECES {
+                while far.recv(&mut buffer).is_err() {
+                    assert!(Instant::now() < deadline, "round {round}: datagrams got lost");
+                    std::thread::yield_now();
+                }
+            }
+        }
+    };
+    (0..WARM_UP_ROUNDS).for_each(&mut relay);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    (WARM_UP_ROUNDS..WARM_UP_ROUNDS + ROUNDS).for_each(&mut relay);
+    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let datagrams: u64 = counters.halves.iter().map(|half| half.datagrams.get()).sum();
+    println!("{allocations} allocations for {datagrams} datagrams");
+    assert_eq!(datagrams, 2 * PIECES * (WARM_UP_ROUNDS + ROUNDS));
+    assert!(allocations <= ALLOCATIONS_PER_SECOND_MAX, "{allocations}");
+    side.stop();
+}
+
 fn carries_without_allocating(engine: Engine, underlay_mtu: u16, rate_bits_per_s: Option<u64>) {
     ip(&format!("link set lo up mtu {underlay_mtu}"));
+    carries_through(engine, rate_bits_per_s, [1, 2].map(|host| SocketAddr::from(([127, 0, 0, host], PORT))));
+}
+
+/// `reached` are the addresses at which the sides reach each other.
+fn carries_through(engine: Engine, rate_bits_per_s: Option<u64>, reached: [SocketAddr; 2]) {
     let mut sides = [0, 1].map(|number| Side::new(number, engine, rate_bits_per_s));
-    let lanes = establish();
+    let lanes = establish(reached);
     for (side, lane) in sides.iter_mut().zip(lanes) {
         side.own(lane);
     }
@@ -186,14 +290,10 @@ impl Side {
     /// away what arrives there.
     fn new(number: u8, engine: Engine, rate_bits_per_s: Option<u64>) -> Self {
         let interface = format!("rlna{number}");
-        let settings = WorkerSettings { engine, rate_bits_per_s, ..WorkerSettings::new(MTU, 1) };
-        let tun = Tun::create(&interface, 1, settings.offloads).unwrap();
+        let (dataplane, events) = dataplane(&interface, engine, rate_bits_per_s);
         ip(&format!("address add 10.{number}.0.1/32 dev {interface}"));
         ip(&format!("link set {interface} up mtu {MTU}"));
         ip(&format!("route add 10.{}.0.0/16 dev {interface}", 1 - number));
-        let (sender, events) = plane_queue(|| {});
-        let (batches, _) = plane_queue(|| {});
-        let dataplane = spawn(tun, &settings, &ToControl { events: sender, batches }).unwrap();
         Self { number, dataplane, events, counters: Arc::new([PeerCounters::default()]) }
     }
 
@@ -227,6 +327,15 @@ impl Side {
     }
 }
 
+/// A dataplane of one worker, and where it tells what happens.
+fn dataplane(interface: &str, engine: Engine, rate_bits_per_s: Option<u64>) -> (Dataplane, PlaneReceiver<PlaneEvent>) {
+    let settings = WorkerSettings { engine, rate_bits_per_s, ..WorkerSettings::new(MTU, 1) };
+    let tun = Tun::create(interface, 1, settings.offloads).unwrap();
+    let (sender, events) = plane_queue(|| {});
+    let (batches, _) = plane_queue(|| {});
+    (spawn(tun, &settings, &ToControl { events: sender, batches }).unwrap(), events)
+}
+
 /// A socket whose packets leave through side `from`'s TUN.
 fn sender(from: u8, to: u8, port: u16) -> UdpSocket {
     let socket = UdpSocket::bind((Ipv4Addr::new(10, from, 0, 1), port)).unwrap();
@@ -235,7 +344,7 @@ fn sender(from: u8, to: u8, port: u16) -> UdpSocket {
 }
 
 /// Both ends of a lane between two nodes on loopback.
-fn establish() -> [Box<LaneHandOver>; 2] {
+fn establish(reached: [SocketAddr; 2]) -> [Box<LaneHandOver>; 2] {
     let ips = [1, 2].map(|host| IpAddr::from(Ipv4Addr::new(127, 0, 0, host)));
     let keypairs = [1, 2].map(|seed| keypair_from_seed([seed; 32].into()).unwrap());
     let lanes = LaneIndex::all(1, 1).collect();
@@ -247,7 +356,7 @@ fn establish() -> [Box<LaneHandOver>; 2] {
         port: PORT,
         lane_id_base: LaneId::new(1 + node as u32).unwrap(),
         lanes,
-        candidates: vec![Candidate { kind: CandidateKind::Host, ip: ips[node], port: PORT }],
+        candidates: vec![Candidate { kind: CandidateKind::Host, ip: reached[node].ip(), port: reached[node].port() }],
         extensions: Default::default(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -281,7 +390,7 @@ fn establish() -> [Box<LaneHandOver>; 2] {
         };
         tokio::time::timeout(PATIENCE, both).await.expect("the lane comes up");
         let lanes = [client_lane.unwrap(), server_lane.unwrap()];
-        assert_eq!(lanes[0].remote, SocketAddr::new(ips[1], PORT));
+        assert_eq!(lanes[0].remote, reached[1]);
         lanes
     })
 }

@@ -31,7 +31,7 @@ impl LaneEngine {
             DatagramKind::Probe => self.handle_probe(path, datagram, now),
             DatagramKind::Record => self.handle_record(path, datagram, now),
             DatagramKind::Sentinel => Ok(()),
-            DatagramKind::Stun | DatagramKind::Unknown => Err(ListenerDrop::Unrecognised),
+            DatagramKind::Stun | DatagramKind::Bind | DatagramKind::Unknown => Err(ListenerDrop::Unrecognised),
         };
         if let Err(reason) = dropped {
             self.drops.count(reason);

@@ -107,6 +107,8 @@ impl Control {
                     self.engine.handle_path_seen(serial, local, from, now);
                 }
                 PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
+                // Nobody has been allotted one yet.
+                PlaneEvent::ForwardEnded { worker, id, end } => debug!(%worker, ?id, ?end, "forward ended"),
                 PlaneEvent::Failed { worker, message } => {
                     self.stopped |= 1 << worker.0;
                     return Err(ControlError::WorkerFailed { worker, message });

@@ -4,6 +4,7 @@
 //! read  (TUN)      -> TunBuffer      -> recycle                                                 tun.rs
 //! receive (socket) -> ReceiveBuffer  -> freeze -> write (TUN) ... -> back to be filled by itself  receive.rs
 //! take_send_buffer -> SendBuffer     -> send (socket)         ... -> back to the pool by itself   send.rs
+//! receive (forward) -> ForwardBuffer -> forward (other half)  ... -> back to be filled by itself  forward.rs
 //! ```
 //! Every buffer is the engine's or ours. Ours is shown by a token ([`TunBuffer`], [`ReceiveBuffer`], [`FrozenBuffer`],
 //! [`SendBuffer`]) that cannot be copied; giving the buffer away consumes it.
@@ -14,6 +15,7 @@
 mod assembly;
 mod engine;
 mod epoll;
+mod forward;
 mod provided_buffers;
 mod receive;
 mod send;
@@ -29,14 +31,16 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 use ringlane_shared::limits::{
-    ASSEMBLY_BUFFER_BYTES, ASSEMBLY_BUFFERS, RING_ENTRIES, SEND_BUFFER_BYTES, SEND_BUFFERS, SENDS_IN_FLIGHT,
-    SUPER_SEGMENT_BYTES_MAX, TUN_READS_IN_FLIGHT, TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
+    ASSEMBLY_BUFFER_BYTES, ASSEMBLY_BUFFERS, FORWARD_DATAGRAM_BYTES_MAX, FORWARD_RECEIVES_IN_FLIGHT, RING_ENTRIES,
+    SEND_BUFFER_BYTES, SEND_BUFFERS, SENDS_IN_FLIGHT, SUPER_SEGMENT_BYTES_MAX, TUN_READS_IN_FLIGHT,
+    TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
 };
 use ringlane_shared::plane::{Offload, Offloads};
 
 pub(crate) use self::assembly::Assemblies;
 pub(crate) use self::engine::Engine;
 pub(crate) use self::epoll::Epoll;
+pub(crate) use self::forward::{ForwardBuffer, ToForward};
 pub(crate) use self::receive::{FrozenBuffer, ReceiveBuffer};
 pub(crate) use self::send::{RefusedTrain, SendBuffer, SendTag, Train};
 pub(crate) use self::tun::{TunBuffer, TunWrite, WriteTag};
@@ -102,6 +106,10 @@ struct SocketEntry {
     /// Whether its network device takes trains, as far as is known.
     sends_trains: bool,
     is_ipv6: bool,
+    /// Whether it is a forward's, and receives into the forwards' buffers.
+    is_forward: bool,
+    /// Whether anything has come since its receive was armed, if it is a forward's.
+    has_received: bool,
     sends: u16,
 }
 
@@ -153,6 +161,8 @@ pub(crate) struct PacketRing<E: Engine> {
     sockets: Vec<SocketEntry>,
     free_sockets: Vec<u16>,
     send_offset: usize,
+    forward_buffers: Buffers,
+    /// Of the send buffers, then of the forwards' buffers.
     send_states: Box<[SendState]>,
     free_send_buffers: Vec<u16>,
     sends: Box<[SendEntry]>,
@@ -164,6 +174,7 @@ pub(crate) struct PacketRing<E: Engine> {
     free_writes: Vec<u16>,
     super_segments_taken: bool,
     completions: VecDeque<Completion>,
+    to_forward: VecDeque<ToForward>,
 }
 
 impl<E: Engine> PacketRing<E> {
@@ -189,9 +200,15 @@ impl<E: Engine> PacketRing<E> {
         let assembly_buffers =
             Buffers { offset: receive_buffers.end(), count: ASSEMBLY_BUFFERS, bytes_each: ASSEMBLY_BUFFER_BYTES };
         let send_offset = assembly_buffers.end();
-        let slab_bytes = send_offset + SEND_BUFFER_BYTES * usize::from(SEND_BUFFERS);
-        let slab = ManuallyDrop::new(Slab::map(slab_bytes, offloads.has(Offload::HugePages))?);
-        let engine = E::new(&slab, tun_buffers, receive_buffers, &tun, wake)?;
+        let forward_bytes =
+            RECEIVE_PREFIX_BYTES + if receives_trains { SUPER_SEGMENT_BYTES_MAX } else { FORWARD_DATAGRAM_BYTES_MAX };
+        let forward_buffers = Buffers {
+            offset: send_offset + SEND_BUFFER_BYTES * usize::from(SEND_BUFFERS),
+            count: FORWARD_RECEIVES_IN_FLIGHT,
+            bytes_each: forward_bytes.next_multiple_of(CACHE_LINE_BYTES),
+        };
+        let slab = ManuallyDrop::new(Slab::map(forward_buffers.end(), offloads.has(Offload::HugePages))?);
+        let engine = E::new(&slab, tun_buffers, receive_buffers, forward_buffers, &tun, wake)?;
 
         Ok(Self {
             engine,
@@ -208,7 +225,8 @@ impl<E: Engine> PacketRing<E> {
             sockets: Vec::new(),
             free_sockets: Vec::new(),
             send_offset,
-            send_states: vec![SendState::default(); usize::from(SEND_BUFFERS)].into(),
+            forward_buffers,
+            send_states: vec![SendState::default(); usize::from(SEND_BUFFERS + FORWARD_RECEIVES_IN_FLIGHT)].into(),
             free_send_buffers: (0..SEND_BUFFERS).rev().collect(),
             sends: (0..SENDS_IN_FLIGHT).map(|_| SendEntry::empty()).collect(),
             free_sends: (0..SENDS_IN_FLIGHT).rev().collect(),
@@ -219,6 +237,7 @@ impl<E: Engine> PacketRing<E> {
             free_writes: (0..TUN_WRITES_IN_FLIGHT).rev().collect(),
             super_segments_taken: false,
             completions: VecDeque::with_capacity(RING_ENTRIES as usize * 4),
+            to_forward: VecDeque::with_capacity(usize::from(FORWARD_RECEIVES_IN_FLIGHT)),
         })
     }
 
@@ -265,7 +284,7 @@ impl<E: Engine> PacketRing<E> {
 
     /// Whether nothing is left to be handled, submitted or taken in: only what happens from now on ends a sleep.
     pub(crate) fn is_idle(&mut self) -> bool {
-        self.completions.is_empty() && E::is_idle(self)
+        self.completions.is_empty() && self.to_forward.is_empty() && E::is_idle(self)
     }
 
     /// Does everything queued and takes in what has finished.

@@ -11,7 +11,7 @@ use ringlane_shared::lane::rekey::Rekey;
 use ringlane_shared::lane::seal::{Opened, Sequence};
 use ringlane_shared::limits::LANES_PER_WORKER_MAX;
 use ringlane_shared::path::mtu::MTU_BASE;
-use ringlane_shared::plane::{LaneEnd, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent};
+use ringlane_shared::plane::{ForwardEnd, LaneEnd, LaneHandOver, PeerCounters, PeerEntry, PlaneCommand, PlaneEvent};
 use ringlane_shared::wire::echo::Echo;
 use ringlane_shared::wire::frame::{FrameKind, Frames};
 
@@ -52,6 +52,9 @@ impl<E: Engine> Worker<E> {
             }
             PlaneCommand::PassOn(passed) => self.take_passed_on(*passed, now),
             PlaneCommand::TryPath(trial) => self.try_path(*trial, now)?,
+            PlaneCommand::AddForward(forward) => self.add_forward(*forward, now)?,
+            PlaneCommand::RemoveForward(id) => self.remove_forward(id, ForwardEnd::Removed)?,
+            PlaneCommand::LimitForwards(rate) => self.limit_forwards(rate, now),
             PlaneCommand::Stop => {
                 for slot in self.state.lanes.slots() {
                     self.close_lane(slot, CLOSE_RETIRED, LaneEnd::Retired, now)?;

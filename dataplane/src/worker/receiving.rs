@@ -201,7 +201,12 @@ impl<E: Engine> Worker<E> {
 }
 
 /// Gives a datagram that is not a lane's back to control; when control is that busy, the sender will try again.
-fn hand_back(events: &PlaneSender<PlaneEvent>, ends: Ends, from: Option<std::net::SocketAddr>, datagram: &[u8]) {
+pub(super) fn hand_back(
+    events: &PlaneSender<PlaneEvent>,
+    ends: Ends,
+    from: Option<std::net::SocketAddr>,
+    datagram: &[u8],
+) {
     let from = from.unwrap_or(ends.remote);
     let _ = events.try_send(PlaneEvent::Stray(Stray { local: ends.local, from, datagram: datagram.into() }));
 }
@@ -212,6 +217,6 @@ fn is_more_than_an_echo(frames: &[u8]) -> bool {
 }
 
 /// Compares what identifies a sender; flow label and scope do not.
-fn is_same_address(a: std::net::SocketAddr, b: std::net::SocketAddr) -> bool {
+pub(super) fn is_same_address(a: std::net::SocketAddr, b: std::net::SocketAddr) -> bool {
     a.ip() == b.ip() && a.port() == b.port()
 }

@@ -36,6 +36,8 @@ use crate::worker::*;
 mod carrier;
 #[path = "tests/egress.rs"]
 mod egress;
+#[path = "tests/forward.rs"]
+mod forward;
 #[path = "tests/moving.rs"]
 mod moving;
 #[path = "tests/stream.rs"]
@@ -44,6 +46,8 @@ mod stream;
 const MTU: u16 = 1420;
 const PEER: PeerIndex = PeerIndex(0);
 const SERIAL: LaneSerial = LaneSerial(7);
+/// What takes so long does not come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Bed {
     worker: Worker<UnderTest>,
@@ -144,7 +148,8 @@ impl Bed {
 
     /// Turns until `done`, and returns what that found.
     fn until<T>(&mut self, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
-        for _ in 0..1000 {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
             if let Some(found) = done(self) {
                 return found;
             }

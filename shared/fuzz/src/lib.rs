@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod offload;
 pub mod packets;
 pub mod rekey;
+pub mod relay;
 pub mod routing;
 pub mod service;
 pub mod twin;

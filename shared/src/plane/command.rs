@@ -5,8 +5,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::counters::LaneGauges;
+use super::forward::{Forward, ForwardId};
 use super::settings::CarrierChoice;
 use super::snapshot::Snapshot;
+use crate::bucket::ByteRate;
 use crate::id::{LaneId, LaneIndex, LaneSerial, PeerIndex};
 use crate::lane::connection::LaneConnection;
 use crate::lane::epoch::EpochSecrets;
@@ -27,6 +29,14 @@ pub enum PlaneCommand {
     PassOn(Box<PassedOn>),
     /// Find out whether this lane's peer answers on another path, and move there if it does.
     TryPath(Box<TrialPath>),
+    /// Relay this lane of two others from now on. Answered with [`super::PlaneEvent::ForwardEnded`] when it ends, at once if
+    /// it cannot begin.
+    AddForward(Box<Forward>),
+    /// Relay this lane no more. Unknown ids are ignored: it may have ended by itself meanwhile.
+    RemoveForward(ForwardId),
+    /// What all forwards of this worker together may carry, both directions together; until it is said, at
+    /// [`FORWARDS_BYTES_PER_SECOND`](crate::limits::FORWARDS_BYTES_PER_SECOND).
+    LimitForwards(ByteRate),
     /// Close all lanes, telling their peers, and end. Answered with [`super::PlaneEvent::Stopped`].
     Stop,
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::egress::EgressGauges;
+use super::forward::ForwardedCounters;
 use super::offload::OffloadGauges;
 use super::settings::Engine;
 use crate::drop_reason::DropReason;
@@ -109,6 +110,8 @@ pub struct WorkerCounters {
     pub trains_resent: Counter,
     /// Drops that belong to no peer.
     pub drops: DropCounters,
+    /// What was forwarded of lanes that the node relays.
+    pub forwarded: ForwardedCounters,
     /// What waits to leave.
     pub egress: EgressGauges,
     /// What became of the offloads this worker uses.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::batch::PacketBatch;
 use super::counters::LaneCarrier;
+use super::forward::{ForwardEnd, ForwardId};
 use super::queue::PlaneSender;
 use super::snapshot::Snapshot;
 use crate::id::{Generation, LaneIndex, LaneSerial, PeerIndex, WorkerId};
@@ -65,6 +66,15 @@ pub enum PlaneEvent {
     /// A datagram that a lane's socket received and that is not the lane's: a probe, a handshake, or a stranger's
     /// packet from before the socket was connected. Bounded by the queue; dropped when that is full.
     Stray(Stray),
+    /// A relayed lane has ended and its sockets are closed.
+    ForwardEnded {
+        /// Who forwarded it.
+        worker: WorkerId,
+        /// Which.
+        id: ForwardId,
+        /// Why.
+        end: ForwardEnd,
+    },
     /// The worker cannot go on. The process must end.
     Failed {
         /// Who.

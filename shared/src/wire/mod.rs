@@ -1,5 +1,6 @@
 //! Outer messages: parse and emit, nothing else. `docs/protocol.md` states the same bytes for other implementers.
 
+pub mod bind;
 pub mod connect;
 pub mod echo;
 pub mod extensions;
@@ -13,6 +14,7 @@ pub mod pex;
 pub mod probe;
 pub mod record;
 pub mod rekey;
+pub mod relay;
 pub mod routing;
 pub mod secrets;
 pub mod service;

@@ -22,6 +22,7 @@ pub(crate) trait Engine: Sized {
         slab: &Slab,
         tun_buffers: Buffers,
         receive_buffers: Buffers,
+        forward_buffers: Buffers,
         tun: &OwnedFd,
         wake: &OwnedFd,
     ) -> io::Result<Self>;
@@ -37,7 +38,7 @@ pub(crate) trait Engine: Sized {
     /// Queues the write of entry `id`.
     fn write_tun(ring: &mut PacketRing<Self>, id: u16) -> io::Result<()>;
 
-    /// Begins to receive on a socket, until it ends.
+    /// Begins to receive on a socket, until it ends: into receive buffers, or into forwards' buffers if it is a forward's.
     fn receive(ring: &mut PacketRing<Self>, slot: SocketSlot, socket: RawFd) -> io::Result<()>;
 
     /// Ends to receive on a socket; [`PacketRing::end_receive`] follows, now or later.
@@ -45,6 +46,9 @@ pub(crate) trait Engine: Sized {
 
     /// Gives a receive buffer back to be filled; the caller has consumed its token.
     fn provide_receive(ring: &mut PacketRing<Self>, id: u16);
+
+    /// Gives a forward's buffer back to be filled; the caller has consumed its token.
+    fn provide_forward(ring: &mut PacketRing<Self>, id: u16);
 
     /// Queues the send of entry `id`.
     fn send(ring: &mut PacketRing<Self>, id: u16, socket: RawFd) -> io::Result<()>;

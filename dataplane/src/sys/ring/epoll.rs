@@ -16,8 +16,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use ringlane_shared::limits::{
-    EPOLL_EVENTS, RECEIVES_PER_CALL, SENDS_IN_FLIGHT, SENDS_PER_CALL, TUN_READS_IN_FLIGHT, TUN_WRITES_IN_FLIGHT,
-    UDP_RECEIVES_IN_FLIGHT,
+    EPOLL_EVENTS, FORWARD_RECEIVES_IN_FLIGHT, RECEIVES_PER_CALL, SENDS_IN_FLIGHT, SENDS_PER_CALL, TUN_READS_IN_FLIGHT,
+    TUN_WRITES_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT,
 };
 use rustix::event::{Timespec, epoll};
 
@@ -43,8 +43,22 @@ const SLEEP_MAX: Duration = Duration::from_secs(3600);
 struct Watched {
     /// Of the socket that was made known to epoll last.
     generation: u16,
-    /// It is in [`Epoll::readable`].
+    /// It is in [`Intake::readable`].
     is_listed: bool,
+    is_forward: bool,
+}
+
+/// What is received into buffers of one kind.
+struct Intake {
+    /// Sockets that may have something, each once, in the order of their turns.
+    readable: VecDeque<SocketSlot>,
+    free_buffers: Vec<u16>,
+}
+
+impl Intake {
+    fn new(buffers: u16) -> Self {
+        Self { readable: VecDeque::new(), free_buffers: (0..buffers).rev().collect() }
+    }
 }
 
 /// One epoll instance, what it has told, and the buffers that wait to be filled.
@@ -57,9 +71,8 @@ pub(crate) struct Epoll {
     tun_is_readable: bool,
     free_tun_buffers: Vec<u16>,
     watched: Vec<Watched>,
-    /// Sockets that may have something, each once, in the order of their turns.
-    readable: VecDeque<SocketSlot>,
-    free_receive_buffers: Vec<u16>,
+    of_lanes: Intake,
+    of_forwards: Intake,
     sends: VecDeque<u16>,
     writes: Vec<u16>,
     calls: u64,
@@ -70,7 +83,14 @@ impl Engine for Epoll {
         0
     }
 
-    fn new(_slab: &Slab, _tun: Buffers, _receive: Buffers, tun: &OwnedFd, wake: &OwnedFd) -> io::Result<Self> {
+    fn new(
+        _slab: &Slab,
+        _tun: Buffers,
+        _receive: Buffers,
+        _forward: Buffers,
+        tun: &OwnedFd,
+        wake: &OwnedFd,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         // Told once for each signal, so that nobody has to read the eventfd.
         epoll::add(&epoll, wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN | epoll::EventFlags::ET)?;
@@ -82,8 +102,8 @@ impl Engine for Epoll {
             tun_is_readable: false,
             free_tun_buffers: (0..TUN_READS_IN_FLIGHT).rev().collect(),
             watched: Vec::new(),
-            readable: VecDeque::new(),
-            free_receive_buffers: (0..UDP_RECEIVES_IN_FLIGHT).rev().collect(),
+            of_lanes: Intake::new(UDP_RECEIVES_IN_FLIGHT),
+            of_forwards: Intake::new(FORWARD_RECEIVES_IN_FLIGHT),
             sends: VecDeque::with_capacity(usize::from(SENDS_IN_FLIGHT)),
             writes: Vec::with_capacity(usize::from(TUN_WRITES_IN_FLIGHT)),
             calls: 0,
@@ -105,6 +125,7 @@ impl Engine for Epoll {
     }
 
     fn receive(ring: &mut PacketRing<Self>, slot: SocketSlot, socket: RawFd) -> io::Result<()> {
+        let is_forward = ring.sockets[slot.position()].is_forward;
         let Self { epoll, watched, .. } = &mut ring.engine;
         if watched.len() <= slot.position() {
             watched.resize(slot.position() + 1, Watched::default());
@@ -114,7 +135,7 @@ impl Engine for Epoll {
             // SAFETY: the descriptor is that of a socket that the ring holds and has just looked at.
             let socket = unsafe { BorrowedFd::borrow_raw(socket) };
             epoll::add(&*epoll, socket, epoll::EventData::new_u64(name(slot)), epoll::EventFlags::IN)?;
-            *watched = Watched { generation: slot.generation, is_listed: false };
+            *watched = Watched { generation: slot.generation, is_listed: false, is_forward };
         }
         ring.engine.list(slot);
         Ok(())
@@ -129,7 +150,11 @@ impl Engine for Epoll {
     }
 
     fn provide_receive(ring: &mut PacketRing<Self>, id: u16) {
-        ring.engine.free_receive_buffers.push(id);
+        ring.engine.of_lanes.free_buffers.push(id);
+    }
+
+    fn provide_forward(ring: &mut PacketRing<Self>, id: u16) {
+        ring.engine.of_forwards.free_buffers.push(id);
     }
 
     fn send(ring: &mut PacketRing<Self>, id: u16, _socket: RawFd) -> io::Result<()> {
@@ -145,7 +170,8 @@ impl Engine for Epoll {
             ring.engine.poll(Duration::ZERO)?;
         }
         read_tun(ring);
-        receive(ring);
+        receive::<false>(ring);
+        receive::<true>(ring);
         Ok(())
     }
 
@@ -160,8 +186,9 @@ impl Engine for Epoll {
     }
 
     fn is_idle(ring: &mut PacketRing<Self>) -> bool {
-        let Self { sends, writes, readable, tun_is_readable, .. } = &ring.engine;
-        sends.is_empty() && writes.is_empty() && readable.is_empty() && !(*tun_is_readable && ring.tun_reading)
+        let Self { sends, writes, of_lanes, of_forwards, tun_is_readable, .. } = &ring.engine;
+        let hears_nothing = of_lanes.readable.is_empty() && of_forwards.readable.is_empty();
+        sends.is_empty() && writes.is_empty() && hears_nothing && !(*tun_is_readable && ring.tun_reading)
     }
 
     /// Whatever happens ends a sleep: it is one in `epoll_wait`.
@@ -216,8 +243,13 @@ impl Epoll {
             && watched.generation == slot.generation
             && !std::mem::replace(&mut watched.is_listed, true)
         {
-            self.readable.push_back(slot);
+            let is_forward = watched.is_forward;
+            self.intake(is_forward).readable.push_back(slot);
         }
+    }
+
+    fn intake(&mut self, of_forwards: bool) -> &mut Intake {
+        if of_forwards { &mut self.of_forwards } else { &mut self.of_lanes }
     }
 }
 
@@ -298,13 +330,13 @@ fn read_tun(ring: &mut PacketRing<Epoll>) {
 }
 
 /// Receives from one readable socket after the other, until there is nothing more or nothing to receive into.
-fn receive(ring: &mut PacketRing<Epoll>) {
-    while !ring.engine.free_receive_buffers.is_empty() {
-        let Some(slot) = ring.engine.readable.pop_front() else { return };
+fn receive<const OF_FORWARDS: bool>(ring: &mut PacketRing<Epoll>) {
+    while !ring.engine.intake(OF_FORWARDS).free_buffers.is_empty() {
+        let Some(slot) = ring.engine.intake(OF_FORWARDS).readable.pop_front() else { return };
         let socket = ring.entry(slot).filter(|entry| entry.receiving).and_then(|entry| entry.socket.as_ref());
         let socket = socket.map(AsRawFd::as_raw_fd);
         let received = match socket {
-            Some(socket) => receive_from(ring, slot, socket),
+            Some(socket) => receive_from::<OF_FORWARDS>(ring, slot, socket),
             None => Ok(false),
         };
         let has_more = matches!(received, Ok(true));
@@ -314,7 +346,7 @@ fn receive(ring: &mut PacketRing<Epoll>) {
             watched.is_listed = has_more;
         }
         if has_more {
-            ring.engine.readable.push_back(slot);
+            ring.engine.intake(OF_FORWARDS).readable.push_back(slot);
         }
         if let Err(error) = received {
             ring.end_receive(slot, Some(error));
@@ -323,16 +355,21 @@ fn receive(ring: &mut PacketRing<Epoll>) {
 }
 
 /// One call's worth of a socket's datagrams. Returns whether there may be more.
-fn receive_from(ring: &mut PacketRing<Epoll>, slot: SocketSlot, socket: RawFd) -> io::Result<bool> {
+fn receive_from<const OF_FORWARDS: bool>(
+    ring: &mut PacketRing<Epoll>,
+    slot: SocketSlot,
+    socket: RawFd,
+) -> io::Result<bool> {
+    let buffers = if OF_FORWARDS { ring.forward_buffers } else { ring.receive_buffers };
     // SAFETY: all-zero is a valid `mmsghdr`: null pointers and numbers.
     let mut messages: [libc::mmsghdr; RECEIVES_PER_CALL] = unsafe { std::mem::zeroed() };
     let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; RECEIVES_PER_CALL];
     let mut wanted = 0;
-    let free = ring.engine.free_receive_buffers.iter().rev();
+    let free = ring.engine.intake(OF_FORWARDS).free_buffers.iter().rev();
     for ((message, vector), &id) in messages.iter_mut().zip(&mut vectors).zip(free) {
-        let buffer = ring.receive_buffers.address(&ring.slab, id).as_ptr();
+        let buffer = buffers.address(&ring.slab, id).as_ptr();
         vector.iov_base = buffer.wrapping_add(RECEIVE_PREFIX_BYTES).cast();
-        vector.iov_len = ring.receive_buffers.bytes_each - RECEIVE_PREFIX_BYTES;
+        vector.iov_len = buffers.bytes_each - RECEIVE_PREFIX_BYTES;
         let header = &mut message.msg_hdr;
         header.msg_name = buffer.cast();
         header.msg_namelen = NAME_BYTES as libc::socklen_t;
@@ -356,17 +393,20 @@ fn receive_from(ring: &mut PacketRing<Epoll>, slot: SocketSlot, socket: RawFd) -
         };
     };
     for message in &messages[..received] {
-        let Some(id) = ring.engine.free_receive_buffers.pop() else { break };
-        let datagram = datagram(ring, id, message);
-        ring.complete_receive(slot, id, datagram);
+        let Some(id) = ring.engine.intake(OF_FORWARDS).free_buffers.pop() else { break };
+        let datagram = datagram(ring, buffers, id, message);
+        match OF_FORWARDS {
+            false => ring.complete_receive(slot, id, datagram),
+            true => ring.complete_forward(slot, id, datagram),
+        }
     }
     // What is left behind an error that ended the call early, epoll tells again.
     Ok(received == wanted as usize)
 }
 
 /// What the kernel says of the datagram that it has just put into a buffer.
-fn datagram(ring: &PacketRing<Epoll>, id: u16, message: &libc::mmsghdr) -> Datagram {
-    let buffer = ring.receive_buffers.address(&ring.slab, id);
+fn datagram(ring: &PacketRing<Epoll>, buffers: Buffers, id: u16, message: &libc::mmsghdr) -> Datagram {
+    let buffer = buffers.address(&ring.slab, id);
     // SAFETY: the buffer is larger than what stands before the datagram, and nobody has its token yet.
     let prefix = unsafe { std::slice::from_raw_parts(buffer.as_ptr(), RECEIVE_PREFIX_BYTES) };
     let header = &message.msg_hdr;
@@ -374,7 +414,7 @@ fn datagram(ring: &PacketRing<Epoll>, id: u16, message: &libc::mmsghdr) -> Datag
     let control_bytes = CONTROL_BYTES.min(header.msg_controllen as _);
     let is_truncated = header.msg_flags & libc::MSG_TRUNC != 0;
     let payload_bytes = if is_truncated { 0 } else { message.msg_len as usize };
-    let end = (RECEIVE_PREFIX_BYTES + payload_bytes).min(ring.receive_buffers.bytes_each);
+    let end = (RECEIVE_PREFIX_BYTES + payload_bytes).min(buffers.bytes_each);
     Datagram {
         range: RECEIVE_PREFIX_BYTES..end,
         from: parse_socket_address(&prefix[..name_bytes]),

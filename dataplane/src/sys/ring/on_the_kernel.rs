@@ -13,6 +13,9 @@ use super::UnderTest;
 use crate::sys::ring::*;
 use crate::sys::vnet_header::VnetHeader;
 
+#[path = "on_the_kernel/forward.rs"]
+mod forward;
+
 const PEER: PeerIndex = PeerIndex(3);
 const TAG: SendTag = SendTag { peer: PEER, packets: 1 };
 const WRITE_TAG: WriteTag = WriteTag { peer: PEER, packets: 1 };

@@ -48,6 +48,10 @@ pub(super) struct ReceiveState {
 impl<E: Engine> PacketRing<E> {
     /// Takes in a connected socket and starts receiving on it.
     pub(crate) fn add_socket(&mut self, socket: UdpSocket) -> io::Result<SocketSlot> {
+        self.take_in(socket, false)
+    }
+
+    pub(super) fn take_in(&mut self, socket: UdpSocket, is_forward: bool) -> io::Result<SocketSlot> {
         report_receive_overflow(socket.as_fd())?;
         if self.receives_trains {
             receive_trains(socket.as_fd())?;
@@ -63,6 +67,8 @@ impl<E: Engine> PacketRing<E> {
                     closing: false,
                     sends_trains: false,
                     is_ipv6: false,
+                    is_forward: false,
+                    has_received: false,
                     sends: 0,
                 });
                 index
@@ -70,7 +76,7 @@ impl<E: Engine> PacketRing<E> {
         };
         let is_ipv6 = socket.local_addr().is_ok_and(|address| address.is_ipv6());
         let entry = &mut self.sockets[usize::from(index)];
-        entry.is_ipv6 = is_ipv6;
+        (entry.is_ipv6, entry.is_forward) = (is_ipv6, is_forward);
         entry.generation = entry.generation.wrapping_add(1);
         entry.socket = Some(socket);
         entry.closing = false;
@@ -96,7 +102,7 @@ impl<E: Engine> PacketRing<E> {
             return Ok(());
         };
         let socket = socket.as_raw_fd();
-        entry.receiving = true;
+        (entry.receiving, entry.has_received) = (true, false);
         let queued = E::receive(self, slot, socket);
         if queued.is_err()
             && let Some(entry) = self.entry(slot)

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use ringlane_shared::id::PeerIndex;
-use ringlane_shared::limits::SEND_BUFFER_BYTES;
+use ringlane_shared::limits::{SEND_BUFFER_BYTES, SEND_BUFFERS};
 use rustix::net::sockopt::{ip_mtu, ipv6_mtu};
 
 use super::{Completion, Engine, PacketRing, SocketSlot, TunBuffer};
@@ -60,6 +60,13 @@ pub(crate) struct Train {
     pub(crate) class: u8,
 }
 
+impl Train {
+    /// Whether all of several records are equally long.
+    fn is_uniform(&self) -> bool {
+        self.records > 1 && self.bytes == usize::from(self.records) * self.record_bytes
+    }
+}
+
 /// How much of a send buffer is the kernel's.
 #[derive(Clone, Copy, Default)]
 pub(super) struct SendState {
@@ -77,7 +84,7 @@ pub(super) struct SendEntry {
     control: SendControl,
     pub(super) socket: SocketSlot,
     buffer: u16,
-    /// Where it begins in the buffer.
+    /// Where it begins in the slab.
     at: usize,
     pub(super) train: Train,
     tag: SendTag,
@@ -192,12 +199,11 @@ impl<E: Engine> PacketRing<E> {
     ) -> io::Result<()> {
         let sends_trains = self.sends_trains(slot);
         let ends_with_sentinel = self.ends_with_sentinel && sends_trains;
-        let at = self.send_states[usize::from(buffer.0)].queued_bytes;
+        let at = self.send_at(buffer.0) + self.send_states[usize::from(buffer.0)].queued_bytes;
         let room = self.send_room(buffer);
         train.bytes = train.bytes.min(room.len());
         let end = train.bytes + behind;
-        let is_uniform = train.records > 1 && train.bytes == usize::from(train.records) * train.record_bytes;
-        if ends_with_sentinel && is_uniform && end < room.len() {
+        if ends_with_sentinel && train.is_uniform() && end < room.len() {
             // A train whose last datagram is shorter is one that the broken drivers get right.
             room.copy_within(train.bytes..end, train.bytes + 1);
             room[train.bytes] = 0;
@@ -212,8 +218,17 @@ impl<E: Engine> PacketRing<E> {
 
     /// Lets go of a send buffer; it comes back by itself when all that was queued from it has been sent.
     pub(crate) fn release_send_buffer(&mut self, buffer: SendBuffer) {
-        self.send_states[usize::from(buffer.0)].released = true;
-        self.free_if_done(buffer.0);
+        self.release_sent(buffer.0);
+    }
+
+    pub(super) fn release_sent(&mut self, buffer: u16) {
+        self.send_states[usize::from(buffer)].released = true;
+        self.free_if_done(buffer);
+    }
+
+    /// Whether a train is to be followed by a sentinel.
+    pub(super) fn wants_sentinel(&self, train: Train, sends_trains: bool) -> bool {
+        self.ends_with_sentinel && sends_trains && train.is_uniform()
     }
 
     /// Queues every record of a refused train by itself, and from now on every one on its socket. Returns whether that is
@@ -243,7 +258,14 @@ impl<E: Engine> PacketRing<E> {
         self.send_offset + usize::from(buffer) * SEND_BUFFER_BYTES
     }
 
-    fn queue_singly(&mut self, slot: SocketSlot, buffer: u16, at: usize, train: Train, tag: SendTag) -> io::Result<()> {
+    pub(super) fn queue_singly(
+        &mut self,
+        slot: SocketSlot,
+        buffer: u16,
+        at: usize,
+        train: Train,
+        tag: SendTag,
+    ) -> io::Result<()> {
         let mut left = u32::from(train.records);
         let mut packets = tag.packets;
         let end = at + train.bytes;
@@ -258,7 +280,14 @@ impl<E: Engine> PacketRing<E> {
         Ok(())
     }
 
-    fn queue_send(&mut self, slot: SocketSlot, buffer: u16, at: usize, train: Train, tag: SendTag) -> io::Result<()> {
+    pub(super) fn queue_send(
+        &mut self,
+        slot: SocketSlot,
+        buffer: u16,
+        at: usize,
+        train: Train,
+        tag: SendTag,
+    ) -> io::Result<()> {
         if self.free_sends.is_empty() {
             self.enter()?;
         }
@@ -280,8 +309,8 @@ impl<E: Engine> PacketRing<E> {
 
     /// Has the engine do send `id`, whose entry is filled and counted.
     fn submit_send(&mut self, id: u16) -> io::Result<()> {
-        let SendEntry { socket: slot, buffer, at, train, .. } = self.sends[usize::from(id)];
-        let address = self.slab.address(self.send_at(buffer) + at, train.bytes);
+        let SendEntry { socket: slot, at, train, .. } = self.sends[usize::from(id)];
+        let address = self.slab.address(at, train.bytes);
         let entry = self.entry(slot).and_then(|entry| Some((entry.socket.as_ref()?.as_raw_fd(), entry.is_ipv6)));
         let Some((socket, is_ipv6)) = entry else {
             self.end_send(id);
@@ -353,7 +382,10 @@ impl<E: Engine> PacketRing<E> {
         let state = &mut self.send_states[usize::from(buffer)];
         if state.released && state.sends == 0 {
             state.released = false;
-            self.free_send_buffers.push(buffer);
+            match buffer.checked_sub(SEND_BUFFERS) {
+                None => self.free_send_buffers.push(buffer),
+                Some(forwarded) => E::provide_forward(self, forwarded),
+            }
         }
     }
 }

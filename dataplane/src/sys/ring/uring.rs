@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
-use ringlane_shared::limits::{RING_ENTRIES, TUN_READS_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT};
+use ringlane_shared::limits::{FORWARD_RECEIVES_IN_FLIGHT, RING_ENTRIES, TUN_READS_IN_FLIGHT, UDP_RECEIVES_IN_FLIGHT};
 
 use super::provided_buffers::ProvidedBuffers;
 use super::receive::RECEIVE_PREFIX_BYTES;
@@ -22,6 +22,7 @@ use crate::sys::slab::Slab;
 
 const TUN_GROUP: u16 = 0;
 const RECEIVE_GROUP: u16 = 1;
+const FORWARD_GROUP: u16 = 2;
 
 const ENTER_GETEVENTS: u32 = 1;
 
@@ -34,6 +35,7 @@ enum Operation {
     Send = 3,
     TunWrite = 4,
     Cancel = 5,
+    Forward = 6,
 }
 
 fn user_data(operation: Operation, index: u16, generation: u16) -> u64 {
@@ -45,6 +47,7 @@ pub(crate) struct Uring {
     ring: IoUring,
     tun_buffers: ProvidedBuffers,
     receive_buffers: ProvidedBuffers,
+    forward_buffers: ProvidedBuffers,
     /// What every receive asks for.
     receive_message: Box<libc::msghdr>,
     must_publish: bool,
@@ -54,13 +57,14 @@ pub(crate) struct Uring {
 
 impl Engine for Uring {
     fn slab_bytes() -> usize {
-        entry_bytes(TUN_READS_IN_FLIGHT) + entry_bytes(UDP_RECEIVES_IN_FLIGHT)
+        entry_bytes(TUN_READS_IN_FLIGHT) + entry_bytes(UDP_RECEIVES_IN_FLIGHT) + entry_bytes(FORWARD_RECEIVES_IN_FLIGHT)
     }
 
     fn new(
         slab: &Slab,
         tun_buffers: Buffers,
         receive_buffers: Buffers,
+        forward_buffers: Buffers,
         _tun: &OwnedFd,
         wake: &OwnedFd,
     ) -> io::Result<Self> {
@@ -78,13 +82,25 @@ impl Engine for Uring {
             provided.publish();
             io::Result::Ok(provided)
         };
+        let receive_at = entry_bytes(TUN_READS_IN_FLIGHT);
+        let forward_at = receive_at + entry_bytes(UDP_RECEIVES_IN_FLIGHT);
         let tun_buffers = register(0, TUN_GROUP, tun_buffers)?;
-        let receive_buffers = register(entry_bytes(TUN_READS_IN_FLIGHT), RECEIVE_GROUP, receive_buffers)?;
+        let receive_buffers = register(receive_at, RECEIVE_GROUP, receive_buffers)?;
+        let forward_buffers = register(forward_at, FORWARD_GROUP, forward_buffers)?;
         // SAFETY: all-zero is a valid `msghdr`: null pointers and lengths.
         let mut receive_message: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         receive_message.msg_namelen = NAME_BYTES as libc::socklen_t;
         receive_message.msg_controllen = CONTROL_BYTES as _;
-        Ok(Self { ring, tun_buffers, receive_buffers, receive_message, must_publish: false, enters: 0, sleeper: None })
+        Ok(Self {
+            ring,
+            tun_buffers,
+            receive_buffers,
+            forward_buffers,
+            receive_message,
+            must_publish: false,
+            enters: 0,
+            sleeper: None,
+        })
     }
 
     fn read_tun(ring: &mut PacketRing<Self>) -> io::Result<()> {
@@ -105,17 +121,30 @@ impl Engine for Uring {
 
     fn receive(ring: &mut PacketRing<Self>, slot: SocketSlot, socket: RawFd) -> io::Result<()> {
         let message: *const libc::msghdr = &raw const *ring.engine.receive_message;
-        let receive = opcode::RecvMsgMulti::new(Fd(socket), message, RECEIVE_GROUP).build();
-        push(ring, &receive.user_data(user_data(Operation::Receive, slot.index, slot.generation)))
+        let (group, operation) = match ring.sockets[slot.position()].is_forward {
+            true => (FORWARD_GROUP, Operation::Forward),
+            false => (RECEIVE_GROUP, Operation::Receive),
+        };
+        let receive = opcode::RecvMsgMulti::new(Fd(socket), message, group).build();
+        push(ring, &receive.user_data(user_data(operation, slot.index, slot.generation)))
     }
 
     fn stop_receiving(ring: &mut PacketRing<Self>, slot: SocketSlot) -> io::Result<()> {
-        let cancel = opcode::AsyncCancel::new(user_data(Operation::Receive, slot.index, slot.generation)).build();
+        let operation = match ring.sockets[slot.position()].is_forward {
+            true => Operation::Forward,
+            false => Operation::Receive,
+        };
+        let cancel = opcode::AsyncCancel::new(user_data(operation, slot.index, slot.generation)).build();
         push(ring, &cancel.user_data(user_data(Operation::Cancel, 0, 0)))
     }
 
     fn provide_receive(ring: &mut PacketRing<Self>, id: u16) {
         ring.engine.receive_buffers.provide(&ring.slab, id);
+        ring.engine.must_publish = true;
+    }
+
+    fn provide_forward(ring: &mut PacketRing<Self>, id: u16) {
+        ring.engine.forward_buffers.provide(&ring.slab, id);
         ring.engine.must_publish = true;
     }
 
@@ -132,10 +161,12 @@ impl Engine for Uring {
 
     /// The one system call of a turn: it also runs the kernel's deferred work.
     fn enter(ring: &mut PacketRing<Self>) -> io::Result<()> {
-        let Self { ring: uring, tun_buffers, receive_buffers, must_publish, enters, .. } = &mut ring.engine;
+        let Self { ring: uring, tun_buffers, receive_buffers, forward_buffers, must_publish, enters, .. } =
+            &mut ring.engine;
         if std::mem::take(must_publish) {
             tun_buffers.publish();
             receive_buffers.publish();
+            forward_buffers.publish();
         }
         let queued = uring.submission().len() as u32;
         *enters += 1;
@@ -269,7 +300,7 @@ fn complete(ring: &mut PacketRing<Uring>, user_data: u64, result: i32, flags: u3
         operation if operation == Operation::Receive as u8 => {
             let slot = SocketSlot { index, generation };
             if let (None, Some(id)) = (&error, cqueue::buffer_select(flags)) {
-                let datagram = parse_received(ring, id, result as usize);
+                let datagram = parse_received(ring, ring.receive_buffers, id, result as usize);
                 ring.complete_receive(slot, id, datagram);
             }
             if !cqueue::more(flags) {
@@ -278,14 +309,24 @@ fn complete(ring: &mut PacketRing<Uring>, user_data: u64, result: i32, flags: u3
         }
         operation if operation == Operation::Send as u8 => ring.complete_send(index, error),
         operation if operation == Operation::TunWrite as u8 => ring.complete_write(index, error),
+        operation if operation == Operation::Forward as u8 => {
+            let slot = SocketSlot { index, generation };
+            if let (None, Some(id)) = (&error, cqueue::buffer_select(flags)) {
+                let datagram = parse_received(ring, ring.forward_buffers, id, result as usize);
+                ring.complete_forward(slot, id, datagram);
+            }
+            if !cqueue::more(flags) {
+                ring.end_receive(slot, error);
+            }
+        }
         _ => {}
     }
 }
 
 /// Reads what the kernel has put before a datagram, in a buffer that it has just given to us.
-fn parse_received(ring: &PacketRing<Uring>, id: u16, bytes: usize) -> Datagram {
-    let address = ring.receive_buffers.address(&ring.slab, id);
-    let bytes = bytes.min(ring.receive_buffers.bytes_each);
+fn parse_received(ring: &PacketRing<Uring>, buffers: Buffers, id: u16, bytes: usize) -> Datagram {
+    let address = buffers.address(&ring.slab, id);
+    let bytes = bytes.min(buffers.bytes_each);
     // SAFETY: the buffer is ours since its completion, and nobody has its token yet.
     let received = unsafe { std::slice::from_raw_parts(address.as_ptr(), bytes) };
     let Ok(message) = RecvMsgOut::parse(received, &ring.engine.receive_message) else {

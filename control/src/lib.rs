@@ -27,6 +27,7 @@ pub mod environment;
 pub mod exchange;
 pub mod lanes;
 pub mod metrics;
+mod nat;
 pub mod netlink;
 pub mod packets;
 mod ready;

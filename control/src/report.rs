@@ -14,6 +14,7 @@ use ringlane_shared::limits::{
 use ringlane_shared::plane::{CarrierChoice, LaneCarrier, StreamForm, WorkerCounters};
 
 use crate::admin::discovery::DiscoveryStatus;
+use crate::admin::nat::NatStatus;
 use crate::admin::status::{
     AddressStatus, Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo,
     NodeStatus, PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
@@ -40,6 +41,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) node: &'a Node,
     pub(crate) packets: &'a Packets,
     pub(crate) movement: MovementCounters,
+    pub(crate) nat: NatStatus,
     pub(crate) exchange: ExchangeCounters,
     pub(crate) listener_drops: &'a ListenerDrops,
     pub(crate) workers: &'a [Arc<WorkerCounters>],
@@ -91,6 +93,7 @@ impl<T> Reporter<'_, T> {
                 dropped: queue.map(|queue| queue.dropped),
             },
             movement: movement_status(self.movement),
+            nat: self.nat.clone(),
             gate: self.gate(),
             discovery: DiscoveryStatus::new(self.node.mdns_counters(), self.exchange),
             underlay: UnderlayStatus::new(&self.settings.control.web, self.node.lan()),

@@ -11,6 +11,7 @@ mod discovery;
 mod lanes;
 mod links;
 mod metrics;
+mod nat;
 mod packets;
 mod routes;
 mod services;
@@ -45,6 +46,7 @@ use crate::environment::Environment;
 use crate::exchange::{PeerExchange, Progress};
 use crate::lanes::{LaneEngine, LaneEngineError, LaneOutcome, LinkStart};
 use crate::metrics::{MetricsServer, ScrapeRequest};
+use crate::nat::Nat;
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::packets::{Packets, PacketsEvent};
 use crate::services::{ServiceIntent, ServiceNetwork};
@@ -215,6 +217,7 @@ struct Control {
     stopped: u64,
     admin: AdminServer,
     metrics: Option<MetricsServer>,
+    nat: Nat,
     /// Answers questions as long as it is there.
     _names: Option<NameServer>,
     cache: PeerCache,
@@ -233,6 +236,7 @@ enum Happening {
     Addresses,
     Admin(AdminRequest),
     Scrape(ScrapeRequest),
+    NatIsDue,
     Deadline,
     CacheIsDue,
     WatchdogIsDue,
@@ -266,6 +270,7 @@ impl Control {
                 () = self.changes.next() => Happening::Addresses,
                 request = self.admin.next() => Happening::Admin(request),
                 request = MetricsServer::next(self.metrics.as_mut()) => Happening::Scrape(request),
+                () = self.nat.next() => Happening::NatIsDue,
                 () = wait_until(deadline) => Happening::Deadline,
                 _ = cache_timer.tick() => Happening::CacheIsDue,
                 _ = watchdog_timer.tick() => Happening::WatchdogIsDue,
@@ -292,6 +297,7 @@ impl Control {
                     }
                 }
                 Happening::Scrape(request) => request.send(self.exposition().await),
+                Happening::NatIsDue => self.plan_nat(now),
                 Happening::Deadline => self.coordinator.handle_timeout(now),
                 Happening::CacheIsDue => {
                     self.save_cache();

@@ -13,6 +13,7 @@
 //! | [`wire`] | outer messages: records, frames, offers, probes; parse and emit, nothing else |
 //! | [`packet`] | inner packets: IP headers, checksums, flows |
 //! | [`lane`] | a lane's cryptography and its QUIC connection |
+//! | [`stun`] | what others see of our ports: a client, a server, and what NATs do |
 //! | [`route`] | longest-prefix match from a destination to a peer |
 //! | [`path`] | candidates and the probes of them; what a lane's path carries, who answers on it, and when it is left |
 //! | [`bucket`] | how often something may happen |
@@ -31,4 +32,5 @@ pub mod packet;
 pub mod path;
 pub mod plane;
 pub mod route;
+pub mod stun;
 pub mod wire;

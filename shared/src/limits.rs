@@ -695,3 +695,34 @@ pub const METRICS_REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Lanes whose figures are served one by one; a dozen lines of 250 bytes each.
 pub const METRICS_LANES_MAX: usize = 4096;
 const _: () = assert!(ADMIN_RESPONSE_BYTES_MAX > 250 * (12 * METRICS_LANES_MAX + 24 * PEERS_MAX));
+
+/// Bytes of a STUN message that are read. Ours have at most [`STUN_REQUEST_BYTES_V6`]; a public server's may say more.
+pub const STUN_BYTES_MAX: usize = 548;
+/// Bytes of a STUN request to a peer over IPv4: as many as its answer, so that nobody gains by asking in another's name.
+pub const STUN_REQUEST_BYTES_V4: usize = 64;
+/// The same over IPv6.
+pub const STUN_REQUEST_BYTES_V6: usize = 100;
+/// Addresses of peers whose STUN requests are answered: connections, lanes and what their offers name.
+pub const STUN_SOURCES_MAX: usize = 8192;
+/// STUN requests that are answered to one address at once: a node's round from all of its ports, and one more.
+pub const STUN_PER_SOURCE_BURST: u32 = 256;
+/// And per second after that.
+pub const STUN_PER_SOURCE_PER_SECOND: u32 = 32;
+/// STUN requests that are answered to all addresses together at once.
+pub const STUN_ANSWERS_BURST: u32 = 1024;
+/// And per second after that: 25 kB.
+pub const STUN_ANSWERS_PER_SECOND: u32 = 256;
+/// STUN servers that can be configured.
+pub const STUN_SERVERS_MAX: usize = 8;
+/// Addresses of one of them that are used.
+pub const STUN_ADDRESSES_PER_SERVER_MAX: usize = 4;
+/// Addresses of ours that ask STUN servers; the others share their networks.
+pub const STUN_HOSTS_MAX: usize = 8;
+/// Servers that one address of ours knows: peers and configured ones.
+pub const STUN_TARGETS_MAX: usize = 32;
+/// Lane ports of one address that ask: the first of them, where there are more workers.
+pub const STUN_PORTS_MAX: usize = 16;
+/// STUN requests that leave at once, those sent again included.
+pub const STUN_REQUESTS_BURST: u32 = 32;
+/// And per second after that.
+pub const STUN_REQUESTS_PER_SECOND: u32 = 128;

@@ -39,6 +39,9 @@ mod routing;
 #[path = "../fuzz/src/service.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod service;
+#[path = "../fuzz/src/stun.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod stun;
 #[path = "../fuzz/src/twin.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod twin;
@@ -135,6 +138,11 @@ fn the_coalesce_corpus_is_handled() {
 #[test]
 fn the_service_corpus_is_handled() {
     replay("service", service::service);
+}
+
+#[test]
+fn the_stun_corpus_is_handled() {
+    replay("stun", stun::stun);
 }
 
 #[test]

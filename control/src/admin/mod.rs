@@ -17,6 +17,7 @@
 
 mod client;
 pub mod discovery;
+pub mod nat;
 mod server;
 pub mod status;
 pub mod underlay;

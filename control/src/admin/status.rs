@@ -13,6 +13,7 @@ use ringlane_shared::plane::{Offload, WorkerCounters};
 use serde::{Deserialize, Serialize};
 
 use super::discovery::DiscoveryStatus;
+use super::nat::NatStatus;
 use super::underlay::UnderlayStatus;
 
 /// Drops by the stable name of their reason; only reasons that occurred.
@@ -33,6 +34,9 @@ pub struct NodeStatus {
     /// What became of lanes' other paths.
     #[serde(default)]
     pub movement: MovementStatus,
+    /// What is known of the NATs before the node.
+    #[serde(default)]
+    pub nat: NatStatus,
     /// Connections, dials, streams and offers that were refused, by reason; reasons that did not occur are left out.
     #[serde(default)]
     pub gate: Drops,

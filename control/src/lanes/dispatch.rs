@@ -31,7 +31,8 @@ impl LaneEngine {
             DatagramKind::Probe => self.handle_probe(path, datagram, now),
             DatagramKind::Record => self.handle_record(path, datagram, now),
             DatagramKind::Sentinel => Ok(()),
-            DatagramKind::Stun | DatagramKind::Bind | DatagramKind::Unknown => Err(ListenerDrop::Unrecognised),
+            DatagramKind::Stun => self.handle_stun(path, datagram, now),
+            DatagramKind::Bind | DatagramKind::Unknown => Err(ListenerDrop::Unrecognised),
         };
         if let Err(reason) = dropped {
             self.drops.count(reason);

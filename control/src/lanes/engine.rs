@@ -32,6 +32,7 @@ use super::movement::{Standing, candidates_of};
 use super::quic::QuicConfig;
 use super::scouting::{ProbeRate, Scouting};
 use super::setup::{Crypto, LaneFailure, LaneSetup, Link, Step, path_of};
+use super::stun::Stun;
 use super::tls::{LaneTls, PublicKeyInfo, TlsError};
 
 /// Datagrams taken from one socket before the others have their turn.
@@ -113,6 +114,8 @@ pub enum LaneOutcome {
         /// Which peer.
         peer: PeerIndex,
     },
+    /// What is known of our NAT, or what others see of our ports, is other than it was.
+    NatChanged,
     /// Something about a lane that stands is for its worker. It may be dropped if that takes no orders for now.
     Order {
         /// Which worker.
@@ -162,6 +165,7 @@ pub struct LaneEngine {
     /// How many of them are orders.
     pub(super) orders: usize,
     pub(super) drops: ListenerDrops,
+    pub(super) stun: Stun,
     serials: u64,
     buffer: Vec<u8>,
     /// A lane's socket has been made since all sockets were last read.
@@ -198,6 +202,7 @@ impl LaneEngine {
             outcomes: VecDeque::new(),
             orders: 0,
             drops: ListenerDrops::default(),
+            stun: Stun::new(port, workers, now()),
             serials: 0,
             // One byte more than the largest datagram tells that one from a truncated larger one.
             buffer: vec![0; datagram_bytes_max + 1],
@@ -318,7 +323,8 @@ impl LaneEngine {
 
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let setups = self.setups.values().map(LaneSetup::poll_timeout);
-        let others = self.standing.poll_timeout().into_iter().chain(self.scouts_timeout());
+        let others =
+            self.standing.poll_timeout().into_iter().chain(self.scouts_timeout()).chain(self.stun.poll_timeout());
         let Some(deadline) = setups.chain(others).min() else { return Poll::Pending };
         let deadline = tokio::time::Instant::from_std(deadline);
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
@@ -364,6 +370,7 @@ impl LaneEngine {
     fn tick(&mut self, now: Instant) {
         self.search(now);
         self.tick_scouts(now);
+        self.ask_stun(now);
         let due: Vec<Key> =
             self.setups.iter().filter(|(_, setup)| setup.poll_timeout() <= now).map(|(key, _)| *key).collect();
         for key in due {
@@ -500,7 +507,10 @@ impl LaneEngine {
                 false
             }
             LaneOutcome::Failed { peer: of, index, .. } => *of != peer || !lanes.contains(*index),
-            LaneOutcome::Established { .. } | LaneOutcome::Order { .. } | LaneOutcome::Improve { .. } => true,
+            LaneOutcome::Established { .. }
+            | LaneOutcome::Order { .. }
+            | LaneOutcome::NatChanged
+            | LaneOutcome::Improve { .. } => true,
         });
     }
 

@@ -26,6 +26,7 @@ mod quic;
 mod scouting;
 mod setup;
 mod socket;
+mod stun;
 pub mod tls;
 
 pub use drops::{ListenerDrop, ListenerDrops};

@@ -5,6 +5,7 @@ use std::time::Instant;
 use ringlane_shared::config::Scope;
 use tracing::{info, warn};
 
+use super::nat::networks;
 use super::{Control, deny_own};
 use crate::addresses::{ListenPlan, lan, segments};
 
@@ -20,6 +21,7 @@ impl Control {
             }
         };
         deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
+        self.nat.set_networks(networks(&host), now);
         let lan = lan(&host, &self.settings.interface);
         if self.settings.control.web.scope == Scope::Lan {
             self.engine.set_lan(lan.clone());
@@ -52,5 +54,7 @@ impl Control {
         }
         self.coordinator.set_addresses(&plan.lanes, now);
         self.plan = plan;
+        self.plan_nat(now);
+        self.engine.ask_stun_anew(now);
     }
 }

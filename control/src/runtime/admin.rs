@@ -47,6 +47,7 @@ impl Control {
             node: &self.node,
             packets: &self.packets,
             movement: self.engine.movement(),
+            nat: self.nat_status(),
             exchange: self.exchange.counters(),
             listener_drops: self.engine.drops(),
             workers: &self.workers.counters,

@@ -41,6 +41,7 @@ impl Control {
                     info!(peer = self.name(index), id = %peer, %remote, "connected");
                 }
                 self.packets.handle_connected(index, now);
+                self.nat.look_soon(now);
                 self.coordinator.handle_connected(index, now);
             }
             NodeEvent::PeerDisconnected { peer } => {
@@ -68,6 +69,7 @@ impl Control {
                     }
                     Ok(offer) => {
                         self.engine.set_candidates(index, &offer, now);
+                        self.nat.handle_offer(index, &offer, now);
                         self.coordinator.handle_offer(index, offer, token, now);
                     }
                     Err(error) => {
@@ -86,6 +88,7 @@ impl Control {
                 };
                 if let Ok(Answer::Offer(theirs)) = &answer {
                     self.engine.set_candidates(peer, theirs, now);
+                    self.nat.handle_offer(peer, theirs, now);
                 }
                 self.coordinator.handle_answer(peer, ask, answer, now);
             }

@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::discovery::discovery;
+use super::nat::networks;
 use super::routes::Routing;
 use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
 use crate::addresses::{ListenPlan, inner_networks, lan, segments};
@@ -30,6 +31,7 @@ use crate::coordinator::{Coordinator, Us};
 use crate::dns::NameServer;
 use crate::exchange::{self, PeerExchange};
 use crate::lanes::{LaneEngine, LaneEngineConfig, ListenError};
+use crate::nat::Nat;
 use crate::netlink::{HostAddress, InterfaceConfig, Netlink, NetlinkError, forwarding_warnings, refuse_connected};
 use crate::packets::{self, Packets};
 use crate::signals::Signals;
@@ -187,6 +189,8 @@ impl Control {
         let ready = format!("interface {}, {} peers", settings.interface, settings.peers.len());
         let names = NameServer::start(&settings, id, interface);
         notify(Notice::Ready(ready));
+        let mut nat = Nat::new(&settings.nat.stun_servers, workers.commands.len() as u8, started);
+        nat.set_networks(networks(&host), started);
         let configured_addresses = settings.peers.iter().map(|peer| peer.addresses.len()).sum();
         let mut control = Self {
             settings,
@@ -220,6 +224,7 @@ impl Control {
             stopped: 0,
             admin,
             metrics: None,
+            nat,
             _names: names,
             cache,
             cache_file,

@@ -148,6 +148,8 @@ pub struct ConnectionInfo {
     pub established: Instant,
     /// The last round-trip time measured, if any.
     pub rtt: Option<Duration>,
+    /// Where the peer sees us on it, as it says.
+    pub observed: Option<Multiaddr>,
     /// What carries it; `None` if its address does not tell.
     pub transport: Option<TransportName>,
     /// What the peer has said on it that it is.
@@ -191,6 +193,7 @@ impl ConnectionInfo {
             direction: if endpoint.is_dialer() { Direction::Outbound } else { Direction::Inbound },
             established,
             rtt: None,
+            observed: None,
             transport: address::transport_of(remote),
             kind: None,
             confirmed: endpoint.is_listener(),

@@ -17,6 +17,7 @@ pub mod rekey;
 pub mod relay;
 pub mod routing;
 pub mod service;
+pub mod stun;
 pub mod twin;
 pub mod watched;
 pub mod wire;

@@ -8,6 +8,7 @@ mod dns;
 mod error;
 mod hyprspace;
 mod metrics;
+mod nat;
 mod routes;
 mod services;
 mod toml;
@@ -28,6 +29,7 @@ use self::error::Report;
 pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
 pub use self::metrics::{METRICS_PORT_VARIABLE, MetricsSettings};
+pub use self::nat::{NatSettings, StunServer};
 pub use self::routes::{RouteSettings, parse_network};
 pub use self::services::{ServiceSettings, ServiceTarget};
 pub use self::toml::{carrier_word, cipher_word, parse_toml};
@@ -68,6 +70,8 @@ pub struct Settings {
     pub dns: DnsSettings,
     /// The metrics' settings.
     pub metrics: MetricsSettings,
+    /// The settings about NATs.
+    pub nat: NatSettings,
     /// The configured peers, in the file's order; the position is the [`crate::id::PeerIndex`].
     pub peers: Vec<PeerSettings>,
     /// The services this node offers, ordered by name.

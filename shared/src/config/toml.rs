@@ -8,7 +8,7 @@ use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
 use super::{
-    ConfigError, DEFAULT_PORT, IdentitySettings, RouteSettings, Settings, Switch, discovery, dns, metrics, routes,
+    ConfigError, DEFAULT_PORT, IdentitySettings, RouteSettings, Settings, Switch, discovery, dns, metrics, nat, routes,
     services, web,
 };
 use crate::lane::keys::CipherChoice;
@@ -21,8 +21,8 @@ use crate::limits::{
 use crate::plane::{CarrierChoice, Engine, Offload};
 
 /// Every key there is, by table.
-const SCHEMA: [(&str, &[&str]); 11] = [
-    ("", &["interface", "identity", "control", "dataplane", "dns", "metrics", "peers", "services"]),
+const SCHEMA: [(&str, &[&str]); 12] = [
+    ("", &["interface", "identity", "control", "dataplane", "dns", "metrics", "nat", "peers", "services"]),
     ("identity", &["key_file"]),
     (
         "control",
@@ -66,6 +66,7 @@ const SCHEMA: [(&str, &[&str]); 11] = [
     ("dataplane.offload", &OFFLOAD_KEYS),
     ("dns", &["enabled", "domain", "resolved", "listen"]),
     ("metrics", &["listen"]),
+    ("nat", &["stun_servers"]),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
     ("peers.routes", &["net", "metric"]),
     ("services", &services::KEYS),
@@ -136,6 +137,9 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     }
     if let Some(table) = section(&root, "metrics", report) {
         draft.metrics = metrics::read(&table, report);
+    }
+    if let Some(table) = section(&root, "nat", report) {
+        draft.nat = nat::read(&table, report);
     }
     if let Some(item) = root.get("peers") {
         let items = item.list(PEERS_MAX, report).unwrap_or_default();

@@ -12,7 +12,7 @@ use super::services::{self, ServiceDraft};
 use super::tree::{Place, Placed};
 use super::{
     ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, DiscoverySettings, DnsSettings, IdentitySettings,
-    MetricsSettings, PeerSettings, RouteSettings, STATE_DIRECTORY, Settings, Switch, WebSettings, value,
+    MetricsSettings, NatSettings, PeerSettings, RouteSettings, STATE_DIRECTORY, Settings, Switch, WebSettings, value,
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
@@ -69,6 +69,7 @@ pub(super) struct Draft {
     pub(super) keep_alive_seconds: u16,
     pub(super) dns: DnsSettings,
     pub(super) metrics: MetricsSettings,
+    pub(super) nat: NatSettings,
     pub(super) peers: Vec<PeerDraft>,
     pub(super) services: Vec<ServiceDraft>,
 }
@@ -118,6 +119,7 @@ impl Draft {
             keep_alive_seconds: KEEP_ALIVE_SECONDS_DEFAULT,
             dns: DnsSettings::default(),
             metrics: MetricsSettings::default(),
+            nat: NatSettings::default(),
             peers: Vec::new(),
             services: Vec::new(),
         }
@@ -188,6 +190,7 @@ impl Draft {
             },
             dns: self.dns,
             metrics: self.metrics,
+            nat: self.nat,
             peers: self.peers.into_iter().filter_map(peer).collect(),
             services,
             warnings: report.into_warnings()?,

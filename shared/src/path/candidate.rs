@@ -7,17 +7,6 @@ use ipnet::IpNet;
 use crate::limits::PROBE_PAIRS_MAX;
 use crate::wire::offer::CandidateKind;
 
-/// Where one worker of a node can be reached, as the node knows it from others: a port mapping, or what a STUN server saw.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct OwnCandidate {
-    /// Which worker.
-    pub worker: u8,
-    /// How the node knows of it.
-    pub kind: CandidateKind,
-    /// The address, as others see it.
-    pub address: SocketAddr,
-}
-
 /// One way a lane could go: from an address of ours to one of the peer's. Our port follows from the lane.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Pair {
@@ -25,6 +14,17 @@ pub struct Pair {
     pub local: IpAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
+}
+
+/// Where one of our workers' lane ports can be reached, beside the addresses of our interfaces.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct OwnCandidate {
+    /// Whose port.
+    pub worker: u8,
+    /// How we know of it.
+    pub kind: CandidateKind,
+    /// What others send to.
+    pub address: SocketAddr,
 }
 
 /// Which addresses may be an end of a lane. Owner: control.

@@ -59,6 +59,7 @@ struct Summary<'a> {
     copy_ecn: bool,
     dns: Names,
     metrics: Option<SocketAddr>,
+    stun_servers: Vec<String>,
     peers: Vec<Peer<'a>>,
     services: Vec<Service<'a>>,
     warnings: &'a [String],
@@ -190,6 +191,7 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
             resolved: settings.dns.resolved,
         },
         metrics: settings.metrics.listen,
+        stun_servers: settings.nat.stun_servers.iter().map(ToString::to_string).collect(),
         peers: peers.collect(),
         services: services.collect(),
         warnings: &settings.warnings,
@@ -266,6 +268,7 @@ fn describe(summary: &Summary<'_>) -> String {
     let names = &summary.dns;
     let told = if names.resolved { ", systemd-resolved is told" } else { "" };
     line("names", if names.enabled { format!("{} at {}{told}", names.zone, names.listen) } else { "off".to_owned() });
+    summary.stun_servers.iter().for_each(|server| line("stun", server.clone()));
     summary.metrics.iter().for_each(|address| line("metrics", format!("http://{address}/metrics")));
     for peer in &summary.peers {
         line("peer", if peer.name.is_empty() { peer.id.clone() } else { format!("{} ({})", peer.id, peer.name) });

@@ -177,6 +177,10 @@ key_file = {key_file}
 # [metrics]
 # listen = "127.0.0.1:9100"
 
+# Whom to ask, beside peers, what NATs make of the lanes' ports, such as "stun.example:3478".
+# [nat]
+# stun_servers = []
+
 # One entry for each peer, as `ringlane init` printed it on that node.
 # [[peers]]
 # name = "site-b"

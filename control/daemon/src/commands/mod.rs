@@ -7,6 +7,7 @@ pub(crate) mod init;
 pub(crate) mod keygen;
 pub(crate) mod load;
 pub(crate) mod metrics;
+mod nat;
 pub(crate) mod peers;
 pub(crate) mod route;
 pub(crate) mod status;

@@ -11,6 +11,7 @@ use ringlane_control::admin::status::{
 use ringlane_control::admin::{AdminCommand, request};
 use ringlane_shared::plane::{EgressState, Offload, OffloadState};
 
+use super::nat;
 use super::text::{self, Table};
 use crate::cli::InterfaceArgs;
 
@@ -42,6 +43,9 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     detail(&mut out, "proxy", status.underlay.proxy.as_deref().unwrap_or_default());
     for (position, service) in status.services.offered.iter().enumerate() {
         detail(&mut out, if position == 0 { "services" } else { "" }, &service_line(service));
+    }
+    for (position, line) in nat::lines(&status.nat).iter().enumerate() {
+        detail(&mut out, if position == 0 { "nat" } else { "" }, line);
     }
     detail(&mut out, "refused", &drops(&status.services.refused));
     detail(&mut out, "dropped", &drops(&status.drops));
@@ -229,6 +233,7 @@ mod tests {
     use ringlane_shared::plane::{Engine, WorkerCounters};
 
     use ringlane_control::admin::discovery::DiscoveryStatus;
+    use ringlane_control::admin::nat::NatStatus;
     use ringlane_control::admin::underlay::UnderlayStatus;
 
     use super::*;
@@ -343,6 +348,7 @@ mod tests {
             },
             tun: TunStatus { queue_packets: Some(500), dropped: Some(34) },
             movement: MovementStatus::default(),
+            nat: NatStatus::default(),
             gate: Drops::from([("not_configured".to_owned(), 3)]),
             discovery: DiscoveryStatus::default(),
             underlay: UnderlayStatus::default(),

@@ -18,7 +18,8 @@ use crate::cli::UpArgs;
 use crate::{host, notify};
 
 /// What is logged unless `RINGLANE_LOG` says otherwise.
-const DEFAULT_FILTER: &str = "ringlane=info,ringlane_control=info,ringlane_dataplane=info,warn";
+/// `stun_types` would warn of every malformed datagram; they are counted.
+const DEFAULT_FILTER: &str = "ringlane=info,ringlane_control=info,ringlane_dataplane=info,stun_types=off,warn";
 
 pub(crate) fn run(args: &UpArgs) -> anyhow::Result<ExitCode> {
     start_logging(args.json)?;

@@ -60,4 +60,5 @@ mod shapes;
 mod shapes_udp;
 mod strangers;
 mod stream_carrier;
+mod stun;
 mod web;

@@ -385,6 +385,11 @@ impl Status {
         self.0["tun"][name].as_u64()
     }
 
+    /// What the node knows of NATs.
+    pub(crate) fn nat(&self) -> &Value {
+        &self.0["nat"]
+    }
+
     /// A figure of one way to find peers: `mdns`, `pex` or `records`.
     pub(crate) fn discovery(&self, part: &str, figure: &str) -> Option<u64> {
         self.0["discovery"][part][figure].as_u64()

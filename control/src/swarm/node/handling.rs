@@ -128,6 +128,9 @@ impl Node {
         match event {
             BehaviourEvent::Streams(event) => self.handle_stream(event),
             BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
+                if let Some(connection) = self.connections.get_mut(&peer_id, connection_id) {
+                    connection.observed = Some(info.observed_addr.clone());
+                }
                 self.handle_dht_identify(&peer_id, &info.protocols, &info.listen_addrs);
                 self.handle_identify(peer_id, connection_id, &info.listen_addrs);
                 self.handle_kind(peer_id, connection_id, PeerKind::of(&info.protocols));

@@ -1,0 +1,99 @@
+//! What the loop does about NATs: who is asked, and what is known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::stun::nat::{HostView, Scope};
+use tracing::info;
+
+use super::Control;
+use crate::admin::nat::{CandidateStatus, HostStatus, NatStatus, ObservedStatus, StunStatus};
+use crate::nat::PeerAddresses;
+use crate::netlink::HostAddress;
+
+/// Addresses that `status` lists as those peers see us at.
+const OBSERVED_MAX: usize = 32;
+
+impl Control {
+    /// Looks at who is connected: whom to ask, and whom to answer.
+    pub(super) fn plan_nat(&mut self, now: Instant) {
+        let peers = self.settings.peers.iter().enumerate().filter_map(|(position, peer)| {
+            let index = PeerIndex(u16::try_from(position).ok()?);
+            let direct = self.node.connections(&peer.id).filter(|connection| !connection.relayed);
+            let lanes = self.coordinator.link(index).into_iter().flat_map(|link| link.lanes());
+            let ips: BTreeSet<IpAddr> = direct
+                .filter_map(|connection| ip_of(&connection.remote))
+                .chain(lanes.map(|(_, lane)| lane.remote.ip()))
+                .collect();
+            (!ips.is_empty()).then(|| PeerAddresses { peer: index, ips: ips.into_iter().collect() })
+        });
+        let peers: Vec<_> = peers.collect();
+        let plan = self.nat.plan(self.engine.local_ips(), &peers);
+        self.engine.set_stun(&plan.hosts, &plan.sources, now);
+    }
+
+    /// What is known of the NAT is other than it was.
+    pub(super) fn handle_nat_change(&mut self) {
+        if self.nat.set_candidates(self.engine.reflexive_candidates()) {
+            let addresses: Vec<_> = self.nat.candidates().iter().map(|candidate| candidate.address).collect();
+            info!(?addresses, "others see our lane ports elsewhere than before");
+        }
+    }
+
+    pub(super) fn nat_status(&self) -> NatStatus {
+        let kept = self.nat.candidates().iter();
+        NatStatus {
+            hosts: self.engine.nat_views().map(|view| self.host_status(view)).collect(),
+            candidates: kept.map(|candidate| CandidateStatus::new(candidate, "server_reflexive")).collect(),
+            control: self.observed(),
+            stun: StunStatus::new(self.engine.stun_counters()),
+        }
+    }
+
+    fn host_status(&self, view: &HostView) -> HostStatus {
+        // A lane is the better proof, wherever it goes.
+        let has_lane = (0..self.settings.peers.len()).any(|position| {
+            let link = u16::try_from(position).ok().and_then(|index| self.coordinator.link(PeerIndex(index)));
+            let mut lanes = link.into_iter().flat_map(|link| link.lanes());
+            lanes.any(|(_, lane)| lane.local.ip() == view.local && !self.nat.is_near(lane.remote.ip()))
+        });
+        let asked = view.servers_asked > 0;
+        let is_near = view.scope == Some(Scope::Neighbours);
+        let is_udp_blocked = asked.then_some(view.is_silent && !has_lane && !is_near);
+        HostStatus { view: view.clone(), is_udp_blocked }
+    }
+
+    /// Where peers see us, those first that most of them name.
+    fn observed(&self) -> Vec<ObservedStatus> {
+        let mut peers: BTreeMap<String, BTreeSet<_>> = BTreeMap::new();
+        for connection in self.node.all_connections().filter(|connection| !connection.relayed) {
+            if let Some(observed) = &connection.observed {
+                peers.entry(observed.to_string()).or_default().insert(connection.peer);
+            }
+        }
+        let observed = peers.into_iter().map(|(address, peers)| ObservedStatus { address, peers: peers.len() as u32 });
+        let mut observed: Vec<_> = observed.collect();
+        observed.sort_by(|a, b| b.peers.cmp(&a.peers).then_with(|| a.address.cmp(&b.address)));
+        observed.truncate(OBSERVED_MAX);
+        observed
+    }
+}
+
+/// The networks that a host is on.
+pub(super) fn networks(host: &[HostAddress]) -> Vec<IpNet> {
+    let up = host.iter().filter(|address| address.up && !address.loopback);
+    up.map(|address| address.prefix.trunc()).collect()
+}
+
+fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
+        _ => None,
+    }
+}

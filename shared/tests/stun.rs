@@ -1,0 +1,430 @@
+//! The STUN client against modelled NATs, under loss and seeds: what it says of a NAT must be what the NAT does.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ringlane_shared::stun::client::{Client, Target};
+use ringlane_shared::stun::message::{Change, Failure, Message, Request, Success, TransactionId};
+use ringlane_shared::stun::nat::{Filtering, HostView, Mapping, Scope};
+use ringlane_shared::stun::server::Server;
+
+const SEEDS: u64 = 300;
+const OURS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 7));
+const PORT: u16 = 8100;
+const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5));
+const STEP: Duration = Duration::from_millis(10);
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.roll() % bound
+    }
+}
+
+/// How a NAT chooses the ports of mappings.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Ports {
+    Kept,
+    Stepped(u16),
+    Random,
+}
+
+/// A NAT, or with `Mapping::None` a firewall.
+struct Nat {
+    mapping: Mapping,
+    filtering: Filtering,
+    ports: Ports,
+    next_port: u16,
+    /// From our port and what counts of the destination to the port outside.
+    mappings: BTreeMap<(u16, Option<IpAddr>, u16), u16>,
+    sent: BTreeSet<(u16, SocketAddr)>,
+}
+
+impl Nat {
+    fn new(mapping: Mapping, filtering: Filtering, ports: Ports) -> Self {
+        Self { mapping, filtering, ports, next_port: 20_000, mappings: BTreeMap::new(), sent: BTreeSet::new() }
+    }
+
+    fn out(&mut self, port: u16, to: SocketAddr, dice: &mut Dice) -> SocketAddr {
+        if self.mapping == Mapping::None {
+            self.sent.insert((port, to));
+            return SocketAddr::new(OURS, port);
+        }
+        let key = match self.mapping {
+            Mapping::AddressDependent => (port, Some(to.ip()), 0),
+            Mapping::AddressAndPortDependent => (port, Some(to.ip()), to.port()),
+            _ => (port, None, 0),
+        };
+        let outside = match (self.mappings.get(&key), self.ports) {
+            (Some(outside), _) => *outside,
+            (None, Ports::Kept) if !self.mappings.values().any(|used| *used == port) => port,
+            (None, Ports::Stepped(step)) => {
+                self.next_port += step;
+                self.next_port
+            }
+            _ => 30_000 + dice.below(30_000) as u16,
+        };
+        self.mappings.insert(key, outside);
+        self.sent.insert((outside, to));
+        SocketAddr::new(OUTSIDE, outside)
+    }
+
+    /// Our port that a datagram from outside comes to, if it is let in.
+    fn back(&self, to: SocketAddr, from: SocketAddr) -> Option<u16> {
+        let inside = match self.mapping {
+            Mapping::None => Some(to.port()),
+            _ => self.mappings.iter().find(|(_, outside)| **outside == to.port()).map(|(key, _)| key.0),
+        };
+        let has_sent = |fits: &dyn Fn(&SocketAddr) -> bool| {
+            self.sent.iter().any(|(outside, there)| *outside == to.port() && fits(there))
+        };
+        let is_let_in = match self.filtering {
+            Filtering::EndpointIndependent => has_sent(&|_| true),
+            Filtering::AddressDependent => has_sent(&|there| there.ip() == from.ip()),
+            _ => has_sent(&|there| *there == from),
+        };
+        inside.filter(|_| is_let_in)
+    }
+}
+
+/// A server out there.
+enum Answerer {
+    /// A peer with so many ports.
+    Peer(Server, u8),
+    /// A public server with another address and port.
+    Public { other: SocketAddr },
+    /// One that takes no notice.
+    Dead,
+}
+
+struct World {
+    now: Instant,
+    dice: Dice,
+    nat: Nat,
+    client: Client,
+    servers: Vec<(SocketAddr, Answerer)>,
+    loss_percent: u64,
+    /// What is on its way in: when, from where, to where outside, what.
+    flight: Vec<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
+    requests: u64,
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+impl World {
+    fn new(seed: u64, nat: Nat, workers: u8, servers: Vec<(SocketAddr, Answerer)>) -> Self {
+        let now = Instant::now();
+        let mut ids = Dice(seed ^ 0x5555);
+        let draw = move || {
+            let mut id = [0; 12];
+            id[..8].copy_from_slice(&ids.roll().to_be_bytes());
+            TransactionId(id)
+        };
+        let mut client = Client::new(PORT, workers, Box::new(draw), now);
+        let targets = servers.iter().map(|(address, answerer)| match answerer {
+            Answerer::Peer(_, ports) => Target::peer(*address, *ports, workers),
+            _ => Target::server(*address),
+        });
+        client.set_hosts(&[(OURS, targets.collect())], now);
+        Self { now, dice: Dice(seed), nat, client, servers, loss_percent: 0, flight: Vec::new(), requests: 0 }
+    }
+
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.now < end {
+            self.step();
+            self.now = self.now.min(end);
+        }
+    }
+
+    fn step(&mut self) {
+        if self.client.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.client.handle_timeout(self.now);
+            while let Some(transmit) = self.client.poll_transmit(self.now) {
+                self.requests += 1;
+                let seen = self.nat.out(transmit.local.port(), transmit.to, &mut self.dice);
+                if self.dice.below(100) >= self.loss_percent {
+                    self.ask(transmit.to, seen, &transmit.bytes);
+                }
+            }
+        }
+        let now = self.now;
+        let (arrived, waiting) = std::mem::take(&mut self.flight).into_iter().partition(|(at, ..)| *at <= now);
+        self.flight = waiting;
+        let arrived: Vec<(Instant, SocketAddr, SocketAddr, Vec<u8>)> = arrived;
+        for (_, from, to, bytes) in arrived {
+            if let Some(port) = self.nat.back(to, from) {
+                self.client.handle(SocketAddr::new(OURS, port), from, &bytes, self.now);
+            }
+        }
+        // Nothing happens before the next of these.
+        let next = self.flight.iter().map(|(at, ..)| *at).chain(self.client.poll_timeout()).min();
+        self.now = next.unwrap_or(self.now + STEP).max(self.now + STEP);
+    }
+
+    /// A question arrives at a server.
+    fn ask(&mut self, to: SocketAddr, seen: SocketAddr, question: &[u8]) {
+        let now = self.now;
+        for (address, answerer) in &mut self.servers {
+            let answered = match answerer {
+                Answerer::Peer(server, ports) => {
+                    if to.ip() != address.ip()
+                        || !(address.port()..address.port() + u16::from(*ports)).contains(&to.port())
+                    {
+                        continue;
+                    }
+                    let next = address.port() + (to.port() - address.port() + 1) % u16::from(*ports);
+                    let other = (*ports > 1).then(|| SocketAddr::new(to.ip(), next));
+                    server.set_sources(&BTreeSet::from([seen.ip()]), now);
+                    let reply = server.handle(question, to, seen, other, now);
+                    assert!(reply.as_ref().is_none_or(|reply| reply.bytes.len() <= question.len()));
+                    reply.map(|reply| (reply.local, reply.bytes))
+                }
+                Answerer::Public { other } => {
+                    let at = |ip: SocketAddr, port: SocketAddr| SocketAddr::new(ip.ip(), port.port());
+                    let ours = [*address, *other, at(*address, *other), at(*other, *address)];
+                    if !ours.contains(&to) {
+                        continue;
+                    }
+                    let Ok(Message::Request(request)) = Message::parse(question) else { continue };
+                    let (ip, port) =
+                        (if request.change.ip { *other } else { to }, if request.change.port { *other } else { to });
+                    let success = Success { id: request.id, mapped: seen, other: Some(*other), origin: None };
+                    Some((at(ip, port), success.to_bytes(200).unwrap()))
+                }
+                Answerer::Dead => continue,
+            };
+            let Some((from, bytes)) = answered else { return };
+            if self.dice.below(100) >= self.loss_percent {
+                let delay = Duration::from_millis(5 + self.dice.below(60));
+                self.flight.push((now + delay, from, seen, bytes));
+            }
+            return;
+        }
+    }
+
+    fn view(&self) -> &HostView {
+        self.client.views().next().unwrap()
+    }
+}
+
+fn peers(now: Instant, ports: u8) -> Vec<(SocketAddr, Answerer)> {
+    ["198.51.100.1:8100", "198.51.100.2:8100"].map(|at| (address(at), Answerer::Peer(Server::new(now), ports))).into()
+}
+
+fn public() -> Vec<(SocketAddr, Answerer)> {
+    vec![
+        (address("198.51.100.1:3478"), Answerer::Public { other: address("198.51.100.101:3479") }),
+        (address("198.51.100.2:3478"), Answerer::Public { other: address("198.51.100.102:3479") }),
+    ]
+}
+
+const MAPPINGS: [Mapping; 4] =
+    [Mapping::None, Mapping::EndpointIndependent, Mapping::AddressDependent, Mapping::AddressAndPortDependent];
+const FILTERINGS: [Filtering; 3] =
+    [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent];
+
+#[test]
+fn every_kind_of_nat_is_told_by_public_servers_and_by_peers_without_loss() {
+    for mapping in MAPPINGS {
+        for filtering in FILTERINGS {
+            for by_peers in [false, true] {
+                let servers = if by_peers { peers(Instant::now(), 2) } else { public() };
+                let mut world = World::new(1, Nat::new(mapping, filtering, Ports::Stepped(2)), 2, servers);
+                world.run(Duration::from_secs(20));
+                let view = world.view();
+                let what = format!("{mapping:?} {filtering:?} by peers {by_peers}: {view:?}");
+                assert_eq!(view.mapping, mapping, "{what}");
+                assert!(view.is_mapping_certain, "{what}");
+                // A peer answers from no other address.
+                let expected = match filtering {
+                    Filtering::AddressAndPortDependent => filtering,
+                    _ if by_peers => Filtering::AddressDependentOrLess,
+                    _ => filtering,
+                };
+                assert_eq!(view.filtering, expected, "{what}");
+                assert_eq!(view.scope, Some(Scope::Internet), "{what}");
+                let dependent = matches!(mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent);
+                assert_eq!(view.port_step.is_some(), dependent, "{what}");
+                assert_eq!(view.keeps_ports, (mapping != Mapping::None).then_some(false), "{what}");
+                assert_eq!(world.client.candidates().len(), if mapping == Mapping::None { 0 } else { 2 }, "{what}");
+                assert!(world.client.take_changed());
+            }
+        }
+    }
+}
+
+#[test]
+fn under_loss_what_is_said_is_never_far_from_what_is() {
+    let seeds = match std::env::var("RINGLANE_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (0..SEEDS).collect(),
+    };
+    for seed in seeds {
+        let mut dice = Dice(seed);
+        let mapping = MAPPINGS[dice.below(4) as usize];
+        let filtering = FILTERINGS[dice.below(3) as usize];
+        let ports = [Ports::Kept, Ports::Stepped(1 + dice.below(3) as u16), Ports::Random][dice.below(3) as usize];
+        let workers = 1 + dice.below(4) as u8;
+        let servers = if dice.below(2) == 0 { peers(Instant::now(), workers) } else { public() };
+        let by_peers = matches!(servers[0].1, Answerer::Peer(..));
+        let mut world = World::new(seed, Nat::new(mapping, filtering, ports), workers, servers);
+        world.loss_percent = dice.below(25);
+        world.run(Duration::from_secs(400));
+        let loss = world.loss_percent;
+        world.loss_percent = 0;
+        world.run(Duration::from_secs(400));
+        let view = world.view();
+        let what = format!(
+            "this was RINGLANE_SEED={seed}: {mapping:?} {filtering:?} {ports:?} {workers} workers, peers {by_peers}, \
+             {loss} % loss: {view:?}"
+        );
+        // Without a second port, whether the destination's port counts is not seen.
+        let told_apart = !by_peers || workers > 1;
+        let expected = match mapping {
+            Mapping::AddressDependent if !told_apart => Mapping::AddressAndPortDependent,
+            _ => mapping,
+        };
+        assert_eq!(view.mapping, expected, "{what}");
+        for port in view.ports.iter().take(workers.into()) {
+            let mapped = port.mapped.unwrap_or_else(|| panic!("{what}"));
+            let is_true = match mapping {
+                Mapping::None => mapped == SocketAddr::new(OURS, port.local_port),
+                _ => world.nat.mappings.iter().any(|(key, at)| key.0 == port.local_port && *at == mapped.port()),
+            };
+            assert!(is_true, "{what}");
+        }
+        // Loss may take all four answers from elsewhere, but lets none in that the NAT does not.
+        let too_open = match view.filtering {
+            Filtering::EndpointIndependent => filtering != Filtering::EndpointIndependent,
+            Filtering::AddressDependent | Filtering::AddressDependentOrLess => {
+                filtering == Filtering::AddressAndPortDependent
+            }
+            _ => false,
+        };
+        assert!(!too_open, "{what}");
+        assert!(world.requests < 6000, "{} requests: {what}", world.requests);
+    }
+}
+
+#[test]
+fn a_mapping_that_is_lost_is_noticed_within_one_round() {
+    let nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, Ports::Random);
+    let mut world = World::new(7, nat, 2, peers(Instant::now(), 2));
+    world.run(Duration::from_secs(20));
+    assert!(world.client.take_changed());
+    let before = world.client.candidates();
+    world.run(Duration::from_secs(100));
+    assert!(!world.client.take_changed(), "nothing has changed");
+    world.nat.mappings.clear();
+    world.run(Duration::from_secs(26));
+    assert!(world.client.take_changed());
+    let after = world.client.candidates();
+    assert_eq!((before.len(), after.len()), (2, 2));
+    assert!(before.iter().all(|candidate| !after.contains(candidate)), "{before:?} {after:?}");
+    assert!(world.client.counters().mappings_changed >= 2);
+}
+
+#[test]
+fn servers_that_do_not_answer_are_given_up_and_asked_again_ever_more_rarely() {
+    let nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressDependent, Ports::Kept);
+    let mut world = World::new(3, nat, 1, vec![(address("198.51.100.1:3478"), Answerer::Dead)]);
+    world.run(Duration::from_secs(20));
+    assert!(world.view().is_silent && world.view().mapping == Mapping::Unknown);
+    assert_eq!(world.requests, 4, "one question, sent four times");
+    world.run(Duration::from_secs(7200));
+    assert!((20..60).contains(&world.requests), "{} requests in two hours", world.requests);
+    // A server that lives is found at once when it becomes known, and the dead one is not waited for.
+    world.servers.extend(peers(world.now, 1));
+    let mut targets: Vec<_> = vec![Target::server(address("198.51.100.1:3478"))];
+    targets.push(Target::peer(address("198.51.100.2:8100"), 1, 1));
+    world.client.set_hosts(&[(OURS, targets)], world.now);
+    world.run(Duration::from_secs(1));
+    assert!(!world.view().is_silent);
+    assert_eq!(world.view().is_translated, Some(true));
+    assert_eq!(world.client.candidates().len(), 1);
+}
+
+#[test]
+fn forged_late_and_repeated_answers_do_not_count() {
+    let now = Instant::now();
+    let mut ids = 0_u8;
+    let draw = move || {
+        ids += 1;
+        TransactionId([ids; 12])
+    };
+    let mut client = Client::new(PORT, 1, Box::new(draw), now);
+    let server = address("198.51.100.1:3478");
+    client.set_hosts(&[(OURS, vec![Target::server(server)])], now);
+    client.handle_timeout(now);
+    let sent = client.poll_transmit(now).unwrap();
+    let Ok(Message::Request(Request { id, change, .. })) = Message::parse(&sent.bytes) else { panic!("a request") };
+    assert_eq!((sent.to, change), (server, Change::default()));
+    let answer =
+        |id, mapped: &str| Success { id, mapped: address(mapped), other: None, origin: None }.to_bytes(200).unwrap();
+    let good = answer(id, "203.0.113.5:8100");
+    let forged = [
+        (sent.local, address("198.51.100.66:3478"), good.clone()),
+        (sent.local, address("198.51.100.1:3479"), good.clone()),
+        (address("192.168.1.7:8101"), server, good.clone()),
+        (address("192.168.1.8:8100"), server, good.clone()),
+        (sent.local, server, answer(TransactionId([99; 12]), "203.0.113.66:1")),
+        (sent.local, server, answer(id, "203.0.113.66:0")),
+        (sent.local, server, answer(id, "[2001:db8::66]:1")),
+        (sent.local, server, answer(id, "224.0.0.1:1")),
+        (sent.local, server, answer(id, "127.0.0.1:1")),
+        (sent.local, server, sent.bytes.clone()),
+        (sent.local, server, Vec::new()),
+        (sent.local, address("198.51.100.66:3478"), Failure { id, code: 420 }.to_bytes(200).unwrap()),
+    ];
+    let count = forged.len() as u64;
+    for (local, from, bytes) in forged {
+        client.handle(local, from, &bytes, now);
+    }
+    assert_eq!(client.counters().unasked, count);
+    assert_eq!(client.counters().answers, 0);
+    client.handle(sent.local, server, &good, now);
+    client.handle(sent.local, server, &good, now);
+    assert_eq!((client.counters().answers, client.counters().unasked), (1, count + 1));
+    assert_eq!(client.candidates().len(), 1);
+    assert_eq!(client.candidates()[0].address, address("203.0.113.5:8100"));
+}
+
+#[test]
+fn however_many_addresses_and_servers_there_are_the_questions_are_bounded() {
+    let now = Instant::now();
+    let mut ids = Dice(5);
+    let draw = move || {
+        let mut id = [0; 12];
+        id[..8].copy_from_slice(&ids.roll().to_be_bytes());
+        TransactionId(id)
+    };
+    let mut client = Client::new(PORT, 64, Box::new(draw), now);
+    let targets: Vec<_> =
+        (1..=255).map(|host| Target::server(SocketAddr::new([198, 51, 100, host].into(), 3478))).collect();
+    let hosts: Vec<(IpAddr, _)> = (0..100).map(|host| ([10, 0, 0, host].into(), targets.clone())).collect();
+    let mut sent = 0;
+    for ms in 0..10_000 {
+        let now = now + Duration::from_millis(ms);
+        if ms % 100 == 0 {
+            client.set_hosts(&hosts, now);
+        }
+        client.handle_timeout(now);
+        sent += std::iter::from_fn(|| client.poll_transmit(now)).count();
+    }
+    assert!((500..1320).contains(&sent), "{sent} requests in 10 s");
+}

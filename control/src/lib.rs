@@ -30,6 +30,7 @@ pub mod metrics;
 mod nat;
 pub mod netlink;
 pub mod packets;
+mod portmap;
 mod ready;
 mod report;
 pub mod routes;

@@ -26,6 +26,7 @@ use crate::exchange::ExchangeCounters;
 use crate::lanes::{ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
 use crate::packets::{Packets, StreamInfo};
+use crate::portmap::PortMapper;
 use crate::routes::Origin;
 use crate::runtime::Routing;
 use crate::services::ServiceNetwork;
@@ -50,6 +51,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) installed: &'a [IpNet],
     pub(crate) routing: &'a Routing,
     pub(crate) offers_refused: u64,
+    pub(crate) portmap: Option<&'a PortMapper>,
 }
 
 fn movement_status(counters: MovementCounters) -> MovementStatus {
@@ -96,6 +98,7 @@ impl<T> Reporter<'_, T> {
             nat: self.nat.clone(),
             gate: self.gate(),
             discovery: DiscoveryStatus::new(self.node.mdns_counters(), self.exchange),
+            mappings: self.portmap.map(PortMapper::status).unwrap_or_default(),
             underlay: UnderlayStatus::new(&self.settings.control.web, self.node.lan()),
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),

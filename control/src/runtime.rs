@@ -13,6 +13,7 @@ mod links;
 mod metrics;
 mod nat;
 mod packets;
+mod portmap;
 mod routes;
 mod services;
 mod start;
@@ -49,6 +50,7 @@ use crate::metrics::{MetricsServer, ScrapeRequest};
 use crate::nat::Nat;
 use crate::netlink::{AddressChanges, Netlink, NetlinkError, RouteConflict};
 use crate::packets::{Packets, PacketsEvent};
+use crate::portmap::{PortMapper, PortmapEvent};
 use crate::services::{ServiceIntent, ServiceNetwork};
 use crate::signals::{Signals, Told};
 use crate::store::PeerCache;
@@ -215,6 +217,8 @@ struct Control {
     /// Streams to peers' services that are being opened.
     service_streams: BTreeMap<OpenId, ServiceOpening>,
     stopped: u64,
+    /// Nothing if it is switched off.
+    portmap: Option<PortMapper>,
     admin: AdminServer,
     metrics: Option<MetricsServer>,
     nat: Nat,
@@ -234,6 +238,7 @@ enum Happening {
     Packets(PacketsEvent),
     Services(ServiceIntent),
     Addresses,
+    Portmap(PortmapEvent),
     Admin(AdminRequest),
     Scrape(ScrapeRequest),
     NatIsDue,
@@ -268,6 +273,7 @@ impl Control {
                 event = self.packets.next() => Happening::Packets(event),
                 intent = self.services.next() => Happening::Services(intent),
                 () = self.changes.next() => Happening::Addresses,
+                event = PortMapper::next(self.portmap.as_mut()) => Happening::Portmap(event),
                 request = self.admin.next() => Happening::Admin(request),
                 request = MetricsServer::next(self.metrics.as_mut()) => Happening::Scrape(request),
                 () = self.nat.next() => Happening::NatIsDue,
@@ -290,6 +296,7 @@ impl Control {
                 Happening::Packets(event) => self.handle_packets(event, now),
                 Happening::Services(intent) => self.handle_services(intent),
                 Happening::Addresses => self.handle_address_change(now).await,
+                Happening::Portmap(event) => self.handle_portmap(event).await,
                 Happening::Admin(request) => {
                     if self.handle_admin(request).await {
                         info!("told to stop by `ringlane down`");
@@ -384,7 +391,12 @@ impl Control {
         let stopped = stop_workers(&self.workers, &self.events, &self.woken, self.stopped).await;
         self.routing.clear(&self.netlink).await;
         self.save_cache();
-        self.node.shutdown(SWARM_STOP_LIMIT).await;
+        let released = async {
+            if let Some(portmap) = self.portmap {
+                portmap.release(portmap::RELEASE_LIMIT).await;
+            }
+        };
+        futures::join!(self.node.shutdown(SWARM_STOP_LIMIT), released);
         // Last: `ringlane down` returns when the socket is gone.
         self.admin.close().await;
         info!("down");

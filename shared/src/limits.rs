@@ -726,3 +726,21 @@ pub const STUN_PORTS_MAX: usize = 16;
 pub const STUN_REQUESTS_BURST: u32 = 32;
 /// And per second after that.
 pub const STUN_REQUESTS_PER_SECOND: u32 = 128;
+/// Gateways, each from one of our addresses, that are asked for port mappings at a time.
+pub const PORT_MAPPING_GATEWAYS_MAX: usize = 8;
+/// Ports that one gateway is asked for: those of all workers' lanes, and of the control port's listeners.
+pub const PORT_MAPPINGS_PER_GATEWAY_MAX: usize = WORKERS_MAX + 2 * LISTEN_ADDRESSES_MAX;
+/// Bytes of one datagram of PCP (RFC 6887, section 7).
+pub const PCP_BYTES_MAX: usize = 1100;
+/// Bytes of an answer to an SSDP search; the rest is cut off.
+pub const SSDP_BYTES_MAX: usize = 2048;
+/// Datagrams looked at in one SSDP search, from whomever.
+pub const SSDP_ANSWERS_MAX: usize = 64;
+/// Bytes of a UPnP device's description: some routers describe a media server and a disk in the same file.
+pub const UPNP_DESCRIPTION_BYTES_MAX: usize = 128 * 1024;
+/// Bytes of a UPnP action's answer.
+pub const UPNP_ANSWER_BYTES_MAX: usize = 16 * 1024;
+/// WAN services of one device that are tried: WANIPConnection and WANPPPConnection, in two versions.
+pub const UPNP_SERVICES_MAX: usize = 4;
+/// Bytes of a path at a UPnP device.
+pub const UPNP_PATH_BYTES_MAX: usize = 512;

@@ -747,6 +747,15 @@ fn names_and_metrics_are_as_configured() {
 }
 
 #[test]
+fn routers_are_asked_for_mappings_unless_the_file_says_no() {
+    assert!(parse_toml("", toml_file()).unwrap().nat.port_mapping);
+    assert!(!parse_toml("[nat]\nport_mapping = false", toml_file()).unwrap().nat.port_mapping);
+    assert!(parse_hyprspace(&hyprspace("\"domain\": null"), json_file()).unwrap().nat.port_mapping);
+    let error = parse_toml("[nat]\nport_mapping = \"no\"", toml_file()).unwrap_err().to_string();
+    assert!(error.contains("nat.port_mapping"), "{error}");
+}
+
+#[test]
 fn each_mistake_about_names_and_metrics_names_file_line_key_value_and_remedy() {
     let (label, long) = ("d".repeat(64), format!("{}.{}", "d".repeat(50), "e".repeat(50)));
     let shortened = format!("\"{}...", &long[..79]);

@@ -27,6 +27,9 @@ mod offload;
 #[path = "../fuzz/src/packets.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod packets;
+#[path = "../fuzz/src/portmap.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod portmap;
 #[path = "../fuzz/src/rekey.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod rekey;
@@ -158,4 +161,14 @@ fn the_signed_records_corpus_is_handled() {
 #[test]
 fn the_mdns_corpus_is_handled() {
     replay("mdns", discovery::mdns);
+}
+
+#[test]
+fn the_pcp_corpus_is_handled() {
+    replay("pcp", portmap::pcp);
+}
+
+#[test]
+fn the_upnp_corpus_is_handled() {
+    replay("upnp", portmap::upnp);
 }

@@ -17,6 +17,7 @@
 
 mod client;
 pub mod discovery;
+pub mod mappings;
 pub mod nat;
 mod server;
 pub mod status;

@@ -13,6 +13,7 @@ use ringlane_shared::plane::{Offload, WorkerCounters};
 use serde::{Deserialize, Serialize};
 
 use super::discovery::DiscoveryStatus;
+use super::mappings::MappingsStatus;
 use super::nat::NatStatus;
 use super::underlay::UnderlayStatus;
 
@@ -43,6 +44,9 @@ pub struct NodeStatus {
     /// How peers are found.
     #[serde(default)]
     pub discovery: DiscoveryStatus,
+    /// What routers were asked for.
+    #[serde(default)]
+    pub mappings: MappingsStatus,
     /// What of the underlay is used, and through what.
     #[serde(default)]
     pub underlay: UnderlayStatus,

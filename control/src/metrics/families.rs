@@ -45,6 +45,16 @@ pub const FAMILIES: &[Family] = &[
     gauge("ringlane_listen_addresses", NONE, "Addresses that libp2p listens on", |scrape, out| {
         out.add(&[], scrape.status.node.listen.len() as u64);
     }),
+    gauge("ringlane_port_mappings", &["method"], "Ports that routers map to ours", |scrape, out| {
+        let mappings = scrape.status.mappings.gateways.iter().flat_map(|gateway| &gateway.mappings);
+        let mut methods = BTreeMap::<&str, u64>::new();
+        for method in mappings.filter_map(|mapping| mapping.method.as_deref()) {
+            *methods.entry(method).or_default() += 1;
+        }
+        for (method, count) in methods {
+            out.add(&[method], count);
+        }
+    }),
     gauge("ringlane_generation", NONE, "Number of the newest published snapshot", |scrape, out| {
         out.add(&[], scrape.status.node.generation);
     }),

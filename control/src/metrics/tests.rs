@@ -82,6 +82,13 @@ fn scrape() -> Scrape {
         "peers": [merge(site_b, traffic), nobody],
         "movement": numbers(&["records_passed_on", "records_ignored", "paths_seen", "paths_refused", "paths_tried"]),
         "gate": { "not_configured": 14 },
+        "mappings": { "enabled": true, "gateways": [{
+            "gateway": "192.168.1.1", "interface": "eth0", "local": "192.168.1.2", "state": "settled", "method": "pcp",
+            "external": "203.0.113.1", "private": false, "restarts": 0, "strange_answers": 0,
+            "mappings": [{ "protocol": "udp", "port": 8100, "workers": [0], "control": false,
+                "external": "203.0.113.1:8100", "offered": true, "method": "pcp", "lifetime_seconds": 7200,
+                "expires_in_seconds": 7000, "renewals": 0, "problem": null }],
+        }] },
         "discovery": {
             "mdns": numbers(&["queries_sent", "announcements_sent", "packets_heard", "packets_malformed",
                 "packets_ignored", "addresses"]),

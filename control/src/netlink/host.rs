@@ -42,12 +42,12 @@ pub struct TransmitQueue {
 
 /// Who installs routes for networks that are on a wire of ours. What routing daemons add stays out: it can be a full
 /// BGP table, and none of it is connected.
-const CONNECTED_PROTOCOLS: [RouteProtocol; 5] =
+pub(super) const CONNECTED_PROTOCOLS: [RouteProtocol; 5] =
     [RouteProtocol::Kernel, RouteProtocol::Boot, RouteProtocol::Static, RouteProtocol::Ra, RouteProtocol::Dhcp];
 
-struct Link {
-    name: String,
-    flags: LinkFlags,
+pub(super) struct Link {
+    pub(super) name: String,
+    pub(super) flags: LinkFlags,
 }
 
 impl Netlink {
@@ -160,7 +160,7 @@ impl Netlink {
             .ok_or_else(|| NetlinkError::Broken { doing: doing(), message: "it has no name".to_owned() })
     }
 
-    async fn links(&self) -> Result<BTreeMap<u32, Link>, NetlinkError> {
+    pub(super) async fn links(&self) -> Result<BTreeMap<u32, Link>, NetlinkError> {
         let links = self.handle.link().get().execute().try_filter_map(async |link| {
             let flags = link.header.flags;
             Ok(interface_name(link.attributes).map(|name| (link.header.index, Link { name, flags })))
@@ -174,7 +174,7 @@ impl Netlink {
     }
 
     /// The unicast routes of the main table that this protocol installed; `Unspec` stands for all protocols.
-    async fn route_messages(
+    pub(super) async fn route_messages(
         &self,
         family: AddressFamily,
         protocol: RouteProtocol,

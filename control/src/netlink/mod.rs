@@ -7,6 +7,7 @@
 //! | `host.rs` | what we ask: the host's addresses and the networks it is directly connected to |
 //! | `changes.rs` | [`AddressChanges`]: being told that the answer has changed |
 //! | `detour.rs` | [`Detour`]: rules that keep our own underlay traffic out of routes that cover it |
+//! | `gateways.rs` | [`Gateway`]: who the default routes lead to |
 //! | `conflict.rs` | [`refuse_connected`]: no route may take over a directly connected network |
 //! | `forwarding.rs` | [`forwarding_warnings`]: host settings that would keep a router from routing |
 //!
@@ -17,6 +18,7 @@ mod changes;
 mod conflict;
 mod detour;
 mod forwarding;
+mod gateways;
 mod host;
 
 use std::io;
@@ -39,6 +41,7 @@ pub use self::changes::AddressChanges;
 pub use self::conflict::{RouteConflict, refuse_connected};
 pub use self::detour::Detour;
 pub use self::forwarding::forwarding_warnings;
+pub use self::gateways::Gateway;
 pub use self::host::{HostAddress, TransmitQueue};
 
 /// The routing protocol number our routes carry, so that `ip route show proto 201` lists exactly them.

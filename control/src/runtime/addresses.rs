@@ -12,6 +12,9 @@ use crate::addresses::{ListenPlan, lan, segments};
 impl Control {
     pub(super) async fn handle_address_change(&mut self, now: Instant) {
         self.withdraw_connected().await;
+        if let Some(portmap) = &mut self.portmap {
+            portmap.handle_address_change(now);
+        }
         let host = match self.netlink.host_addresses().await {
             Ok(host) => host,
             Err(error) => {

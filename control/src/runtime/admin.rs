@@ -55,6 +55,7 @@ impl Control {
             installed: &self.installed,
             routing: &self.routing,
             offers_refused: self.offers_refused,
+            portmap: self.portmap.as_ref(),
         }
     }
 }

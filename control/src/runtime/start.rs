@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 
 use super::discovery::discovery;
 use super::nat::networks;
+use super::portmap::portmap;
 use super::routes::Routing;
 use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
 use crate::addresses::{ListenPlan, inner_networks, lan, segments};
@@ -103,6 +104,7 @@ impl Control {
             discovery,
             web,
         })?;
+        let portmap = portmap(&settings, &keypair);
         node.set_lan(lan(&host, &settings.interface));
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
         let file = settings.file.display();
@@ -222,6 +224,7 @@ impl Control {
             services,
             service_streams: BTreeMap::new(),
             stopped: 0,
+            portmap,
             admin,
             metrics: None,
             nat,

@@ -3,6 +3,7 @@
 mod discovering;
 mod handling;
 mod knowledge;
+mod mapped;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::poll_fn;
@@ -201,6 +202,8 @@ pub struct Node {
     look_ups: LookUps,
     connections: Connections,
     listeners: Listeners,
+    /// Where routers outside lead to us; see `mapped`.
+    mapped: Vec<Multiaddr>,
     /// Nothing if it is switched off.
     mdns: Option<Mdns>,
     exchanges: Exchanges,
@@ -259,6 +262,7 @@ impl Node {
             look_ups: LookUps::new(config.resolver),
             connections: Connections::new(local),
             listeners: Listeners::new(is_internet),
+            mapped: Vec::new(),
             mdns,
             exchanges: Exchanges::default(),
             problems: Problems::default(),

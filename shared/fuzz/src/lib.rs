@@ -13,6 +13,7 @@ pub mod fragment;
 pub mod kernel;
 pub mod offload;
 pub mod packets;
+pub mod portmap;
 pub mod rekey;
 pub mod relay;
 pub mod routing;

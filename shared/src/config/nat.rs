@@ -1,4 +1,4 @@
-//! `[nat]`: how the node finds out what NATs do to it.
+//! `[nat]`: how the node finds out what NATs do to it, and what it asks of them.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -7,10 +7,18 @@ use super::tree::Table;
 use crate::limits::{ADDRESS_TEXT_BYTES_MAX, STUN_SERVERS_MAX};
 
 /// The settings about NATs.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NatSettings {
     /// Whom to ask beside peers what our lane ports look like; at most [`STUN_SERVERS_MAX`].
     pub stun_servers: Vec<StunServer>,
+    /// Whether routers are asked for port mappings. If not, none of them sees a packet of ours because of it.
+    pub port_mapping: bool,
+}
+
+impl Default for NatSettings {
+    fn default() -> Self {
+        Self { stun_servers: Vec::new(), port_mapping: true }
+    }
 }
 
 /// A STUN server.
@@ -55,6 +63,9 @@ impl std::fmt::Display for StunServer {
 /// Reads the table, whose keys are known.
 pub(super) fn read(table: &Table<'_>, report: &mut Report<'_>) -> NatSettings {
     let mut settings = NatSettings::default();
+    if let Some(port_mapping) = table.get("port_mapping").and_then(|item| item.boolean(report)) {
+        settings.port_mapping = port_mapping;
+    }
     let items = table.get("stun_servers").and_then(|item| item.list(STUN_SERVERS_MAX, report)).unwrap_or_default();
     for item in items {
         let Some(text) = item.string(report) else { continue };

@@ -66,7 +66,7 @@ const SCHEMA: [(&str, &[&str]); 12] = [
     ("dataplane.offload", &OFFLOAD_KEYS),
     ("dns", &["enabled", "domain", "resolved", "listen"]),
     ("metrics", &["listen"]),
-    ("nat", &["stun_servers"]),
+    ("nat", &["stun_servers", "port_mapping"]),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
     ("peers.routes", &["net", "metric"]),
     ("services", &services::KEYS),

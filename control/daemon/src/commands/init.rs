@@ -173,6 +173,11 @@ key_file = {key_file}
 # Where the name server listens.
 # listen = "{names}"
 
+# What is done about translators between this node and its peers.
+# [nat]
+# Whether routers are asked for port mappings, by PCP, NAT-PMP and UPnP.
+# port_mapping = true
+
 # Figures for Prometheus, as /metrics over HTTP; by default nowhere.
 # [metrics]
 # listen = "127.0.0.1:9100"

@@ -6,6 +6,7 @@ pub(crate) mod down;
 pub(crate) mod init;
 pub(crate) mod keygen;
 pub(crate) mod load;
+mod mappings;
 pub(crate) mod metrics;
 mod nat;
 pub(crate) mod peers;

@@ -11,6 +11,7 @@ use ringlane_control::admin::status::{
 use ringlane_control::admin::{AdminCommand, request};
 use ringlane_shared::plane::{EgressState, Offload, OffloadState};
 
+use super::mappings;
 use super::nat;
 use super::text::{self, Table};
 use crate::cli::InterfaceArgs;
@@ -36,6 +37,9 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     detail(&mut out, "offloads", &offloads(&status.workers));
     for (position, address) in node.listen.iter().enumerate() {
         detail(&mut out, if position == 0 { "listens on" } else { "" }, address);
+    }
+    for (position, line) in mappings::lines(&status.mappings).iter().enumerate() {
+        detail(&mut out, if position == 0 { "mappings" } else { "" }, line);
     }
     if !status.underlay.networks.is_empty() {
         detail(&mut out, "only in", &text::list(&status.underlay.networks));
@@ -233,6 +237,7 @@ mod tests {
     use ringlane_shared::plane::{Engine, WorkerCounters};
 
     use ringlane_control::admin::discovery::DiscoveryStatus;
+    use ringlane_control::admin::mappings::MappingsStatus;
     use ringlane_control::admin::nat::NatStatus;
     use ringlane_control::admin::underlay::UnderlayStatus;
 
@@ -351,6 +356,7 @@ mod tests {
             nat: NatStatus::default(),
             gate: Drops::from([("not_configured".to_owned(), 3)]),
             discovery: DiscoveryStatus::default(),
+            mappings: MappingsStatus::default(),
             underlay: UnderlayStatus::default(),
             peers,
             drops: Drops::from([("no_route".to_owned(), 12)]),

@@ -52,6 +52,7 @@ mod offload;
 mod order;
 mod path;
 mod paths;
+mod portmap;
 mod refusals;
 mod rekey;
 mod routes;

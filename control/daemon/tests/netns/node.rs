@@ -395,6 +395,11 @@ impl Status {
         self.0["discovery"][part][figure].as_u64()
     }
 
+    /// The gateways that are asked for port mappings.
+    pub(crate) fn gateways(&self) -> &[Value] {
+        self.0["mappings"]["gateways"].as_array().map_or(&[], Vec::as_slice)
+    }
+
     /// Each worker's offloads and their states, in the workers' order.
     pub(crate) fn offloads(&self) -> Vec<BTreeMap<String, String>> {
         let workers = self.0["workers"].as_array().expect("status lists the workers");

@@ -42,13 +42,20 @@ impl Node {
         known.take(PEX_ADDRESSES_PER_PEER_MAX).collect()
     }
 
-    /// Where others may try to reach us: what we listen on, without what leads nowhere from elsewhere.
+    /// Where others may try to reach us: what routers map, and what we listen on, without what leads nowhere from
+    /// elsewhere.
     pub fn own_addresses(&self) -> Vec<Multiaddr> {
         let leads_here = |address: &&Multiaddr| {
             let checked = self.policy.check(address);
             matches!(checked, Ok(_) | Err(AddressRefusal::Own)) && !address::is_link_local(address)
         };
-        self.swarm.listeners().filter(leads_here).take(RECORD_ADDRESSES_MAX).cloned().collect()
+        self.mapped
+            .iter()
+            .chain(self.swarm.listeners())
+            .filter(leads_here)
+            .take(RECORD_ADDRESSES_MAX)
+            .cloned()
+            .collect()
     }
 
     /// Looks for neighbours on exactly these interfaces, unless mDNS is off.

@@ -15,6 +15,7 @@ use ringlane_shared::plane::{CarrierChoice, LaneCarrier, StreamForm, WorkerCount
 
 use crate::admin::discovery::DiscoveryStatus;
 use crate::admin::nat::NatStatus;
+use crate::admin::relay::{CircuitStatus, RelayNode, RelayPeer, RelayStatus, RelayedPeer};
 use crate::admin::status::{
     AddressStatus, Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo,
     NodeStatus, PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
@@ -99,6 +100,7 @@ impl<T> Reporter<'_, T> {
             gate: self.gate(),
             discovery: DiscoveryStatus::new(self.node.mdns_counters(), self.exchange),
             mappings: self.portmap.map(PortMapper::status).unwrap_or_default(),
+            relay: self.relay(),
             underlay: UnderlayStatus::new(&self.settings.control.web, self.node.lan()),
             peers: self.peers().map(|(index, peer)| self.peer(index, peer)).collect(),
             drops: sum_drops(workers.iter().map(|worker| &worker.drops)),
@@ -239,6 +241,45 @@ impl<T> Reporter<'_, T> {
 
     fn inner_mtu(&self, lanes: &[LaneStatus]) -> u16 {
         inner_mtu(self.settings.dataplane.mtu, self.settings.dataplane.fragments, lanes)
+    }
+
+    fn relay(&self) -> RelayStatus {
+        let report = self.node.relay_report();
+        let relayed = self.settings.peers.iter().filter_map(|peer| {
+            let best = self.node.best_connection(&peer.id).filter(|best| best.relayed)?;
+            Some(RelayedPeer {
+                node: self.relay_node(&peer.id),
+                relay: best.relay.map(|relay| self.relay_node(&relay)),
+            })
+        });
+        let relays = report
+            .offering
+            .iter()
+            .map(|relay| RelayPeer { node: self.relay_node(relay), reserved: report.reserved_at.contains(relay) });
+        let circuits = report.circuits.iter().map(|circuit| CircuitStatus {
+            source: self.relay_node(&circuit.source),
+            target: self.relay_node(&circuit.target),
+            bytes_from_source: circuit.bytes_from_source,
+            bytes_from_target: circuit.bytes_from_target,
+            age_s: circuit.since.elapsed().as_secs(),
+        });
+        RelayStatus {
+            serves: report.serves,
+            public: report.is_public,
+            relays: relays.collect(),
+            relayed: relayed.collect(),
+            reservations: report.reserved_here.iter().map(|peer| self.relay_node(peer)).collect(),
+            circuits: circuits.collect(),
+            reservations_given: report.counters.reservations,
+            circuits_ended: report.counters.circuits,
+            circuit_bytes: report.counters.bytes,
+            requests_refused: report.counters.refused,
+        }
+    }
+
+    fn relay_node(&self, id: &PeerId) -> RelayNode {
+        let name = self.settings.peers.iter().find(|peer| peer.id == *id).map(|peer| peer.name.clone());
+        RelayNode { name: name.unwrap_or_default(), id: id.to_string() }
     }
 
     fn connection(&self, connection: &ConnectionInfo) -> ConnectionStatus {

@@ -744,3 +744,24 @@ pub const UPNP_ANSWER_BYTES_MAX: usize = 16 * 1024;
 pub const UPNP_SERVICES_MAX: usize = 4;
 /// Bytes of a path at a UPnP device.
 pub const UPNP_PATH_BYTES_MAX: usize = 512;
+/// Bytes of a message of libp2p's circuit relay.
+pub const CIRCUIT_MESSAGE_BYTES_MAX: usize = 4096;
+/// Addresses of ours that a reservation tells.
+pub const CIRCUIT_ADDRESSES_MAX: usize = 16;
+/// Relays that a node can be told to use.
+pub const RELAY_ADDRESSES_CONFIGURED_MAX: usize = 64;
+/// Relays that a node has reservations with at once, at most.
+pub const RELAY_RESERVATIONS_MAX: u8 = 8;
+/// Circuits that we carry at once, all peers together.
+pub const CIRCUITS_MAX: usize = 512;
+/// Circuits that we carry at once of what one peer has asked for, and of those that lead to one peer.
+pub const CIRCUITS_PER_PEER_MAX: usize = 64;
+/// Streams of the relay protocol that one peer may have open: its circuits, and a few that are only being answered.
+pub const HOP_STREAMS_PER_PEER_MAX: usize = CIRCUITS_PER_PEER_MAX + 8;
+/// Bytes that a circuit holds in each direction while one end does not take them.
+pub const CIRCUIT_BUFFER_BYTES: usize = 32 << 10;
+const _: () = assert!(2 * CIRCUITS_MAX * CIRCUIT_BUFFER_BYTES <= 32 << 20);
+/// Bytes that one circuit carries per second, both directions together.
+pub const CIRCUIT_BYTES_PER_SECOND: u64 = 64 << 20;
+/// Addresses through relays that one dial tries.
+pub const CIRCUITS_DIALED_MAX: usize = 4;

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ringlane_shared::config::{
-    DataplaneSettings, DnsSettings, IdentitySettings, Switch, parse, parse_hyprspace, parse_listen_address, parse_toml,
+    DataplaneSettings, DnsSettings, IdentitySettings, RelayServe, RelaySettings, Switch, parse, parse_hyprspace,
+    parse_listen_address, parse_toml,
 };
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6, keypair_from_seed, parse_peer_id};
 use ringlane_shared::lane::keys::CipherChoice;
@@ -874,5 +875,30 @@ proptest::proptest! {
             let _ = parse_toml(text, toml_file());
             let _ = parse_hyprspace(text, json_file());
         }
+    }
+}
+
+#[test]
+fn relays_are_peers_whose_addresses_become_the_peers_own() {
+    let text = |relay: &str| format!("[[peers]]\nid = \"{ID_B}\"\n[relay]\n{relay}\n");
+    let read = |relay: &str| parse_toml(&text(relay), Path::new("net.toml"));
+    let address = format!("/ip4/192.0.2.1/tcp/8001/p2p/{ID_B}");
+    let settings = read(&format!("serve = \"never\"\nmax = 1\naddresses = [\"{address}\", \"{address}\"]")).unwrap();
+    let id = parse_peer_id(ID_B).unwrap();
+    assert_eq!(settings.relay, RelaySettings { serve: RelayServe::Never, preferred: vec![id], max: 1 });
+    assert_eq!(settings.peers[0].addresses, ["/ip4/192.0.2.1/tcp/8001".parse().unwrap()]);
+    assert_eq!(read("").unwrap().relay, RelaySettings::default());
+    let hyprspace = parse_hyprspace(HYPRSPACE_EXAMPLE, Path::new("net.json")).unwrap();
+    assert_eq!(hyprspace.relay, RelaySettings::default());
+    for (relay, problem) in [
+        ("serve = \"yes\"", "relay.serve"),
+        ("max = 9", "relay.max"),
+        (&format!("addresses = [\"/ip4/192.0.2.1/tcp/8001/p2p/{ID_C}\"]"), "relay.addresses[0]"),
+        ("addresses = [\"/ip4/192.0.2.1/tcp/8001\"]", "relay.addresses[0]"),
+        ("address = []", "relay.address"),
+    ] {
+        let error = read(relay).unwrap_err();
+        assert_eq!(error.problems.len(), 1, "{relay}: {error}");
+        assert_eq!(error.problems[0].key, problem, "{relay}: {error}");
     }
 }

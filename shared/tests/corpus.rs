@@ -6,6 +6,9 @@
 use std::fs;
 use std::path::Path;
 
+#[path = "../fuzz/src/circuit.rs"]
+#[allow(unreachable_pub, reason = "public to the fuzz targets")]
+mod circuit;
 #[path = "../fuzz/src/config.rs"]
 #[allow(unreachable_pub, reason = "public to the fuzz targets")]
 mod config;
@@ -171,4 +174,9 @@ fn the_pcp_corpus_is_handled() {
 #[test]
 fn the_upnp_corpus_is_handled() {
     replay("upnp", portmap::upnp);
+}
+
+#[test]
+fn the_circuit_corpus_is_handled() {
+    replay("circuit", circuit::circuit);
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::discovery::DiscoveryStatus;
 use super::mappings::MappingsStatus;
 use super::nat::NatStatus;
+use super::relay::RelayStatus;
 use super::underlay::UnderlayStatus;
 
 /// Drops by the stable name of their reason; only reasons that occurred.
@@ -47,6 +48,9 @@ pub struct NodeStatus {
     /// What routers were asked for.
     #[serde(default)]
     pub mappings: MappingsStatus,
+    /// Relays.
+    #[serde(default)]
+    pub relay: RelayStatus,
     /// What of the underlay is used, and through what.
     #[serde(default)]
     pub underlay: UnderlayStatus,

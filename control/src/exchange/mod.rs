@@ -393,7 +393,8 @@ impl PeerExchange {
         self.counters.pex_answered += 1;
         let others = self.configured.iter().filter(|other| **other != peer);
         let addresses = others.flat_map(|other| node.tellable_addresses(other).into_iter().map(|at| (*other, at)));
-        let answer = pex::write_answer(addresses);
+        let addresses: Vec<_> = addresses.collect();
+        let answer = pex::write_answer(addresses.iter().map(|(other, address)| (*other, address)));
         self.tasks.push(streams::answer(stream, answer).boxed());
     }
 

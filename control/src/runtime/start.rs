@@ -105,6 +105,7 @@ impl Control {
             web,
         })?;
         let portmap = portmap(&settings, &keypair);
+        node.set_relay(&settings.relay);
         node.set_lan(lan(&host, &settings.interface));
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
         let file = settings.file.display();

@@ -1,6 +1,6 @@
 //! Which addresses may be dialled or listened on, and where a multiaddress leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -65,6 +65,9 @@ pub enum AddressRefusal {
     /// The kernel routes it into the tunnel: the tunnel cannot be carried by itself.
     #[error("this host routes it into the tunnel")]
     IntoTunnel,
+    /// It leads through a relay that is no configured peer.
+    #[error("it leads through a relay that is no configured peer")]
+    StrangeRelay,
 }
 
 /// Where a direct multiaddress leads.
@@ -127,6 +130,45 @@ fn transport<'a>(parts: impl Iterator<Item = Protocol<'a>>) -> Option<(u16, Tran
     Some((*port, transport, peer))
 }
 
+/// An address by way of a relay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Circuit {
+    /// The relay's own address.
+    pub via: Multiaddr,
+    /// Who the relay is.
+    pub relay: PeerId,
+}
+
+/// Reads `<address>/p2p/<relay>/p2p-circuit`, with or without a final `/p2p/<id>`.
+pub fn circuit(address: &Multiaddr) -> Option<Circuit> {
+    let mut parts = address.iter();
+    let mut via = Multiaddr::empty();
+    let relay = loop {
+        match parts.next()? {
+            Protocol::P2p(relay) => break relay,
+            Protocol::P2pCircuit => return None,
+            part => via.push(part),
+        }
+    };
+    if parts.next() != Some(Protocol::P2pCircuit) || via.is_empty() {
+        return None;
+    }
+    match (parts.next(), parts.next()) {
+        (None | Some(Protocol::P2p(_)), None) => Some(Circuit { via, relay }),
+        _ => None,
+    }
+}
+
+/// Whether an address leads by way of a relay, in whatever form.
+pub fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// Whether an address means the same everywhere, as far as can be told.
+pub fn is_global(ip: IpAddr) -> bool {
+    !is_local_use(ip) && !ip.is_unspecified() && !ip.is_multicast() && !is_overlay(ip)
+}
+
 /// The address without a final `/p2p/<peer>`; refused if it names another peer.
 pub fn without_peer(address: &Multiaddr, peer: &PeerId) -> Result<Multiaddr, AddressRefusal> {
     let mut bare = address.clone();
@@ -183,6 +225,8 @@ pub struct AddressPolicy {
     allow_loopback: bool,
     tcp_only: bool,
     filter_private: bool,
+    /// Who may be a relay of ours.
+    relays: Arc<HashSet<PeerId>>,
     /// TCP goes through a proxy, which looks up names too.
     is_proxied: bool,
     /// Only what is in [`Self::set_lan`]'s networks.
@@ -210,6 +254,7 @@ impl AddressPolicy {
             allow_loopback,
             tcp_only: false,
             filter_private: false,
+            relays: Arc::default(),
             is_proxied: false,
             is_lan_only: false,
             lan: Arc::default(),
@@ -231,6 +276,11 @@ impl AddressPolicy {
     /// The same, which denies private addresses if told so.
     pub fn filter_private(self, filter_private: bool) -> Self {
         Self { filter_private, ..self }
+    }
+
+    /// The same, which allows circuits through these relays.
+    pub fn through(self, relays: impl IntoIterator<Item = PeerId>) -> Self {
+        Self { relays: Arc::new(relays.into_iter().collect()), ..self }
     }
 
     /// The same, for a node whose TCP connections go through a proxy, or not.
@@ -335,8 +385,11 @@ impl AddressPolicy {
         *self.denied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(denied);
     }
 
-    /// Whether an address may be dialled, and where it leads.
+    /// Whether an address may be dialled, and where it leads; of one by way of a relay, where the relay is.
     pub fn check(&self, address: &Multiaddr) -> Result<Destination, AddressRefusal> {
+        if let Some(Circuit { via, relay }) = circuit(address) {
+            return if self.relays.contains(&relay) { self.check(&via) } else { Err(AddressRefusal::StrangeRelay) };
+        }
         let destination = parse(address)?;
         if self.is_beyond_swarm_key(address) {
             return Err(AddressRefusal::SwarmKey);
@@ -448,6 +501,36 @@ mod tests {
         {
             assert_eq!(is_local_use(address.parse().unwrap()), local, "{address}");
         }
+    }
+
+    #[test]
+    fn circuits_are_read_whole_or_not_at_all_and_dialled_through_relays_that_are_peers() {
+        let [relay, other] = [
+            "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA",
+            "12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN",
+        ];
+        let id: PeerId = relay.parse().unwrap();
+        let policy = AddressPolicy::new(false).through([id]);
+        let bare = format!("/ip4/10.0.0.1/tcp/1/p2p/{relay}/p2p-circuit");
+        for address in [bare.clone(), format!("{bare}/p2p/{other}")] {
+            let read = circuit(&address.parse().unwrap());
+            assert_eq!(read, Some(Circuit { via: "/ip4/10.0.0.1/tcp/1".parse().unwrap(), relay: id }));
+            assert_eq!(refusal(&policy, &address), None);
+            assert_eq!(refusal(&AddressPolicy::new(false), &address), Some(AddressRefusal::StrangeRelay));
+        }
+        for address in [
+            format!("/p2p/{relay}/p2p-circuit"),
+            "/ip4/10.0.0.1/tcp/1/p2p-circuit".to_owned(),
+            format!("{bare}/p2p/{other}/p2p-circuit"),
+            format!("{bare}/ip4/10.0.0.2/tcp/1"),
+            format!("/ip4/10.0.0.1/tcp/1/p2p/{relay}"),
+        ] {
+            assert_eq!(circuit(&address.parse().unwrap()), None, "{address}");
+        }
+        let loopback = format!("/ip4/127.0.0.1/tcp/1/p2p/{relay}/p2p-circuit");
+        assert_eq!(refusal(&policy, &loopback), Some(AddressRefusal::Loopback));
+        let strange = format!("/ip4/10.0.0.1/tcp/1/p2p/{other}/p2p-circuit");
+        assert_eq!(refusal(&policy, &strange), Some(AddressRefusal::StrangeRelay));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{PeerId, identify, ping};
+use libp2p::{PeerId, autonat, dcutr, identify, ping, relay};
 use ringlane_shared::limits::{
     CONNECTIONS_PER_PEER_MAX, DHT_CONTACTS_MAX, DIALS_PER_PEER_MAX, LINK_STREAMS_PER_PEER_MAX,
     PENDING_INBOUND_CONNECTIONS_MAX,
@@ -17,12 +17,19 @@ use super::dht::Dht;
 use super::discovery::Discovery;
 use super::exchange;
 use super::gate::Gate;
+use super::relay::accepted as relay_accepted;
+use super::relay::peers_only::PeersOnly;
 use super::streams::{Accepted, Streams};
 
 /// How often each connection is pinged, for its round-trip time and to find dead TCP connections.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A ping without an answer for this long means that the connection is dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long after the start a node first asks whether it can be reached from outside.
+const AUTONAT_BOOT_DELAY: Duration = Duration::from_secs(5);
+/// How often it asks until it has heard the same three times.
+const AUTONAT_RETRY: Duration = Duration::from_secs(30);
 
 /// Everything that sees the swarm's connections. The order matters: what is denied by the gate costs the others
 /// nothing.
@@ -34,6 +41,9 @@ pub(super) struct Behaviour {
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
     pub(super) dht: Toggle<Dht>,
+    pub(super) relay_client: PeersOnly<relay::client::Behaviour>,
+    pub(super) autonat: PeersOnly<autonat::v1::Behaviour>,
+    pub(super) dcutr: PeersOnly<dcutr::Behaviour>,
 }
 
 impl Behaviour {
@@ -44,6 +54,7 @@ impl Behaviour {
         policy: AddressPolicy,
         mut accepted: Vec<Accepted>,
         discovery: &Discovery,
+        relay_client: relay::client::Behaviour,
     ) -> Self {
         let local = keypair.public().to_peer_id();
         let contacts = discovery.allows_contacts(&local);
@@ -51,6 +62,7 @@ impl Behaviour {
             .with_agent_version(agent)
             .with_push_listen_addr_updates(true)
             .with_cache_size(0);
+        accepted.push(relay_accepted());
         accepted.push(Accepted { name: exchange::PROTOCOL, inbound_per_peer_max: LINK_STREAMS_PER_PEER_MAX });
         Self {
             gate: Gate::new(peers.iter().copied(), policy, contacts),
@@ -59,7 +71,22 @@ impl Behaviour {
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
             dht: Dht::new(local, peers, discovery.dht, contacts).into(),
+            relay_client: PeersOnly::new(relay_client, peers),
+            autonat: PeersOnly::new(autonat::v1::Behaviour::new(local, autonat_config()), peers),
+            // It keeps the last few.
+            dcutr: PeersOnly::new(dcutr::Behaviour::new(local), peers).with_candidates(),
         }
+    }
+}
+
+/// Peers tell each other whether they can be reached from outside, as Hyprspace's do: only those that meet at addresses that
+/// mean the same everywhere. Who asks is dialled back at the address it comes from and no other.
+fn autonat_config() -> autonat::v1::Config {
+    autonat::v1::Config {
+        boot_delay: AUTONAT_BOOT_DELAY,
+        retry_interval: AUTONAT_RETRY,
+        throttle_server_period: AUTONAT_RETRY,
+        ..autonat::v1::Config::default()
     }
 }
 

@@ -142,6 +142,8 @@ pub struct ConnectionInfo {
     pub remote: Multiaddr,
     /// Whether a relay passes it on.
     pub relayed: bool,
+    /// Which relay that is, if it is known.
+    pub relay: Option<PeerId>,
     /// Who dialled.
     pub direction: Direction,
     /// Since when.
@@ -190,6 +192,7 @@ impl ConnectionInfo {
             peer,
             remote: address::without_peer(remote, &peer).unwrap_or_else(|_| remote.clone()),
             relayed: endpoint.is_relayed(),
+            relay: address::circuit(remote).map(|circuit| circuit.relay),
             direction: if endpoint.is_dialer() { Direction::Outbound } else { Direction::Inbound },
             established,
             rtt: None,
@@ -308,12 +311,13 @@ impl Connections {
         for (peer, connections) in &mut self.by_peer {
             let is_hyprspace = kind(connections) == Some(PeerKind::Hyprspace);
             let decided = (self.local < *peer || is_hyprspace).then(|| settled(connections)).flatten();
-            let older = decided.filter(|&(_, at)| at <= now).map_or(0, |(older, _)| older);
+            let surplus_to = decided.filter(|&(_, at)| at <= now).map(|(keep, _)| keep);
+            let is_surplus = surplus_of(connections, surplus_to);
             let kept: Vec<bool> = (0..connections.len()).map(|at| is_kept(connections, at)).collect();
             let open = connections.iter().filter(|connection| !connection.closing).count();
             let mut excess = open.saturating_sub(KEPT_CONNECTIONS_PER_PEER_MAX);
-            for (position, (connection, is_kept)) in connections.iter_mut().zip(kept).enumerate() {
-                if !connection.closing && !is_kept && (position < older || excess > 0) {
+            for ((connection, is_kept), is_surplus) in connections.iter_mut().zip(kept).zip(is_surplus) {
+                if !connection.closing && !is_kept && (is_surplus || excess > 0) {
                     connection.closing = true;
                     excess = excess.saturating_sub(1);
                     surplus.push(connection.id);
@@ -363,8 +367,8 @@ fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
         || kind(connections) == Some(PeerKind::Hyprspace) && !connections[at + 1..].iter().any(replaces)
 }
 
-/// How many of the connections, from the oldest on, are older than the one to keep, and when they may go. `None` if
-/// none of them is open, or there is none yet to keep.
+/// The connection to keep, and when those that it replaces may go. `None` if none of them is open, or there is none yet to
+/// keep.
 fn settled(connections: &[ConnectionInfo]) -> Option<(usize, Instant)> {
     let newest = |direct_only: bool| {
         connections
@@ -372,8 +376,18 @@ fn settled(connections: &[ConnectionInfo]) -> Option<(usize, Instant)> {
             .rposition(|connection| connection.confirmed && !connection.closing && !(direct_only && connection.relayed))
     };
     let keep = newest(true).or_else(|| newest(false))?;
-    let surplus = (0..keep).any(|at| !connections[at].closing && !is_kept(connections, at));
+    let replaced = surplus_of(connections, Some(keep));
+    let surplus =
+        (0..connections.len()).any(|at| replaced[at] && !connections[at].closing && !is_kept(connections, at));
     surplus.then(|| (keep, connections[keep].established + SURPLUS_GRACE))
+}
+
+/// Which connections the one to keep replaces: those that are older, and if it is a direct one all relayed ones.
+fn surplus_of(connections: &[ConnectionInfo], keep: Option<usize>) -> Vec<bool> {
+    let is_replaced = |(at, connection): (usize, &ConnectionInfo)| {
+        keep.is_some_and(|keep| at < keep || at > keep && connection.relayed && !connections[keep].relayed)
+    };
+    connections.iter().enumerate().map(is_replaced).collect()
 }
 
 #[cfg(test)]
@@ -482,6 +496,21 @@ mod tests {
         assert_eq!(table.best(&peer).unwrap().id, ConnectionId::new_unchecked(1));
         table.remove(&peer, ConnectionId::new_unchecked(1));
         assert_eq!(table.best(&peer).unwrap().id, ConnectionId::new_unchecked(2));
+    }
+
+    #[test]
+    fn a_relayed_connection_goes_when_there_is_a_direct_one_whichever_came_first() {
+        let now = Instant::now();
+        for relayed in [1, 2] {
+            let [(mut table, peer), _] = pair();
+            for id in [1, 2] {
+                table.insert(ConnectionInfo { relayed: id == relayed, ..connection(id, peer, now) });
+            }
+            assert!(table.poll_surplus(now).is_empty());
+            assert_eq!(table.poll_timeout(), Some(now + SURPLUS_GRACE));
+            assert_eq!(table.poll_surplus(now + SURPLUS_GRACE), [ConnectionId::new_unchecked(relayed)]);
+            assert_eq!(table.poll_timeout(), None);
+        }
     }
 
     fn hyprspace(id: usize, peer: PeerId, transport: TransportName, established: Instant) -> ConnectionInfo {

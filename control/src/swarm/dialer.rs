@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
-use ringlane_shared::limits::{DIALED_ADDRESSES_MAX, DIALS_PER_PEER_MAX, KNOWN_ADDRESSES_PER_PEER_MAX};
+use ringlane_shared::limits::{
+    CIRCUITS_DIALED_MAX, DIALED_ADDRESSES_MAX, DIALS_PER_PEER_MAX, KNOWN_ADDRESSES_PER_PEER_MAX,
+};
 
 use super::connections::TransportName;
 use super::{address, names};
@@ -28,6 +30,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// Between two dials of one peer that are brought forward by what somebody told. Some of it anybody can tell, and as
 /// often as it likes, of addresses that are not the peer's at all.
 const PROMPT_SPACING: Duration = Duration::from_secs(3);
+/// How long a peer that a relay leads to may take to reach us directly by itself, before we try.
+const DIRECT_DELAY: Duration = Duration::from_millis(500);
 /// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again. A peer that
 /// refuses us does so within a round trip of the handshake.
 pub(super) const STABLE_AFTER: Duration = Duration::from_secs(2);
@@ -91,6 +95,8 @@ pub(super) struct Dial {
 /// The dialer of one node.
 pub(super) struct Dialer {
     peers: BTreeMap<PeerId, Peer>,
+    /// Relays that any peer might be reached through: each up to `/p2p-circuit`.
+    relays: Vec<Multiaddr>,
     jitter: Jitter,
     /// Names of TCP addresses are dialled as they are: a proxy looks them up.
     passes_names: bool,
@@ -100,7 +106,7 @@ impl Dialer {
     /// A dialer for these peers, to be dialled from `now` on. `seed` makes its jitter.
     pub(super) fn new(peers: impl IntoIterator<Item = PeerId>, seed: u64, now: Instant) -> Self {
         let peers = peers.into_iter().map(|peer| (peer, Peer::new(now))).collect();
-        Self { peers, jitter: Jitter::new(seed), passes_names: false }
+        Self { peers, relays: Vec::new(), jitter: Jitter::new(seed), passes_names: false }
     }
 
     /// The same, for a node whose proxy looks up the names of TCP addresses, or not.
@@ -201,6 +207,26 @@ impl Dialer {
         state.is_tcp_sought = is_sought;
     }
 
+    /// Whether a peer that is connected is to be dialled at its own addresses: one that only a relay leads to.
+    pub(super) fn seek_direct(&mut self, now: Instant, peer: &PeerId, is_sought: bool) {
+        let Some(state) = self.peers.get_mut(peer) else { return };
+        if is_sought && !state.is_direct_sought {
+            state.dials_in_vain = 0;
+            state.next = now + DIRECT_DELAY;
+        }
+        state.is_direct_sought = is_sought;
+    }
+
+    /// Relays through which any peer might be reached, each up to `/p2p-circuit`. With a new one, peers that are missing are
+    /// tried soon.
+    pub(super) fn set_relays(&mut self, now: Instant, relays: Vec<Multiaddr>) {
+        let is_news = relays.iter().any(|relay| !self.relays.contains(relay));
+        self.relays = relays;
+        for state in self.peers.values_mut().filter(|_| is_news) {
+            state.prompt(now);
+        }
+    }
+
     /// The peer's last connection is gone.
     pub(super) fn handle_disconnected(&mut self, now: Instant, peer: &PeerId) {
         let Some(state) = self.peers.get_mut(peer) else { return };
@@ -221,11 +247,17 @@ impl Dialer {
 
     /// The next dial that is due.
     pub(super) fn poll_dial(&mut self, now: Instant) -> Option<Dial> {
-        let (&peer, state) = self.peers.iter_mut().find(|(_, state)| state.due().is_some_and(|due| due <= now))?;
+        let relays = &self.relays;
+        let due = |peer: &PeerId, state: &Peer| state.due(has_other(relays, peer)).is_some_and(|due| due <= now);
+        let (&peer, state) = self.peers.iter_mut().find(|(peer, state)| due(peer, state))?;
         let fresh_port = state.dials_in_vain % 2 == 1;
+        let chosen = match state.choose_circuits(&peer, relays, now) {
+            circuits if circuits.is_empty() => state.choose(now),
+            circuits => circuits,
+        };
         let (names, addresses): (Vec<_>, Vec<_>) = {
             let passes = |address: &Multiaddr| self.passes_names && is_tcp(address);
-            state.choose(now).into_iter().partition(|address| names::is_name(address) && !passes(address))
+            chosen.into_iter().partition(|address| names::is_name(address) && !passes(address))
         };
         state.next = now + self.jitter.around(pause(state.dials_in_vain));
         state.dials_in_vain = state.dials_in_vain.saturating_add(1);
@@ -235,7 +267,7 @@ impl Dialer {
 
     /// When [`Self::poll_dial`] should be asked again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.peers.values().filter_map(Peer::due).min()
+        self.peers.iter().filter_map(|(peer, state)| state.due(has_other(&self.relays, peer))).min()
     }
 
     /// Everybody who is missing is to be dialled at once.
@@ -294,6 +326,8 @@ struct Peer {
     is_sought: bool,
     /// A TCP connection is wanted.
     is_tcp_sought: bool,
+    /// A connection without a relay is wanted.
+    is_direct_sought: bool,
     /// Dials under way.
     dials: u8,
     /// Dials since the last connection that lasted.
@@ -320,6 +354,7 @@ impl Peer {
             connected_since: None,
             is_sought: false,
             is_tcp_sought: false,
+            is_direct_sought: false,
             dials: 0,
             dials_in_vain: 0,
             next: now,
@@ -328,17 +363,21 @@ impl Peer {
     }
 
     fn is_looked_for(&self) -> bool {
-        self.connected_since.is_none() || self.is_sought || self.is_tcp_sought
+        self.connected_since.is_none() || self.is_sought || self.is_tcp_sought || self.is_direct_sought
     }
 
-    /// Whether only its TCP addresses are of any use.
-    fn wants_only_tcp(&self) -> bool {
-        self.connected_since.is_some() && !self.is_sought
+    /// Whether an address is of any use now.
+    fn wants(&self, address: &Multiaddr) -> bool {
+        if self.connected_since.is_none() {
+            return true;
+        }
+        !address::is_circuit(address) && (self.is_sought || self.is_direct_sought || is_tcp(address))
     }
 
-    fn due(&self) -> Option<Instant> {
-        let only_tcp = self.wants_only_tcp();
-        let has_address = self.addresses.iter().any(|known| !only_tcp || is_tcp(&known.address));
+    /// `has_relay`: whether there is a relay that it could be behind.
+    fn due(&self, has_relay: bool) -> Option<Instant> {
+        let may_be_behind = has_relay && self.connected_since.is_none();
+        let has_address = may_be_behind || self.addresses.iter().any(|known| self.wants(&known.address));
         let wanted = self.is_looked_for() && self.dials < DIALS_PER_PEER_MAX && has_address;
         wanted.then_some(self.next)
     }
@@ -386,10 +425,37 @@ impl Peer {
         true
     }
 
+    /// The circuits of the next dial, if it is their turn: of three dials of a peer that is missing one goes to them, and the
+    /// first does not, since a direct connection is worth waiting a moment for.
+    fn choose_circuits(&mut self, peer: &PeerId, relays: &[Multiaddr], now: Instant) -> Vec<Multiaddr> {
+        let is_turn =
+            self.dials_in_vain % 3 == 1 || self.addresses.iter().all(|known| address::is_circuit(&known.address));
+        if self.connected_since.is_some() || !is_turn {
+            return Vec::new();
+        }
+        let mut own: Vec<_> = self.addresses.iter_mut().filter(|known| address::is_circuit(&known.address)).collect();
+        own.sort_by_key(|known| known.last_dialed);
+        let mut circuits: Vec<Multiaddr> = Vec::new();
+        for known in own.into_iter().take(CIRCUITS_DIALED_MAX / 2) {
+            known.last_dialed = Some(now);
+            circuits.push(known.address.clone());
+        }
+        // Of more relays than there is room for, all have their turn.
+        let others: Vec<_> =
+            relays.iter().filter(|relay| !leads_by(relay, peer) && !circuits.contains(relay)).collect();
+        let first = self.dials_in_vain as usize / 3 * CIRCUITS_DIALED_MAX;
+        let room = CIRCUITS_DIALED_MAX - circuits.len();
+        let turn = (0..others.len().min(room)).filter_map(|at| others.get((first + at) % others.len()));
+        circuits.extend(turn.map(|relay| (*relay).clone()));
+        circuits
+    }
+
     /// The addresses of the next dial, best first: the last that worked, then those that waited longest.
     fn choose(&mut self, now: Instant) -> Vec<Multiaddr> {
-        let only_tcp = self.wants_only_tcp();
-        let candidates = self.addresses.iter_mut().filter(|known| !only_tcp || is_tcp(&known.address));
+        let wanted: Vec<bool> = self.addresses.iter().map(|known| self.wants(&known.address)).collect();
+        let known = self.addresses.iter_mut().zip(wanted);
+        let candidates = known.filter(|(known, wanted)| *wanted && !address::is_circuit(&known.address));
+        let candidates = candidates.map(|(known, _)| known);
         let (mut strangers, mut usable): (Vec<_>, Vec<_>) = candidates.partition(|known| known.answered_by_stranger);
         let alone = usable.is_empty() || self.dials_in_vain % STRANGER_EVERY == STRANGER_EVERY - 1;
         let mut chosen: Vec<&mut Known> = Vec::new();
@@ -409,6 +475,15 @@ impl Peer {
         });
         dialed.collect()
     }
+}
+
+/// Whether any of these relays is not the peer itself.
+fn has_other(relays: &[Multiaddr], peer: &PeerId) -> bool {
+    relays.iter().any(|relay| !leads_by(relay, peer))
+}
+
+fn leads_by(circuit: &Multiaddr, relay: &PeerId) -> bool {
+    address::circuit(circuit).is_some_and(|circuit| circuit.relay == *relay)
 }
 
 fn is_web(address: &Multiaddr) -> bool {
@@ -449,6 +524,64 @@ impl Jitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The dials of a peer until there are `count`, with none of them ended well.
+    fn dials_in_vain(dialer: &mut Dialer, peer: &PeerId, mut now: Instant, count: usize) -> Vec<Vec<Multiaddr>> {
+        let mut dials = Vec::new();
+        while dials.len() < count {
+            now = dialer.poll_timeout().unwrap().max(now);
+            let dial = dialer.poll_dial(now).unwrap();
+            dialer.handle_dial_ended(peer);
+            dials.push(dial.addresses);
+        }
+        dials
+    }
+
+    #[test]
+    fn circuits_have_every_third_dial_of_a_missing_peer_the_first_has_none_and_of_a_relayed_peer_none_at_all() {
+        let now = Instant::now();
+        let [peer, relay] = [PeerId::random(), PeerId::random()];
+        let circuit = |relay: PeerId| address(9).with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+        let mut dialer = Dialer::new([peer], 1, now);
+        dialer.set_relays(now, vec![circuit(peer)]);
+        assert_eq!(dialer.poll_timeout(), None, "a peer is no relay to itself");
+        dialer.set_relays(now, vec![circuit(peer), circuit(relay)]);
+        assert_eq!(
+            dials_in_vain(&mut dialer, &peer, now, 2),
+            [[circuit(relay)], [circuit(relay)]],
+            "nothing else is known"
+        );
+
+        let mut dialer = Dialer::new([peer], 1, now);
+        let own = circuit(PeerId::random());
+        dialer.add_address(now, &peer, &address(1), Source::Configured);
+        dialer.add_address(now, &peer, &own, Source::SignedRecord);
+        dialer.set_relays(now, vec![circuit(relay)]);
+        let dials = dials_in_vain(&mut dialer, &peer, now, 5);
+        let (direct, circuits) = (vec![address(1)], vec![own, circuit(relay)]);
+        assert_eq!(dials, [direct.clone(), circuits.clone(), direct.clone(), direct.clone(), circuits]);
+
+        dialer.handle_connected(now, &peer);
+        assert_eq!(dialer.poll_timeout(), None);
+        dialer.seek_direct(now, &peer, true);
+        assert_eq!(dials_in_vain(&mut dialer, &peer, now, 4), [(); 4].map(|()| direct.clone()));
+        dialer.seek_direct(now, &peer, false);
+        assert_eq!(dialer.poll_timeout(), None);
+    }
+
+    #[test]
+    fn of_many_relays_a_dial_takes_a_few_and_all_have_their_turn() {
+        let now = Instant::now();
+        let peer = PeerId::random();
+        let relays: Vec<Multiaddr> = (0..2 * CIRCUITS_DIALED_MAX as u16 + 1)
+            .map(|port| address(port + 1).with(Protocol::P2p(PeerId::random())).with(Protocol::P2pCircuit))
+            .collect();
+        let mut dialer = Dialer::new([peer], 1, now);
+        dialer.set_relays(now, relays.clone());
+        let dials = dials_in_vain(&mut dialer, &peer, now, 40);
+        assert!(dials.iter().all(|addresses| addresses.len() == CIRCUITS_DIALED_MAX));
+        assert!(relays.iter().all(|relay| dials.iter().flatten().any(|dialled| dialled == relay)));
+    }
 
     fn address(port: u16) -> Multiaddr {
         format!("/ip4/10.0.0.1/tcp/{port}").parse().unwrap()

@@ -20,6 +20,7 @@
 //! | `seeker`, `bootstrap` | whom to look for when; when to go to which contact: pure |
 //! | `swarm_key` | the key of a private libp2p network |
 //! | `problems` | why a peer is not connected, for the operator |
+//! | `relay` | connections by way of a third node |
 //! | `listeners` | the addresses we listen on |
 //! | `behaviour` | the above and the stock behaviours, put together |
 //! | `node` | the event loop's body |
@@ -41,6 +42,7 @@ mod node;
 mod problems;
 pub(crate) mod rates;
 mod recorder;
+mod relay;
 mod seeker;
 mod streams;
 pub mod swarm_key;
@@ -58,6 +60,7 @@ pub use libp2p::swarm::ConnectionId;
 pub use listeners::{ListenError, ListenFault};
 pub use mdns::{MdnsCounters, Segment};
 pub use names::Resolver;
-pub use node::{KnownAddress, LearntAddress, Node, NodeConfig, NodeError, NodeEvent};
+pub use node::{KnownAddress, LearntAddress, Node, NodeConfig, NodeError, NodeEvent, RelayReport};
+pub use relay::{CarriedCircuit, HopCounters};
 pub use streams::{Accepted, InboundStream, OpenId};
 pub use transport::{PeerTransport, Underlay};

@@ -4,6 +4,7 @@ mod discovering;
 mod handling;
 mod knowledge;
 mod mapped;
+mod relaying;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::poll_fn;
@@ -18,6 +19,7 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, Swarm};
 use libp2p::{Multiaddr, Stream, StreamProtocol};
+use ringlane_shared::config::RelaySettings;
 use ringlane_shared::id::PeerId;
 use ringlane_shared::limits::DIALED_ADDRESSES_MAX;
 use thiserror::Error;
@@ -35,9 +37,12 @@ use super::mdns::Mdns;
 use super::names::{self, Found, LookUps, Resolver};
 use super::problems::Problems;
 use super::recorder::Recorder;
+use super::relay::{self, Relaying};
 use super::streams::{Accepted, InboundStream, OpenError, OpenId};
 use super::transport::{self, Underlay};
 use super::web::Web;
+
+pub use self::relaying::RelayReport;
 
 /// After the last connection is gone, QUIC's close notices still have to leave.
 const CLOSE_LINGER: Duration = Duration::from_millis(50);
@@ -189,6 +194,7 @@ pub struct LearntAddress {
 
 struct DialUnderWay {
     peer: PeerId,
+    by_relay: bool,
     /// Of the addresses that came from a name, each with that one.
     named: Vec<(Multiaddr, Multiaddr)>,
 }
@@ -210,6 +216,7 @@ pub struct Node {
     problems: Problems,
     discovery: Discoverer,
     recorder: Recorder,
+    relaying: Relaying,
     events: VecDeque<NodeEvent>,
     timer: Pin<Box<Sleep>>,
 }
@@ -228,10 +235,20 @@ impl Node {
         let swarm_key = config.discovery.swarm_key;
         let policy = if swarm_key.is_some() { policy.tcp_only() } else { policy };
         let peers: Vec<PeerId> = config.peers.iter().map(|(peer, _)| *peer).collect();
-        let behaviour =
-            Behaviour::new(&config.keypair, &peers, config.agent, policy.clone(), config.accepted, &config.discovery);
+        let policy = policy.through(peers.iter().copied());
         let is_internet = config.underlay.is_internet();
         let transport = transport::build(&config.keypair, config.underlay, policy.clone(), swarm_key, &config.web)?;
+        let (transport, relay_client) =
+            relay::transport::in_front(transport, &config.keypair, policy.clone(), swarm_key)?;
+        let behaviour = Behaviour::new(
+            &config.keypair,
+            &peers,
+            config.agent,
+            policy.clone(),
+            config.accepted,
+            &config.discovery,
+            relay_client,
+        );
         let settings = libp2p::swarm::Config::with_tokio_executor()
             .with_dial_concurrency_factor(const { dial_concurrency() })
             .with_idle_connection_timeout(Duration::from_secs(60));
@@ -254,7 +271,7 @@ impl Node {
                 }
             }
         }
-        Ok(Self {
+        let mut node = Self {
             swarm: Swarm::new(transport, behaviour, local, settings),
             policy,
             dialer,
@@ -268,9 +285,12 @@ impl Node {
             problems: Problems::default(),
             discovery,
             recorder: Recorder::default(),
+            relaying: Relaying::new(&RelaySettings::default(), now),
             events: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
-        })
+        };
+        node.set_relay(&RelaySettings::default());
+        Ok(node)
     }
 
     /// Listens on exactly these concrete addresses, closing and opening what differs. Closing a QUIC listener ends the
@@ -507,6 +527,7 @@ impl Node {
                 progress = true;
             }
             progress |= self.poll_discovery(cx, now);
+            progress |= self.poll_relaying(cx, now);
             if progress || self.poll_timer(cx).is_ready() {
                 continue;
             }
@@ -515,7 +536,12 @@ impl Node {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timeouts = [self.dialer.poll_timeout(), self.connections.poll_timeout(), self.discovery_timeout()];
+        let timeouts = [
+            self.dialer.poll_timeout(),
+            self.connections.poll_timeout(),
+            self.discovery_timeout(),
+            self.relaying.auto.poll_timeout(Instant::now()),
+        ];
         let Some(deadline) = timeouts.into_iter().flatten().min() else { return Poll::Pending };
         self.timer.as_mut().reset(deadline.into());
         self.timer.as_mut().poll(cx)
@@ -538,12 +564,13 @@ impl Node {
 
     fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, named: Vec<(Multiaddr, Multiaddr)>, fresh_port: bool) {
         tracing::debug!(%peer, ?addresses, "dialling");
+        let by_relay = addresses.iter().all(address::is_circuit);
         let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
         let options = if fresh_port { options.allocate_new_port() } else { options }.build();
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
-                self.dials.insert(id, DialUnderWay { peer, named });
+                self.dials.insert(id, DialUnderWay { peer, by_relay, named });
             }
             Err(error) => {
                 tracing::debug!(%peer, %error, "cannot dial");

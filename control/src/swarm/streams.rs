@@ -33,7 +33,9 @@ use ringlane_shared::limits::{PEERS_MAX, STREAM_EVENTS_MAX, STREAMS_PER_PEER_BUR
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::address;
 use super::rates::Rates;
+use super::relay::hop::HOP;
 
 /// How long opening a stream may take, its negotiation included.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,16 +124,18 @@ pub(super) enum StreamEvent {
 /// The behaviour.
 pub(super) struct Streams {
     accepted: Arc<[Accepted]>,
+    /// Those of them that nobody is offered now.
+    withheld: HashSet<StreamProtocol>,
     /// Who is offered our protocols.
     configured: HashSet<PeerId>,
-    connections: HashMap<ConnectionId, PeerId>,
+    connections: HashMap<ConnectionId, Standing>,
     /// Per peer, in the order of `accepted`.
     permits: HashMap<PeerId, Vec<Arc<Semaphore>>>,
     opening: HashMap<OpenId, ConnectionId>,
     next_open: u64,
     rates: Rates<PeerId>,
     refused: u64,
-    queue: VecDeque<ToSwarm<StreamEvent, Open>>,
+    queue: VecDeque<ToSwarm<StreamEvent, Order>>,
     waker: Option<Waker>,
 }
 
@@ -139,6 +143,7 @@ impl Streams {
     pub(super) fn new(accepted: Vec<Accepted>, configured: impl IntoIterator<Item = PeerId>) -> Self {
         Self {
             accepted: accepted.into(),
+            withheld: HashSet::new(),
             configured: configured.into_iter().collect(),
             connections: HashMap::new(),
             permits: HashMap::new(),
@@ -156,10 +161,10 @@ impl Streams {
         let id = OpenId(self.next_open);
         self.next_open += 1;
         match self.connections.get(&connection) {
-            Some(&peer_id) => {
+            Some(&Standing { peer: peer_id, .. }) => {
                 self.opening.insert(id, connection);
                 let handler = NotifyHandler::One(connection);
-                self.push(ToSwarm::NotifyHandler { peer_id, handler, event: Open { id, protocols } });
+                self.push(ToSwarm::NotifyHandler { peer_id, handler, event: Order::Open { id, protocols } });
             }
             None => {
                 self.push(ToSwarm::GenerateEvent(StreamEvent::OpenFailed { id, error: OpenError::Closed }));
@@ -168,7 +173,22 @@ impl Streams {
         id
     }
 
-    fn push(&mut self, event: ToSwarm<StreamEvent, Open>) {
+    /// Offers one of the protocols to peers, or to nobody, on connections that stand as well.
+    pub(super) fn set_offered(&mut self, protocol: &StreamProtocol, is_offered: bool) {
+        let changed = if is_offered { self.withheld.remove(protocol) } else { self.withheld.insert(protocol.clone()) };
+        if !changed {
+            return;
+        }
+        let orders = self.connections.iter().map(|(&id, &Standing { peer, is_relayed })| {
+            let event = Order::Offer(self.names(&peer, is_relayed));
+            ToSwarm::NotifyHandler { peer_id: peer, handler: NotifyHandler::One(id), event }
+        });
+        for order in orders.collect::<Vec<_>>() {
+            self.push(order);
+        }
+    }
+
+    fn push(&mut self, event: ToSwarm<StreamEvent, Order>) {
         self.queue.push_back(event);
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -176,10 +196,17 @@ impl Streams {
     }
 
     /// A contact of the DHT gets a handler that offers nothing and keeps nothing open.
-    fn handler(&self, peer: &PeerId) -> Handler {
+    fn handler(&self, peer: &PeerId, is_relayed: bool) -> Handler {
+        let keep_alive = self.configured.contains(peer);
+        Handler { names: self.names(peer, is_relayed), keep_alive, queue: VecDeque::new(), waker: None }
+    }
+
+    /// What a peer is offered on a connection. Circuits do not lead through circuits.
+    fn names(&self, peer: &PeerId, is_relayed: bool) -> Vec<StreamProtocol> {
         let is_configured = self.configured.contains(peer);
-        let names = self.accepted.iter().filter(|_| is_configured).map(|accepted| accepted.name.clone()).collect();
-        Handler { names, keep_alive: is_configured, queue: VecDeque::new(), waker: None }
+        let is_offered =
+            |name: &&StreamProtocol| is_configured && !self.withheld.contains(*name) && !(is_relayed && **name == HOP);
+        self.accepted.iter().map(|accepted| &accepted.name).filter(is_offered).cloned().collect()
     }
 
     /// Inbound streams refused so far because their peer opened them too fast.
@@ -215,27 +242,28 @@ impl NetworkBehaviour for Streams {
         &mut self,
         _: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(&peer))
+        Ok(self.handler(&peer, address::is_circuit(local)))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         _: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        remote: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(&peer))
+        Ok(self.handler(&peer, address::is_circuit(remote)))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, .. }) => {
-                self.connections.insert(connection_id, peer_id);
+            FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
+                let is_relayed = endpoint.is_relayed();
+                self.connections.insert(connection_id, Standing { peer: peer_id, is_relayed });
                 self.permits.entry(peer_id).or_insert_with(|| {
                     self.accepted.iter().map(|a| Arc::new(Semaphore::new(a.inbound_per_peer_max))).collect()
                 });
@@ -279,11 +307,20 @@ impl NetworkBehaviour for Streams {
     }
 }
 
-/// Behaviour to handler: open a stream.
+/// A connection that stands.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    peer: PeerId,
+    is_relayed: bool,
+}
+
+/// Behaviour to handler.
 #[derive(Debug)]
-pub(super) struct Open {
-    id: OpenId,
-    protocols: Vec<StreamProtocol>,
+pub(super) enum Order {
+    /// Open a stream.
+    Open { id: OpenId, protocols: Vec<StreamProtocol> },
+    /// Offer exactly these from now on.
+    Offer(Vec<StreamProtocol>),
 }
 
 /// Handler to behaviour.
@@ -312,7 +349,7 @@ impl Handler {
 }
 
 impl ConnectionHandler for Handler {
-    type FromBehaviour = Open;
+    type FromBehaviour = Order;
     type ToBehaviour = HandlerEvent;
     type InboundProtocol = Offered;
     type OutboundProtocol = Offered;
@@ -328,9 +365,20 @@ impl ConnectionHandler for Handler {
         self.keep_alive
     }
 
-    fn on_behaviour_event(&mut self, Open { id, protocols }: Open) {
-        let protocol = SubstreamProtocol::new(Offered(protocols), id).with_timeout(OPEN_TIMEOUT);
-        self.push(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+    fn on_behaviour_event(&mut self, order: Order) {
+        match order {
+            Order::Open { id, protocols } => {
+                let protocol = SubstreamProtocol::new(Offered(protocols), id).with_timeout(OPEN_TIMEOUT);
+                self.push(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+            }
+            Order::Offer(names) => {
+                self.names = names;
+                // Being polled is when the library looks.
+                if let Some(waker) = self.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offered, Offered, (), OpenId>) {

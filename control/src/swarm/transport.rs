@@ -180,13 +180,13 @@ impl Transport for DialFilter {
 
 /// TLS or Noise, whichever the other side speaks; TLS first. The library's own selector is private.
 #[derive(Clone)]
-struct Security {
+pub(super) struct Security {
     tls: tls::Config,
     noise: noise::Config,
 }
 
 impl Security {
-    fn new(keypair: &Keypair) -> Result<Self, NodeError> {
+    pub(super) fn new(keypair: &Keypair) -> Result<Self, NodeError> {
         Ok(Self {
             tls: tls::Config::new(keypair).map_err(|error| NodeError::Identity(error.to_string()))?,
             noise: noise::Config::new(keypair).map_err(|error| NodeError::Identity(error.to_string()))?,
@@ -203,8 +203,8 @@ impl UpgradeInfo for Security {
     }
 }
 
-type TlsOutput<C> = tls::TlsStream<C>;
-type Secured<C> = (PeerId, future::Either<TlsOutput<C>, noise::Output<C>>);
+pub(super) type TlsOutput<C> = tls::TlsStream<C>;
+pub(super) type Secured<C> = (PeerId, future::Either<TlsOutput<C>, noise::Output<C>>);
 
 impl<C> InboundConnectionUpgrade<C> for Security
 where

@@ -5,6 +5,7 @@
 //! `cargo +nightly fuzz run record -- -max_total_time=600`. What it finds goes to `fuzz/artifacts`; committed to
 //! `fuzz/corpus/record`, it is replayed for ever.
 
+pub mod circuit;
 pub mod config;
 pub mod connect;
 pub mod discovery;

@@ -9,6 +9,7 @@ mod error;
 mod hyprspace;
 mod metrics;
 mod nat;
+mod relay;
 mod routes;
 mod services;
 mod toml;
@@ -30,6 +31,7 @@ pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
 pub use self::metrics::{METRICS_PORT_VARIABLE, MetricsSettings};
 pub use self::nat::{NatSettings, StunServer};
+pub use self::relay::{RelayServe, RelaySettings};
 pub use self::routes::{RouteSettings, parse_network};
 pub use self::services::{ServiceSettings, ServiceTarget};
 pub use self::toml::{carrier_word, cipher_word, parse_toml};
@@ -72,6 +74,8 @@ pub struct Settings {
     pub metrics: MetricsSettings,
     /// The settings about NATs.
     pub nat: NatSettings,
+    /// The relays' settings.
+    pub relay: RelaySettings,
     /// The configured peers, in the file's order; the position is the [`crate::id::PeerIndex`].
     pub peers: Vec<PeerSettings>,
     /// The services this node offers, ordered by name.

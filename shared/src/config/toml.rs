@@ -8,8 +8,8 @@ use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
 use super::{
-    ConfigError, DEFAULT_PORT, IdentitySettings, RouteSettings, Settings, Switch, discovery, dns, metrics, nat, routes,
-    services, web,
+    ConfigError, DEFAULT_PORT, IdentitySettings, RouteSettings, Settings, Switch, discovery, dns, metrics, nat, relay,
+    routes, services, web,
 };
 use crate::lane::keys::CipherChoice;
 use crate::limits::{
@@ -21,8 +21,8 @@ use crate::limits::{
 use crate::plane::{CarrierChoice, Engine, Offload};
 
 /// Every key there is, by table.
-const SCHEMA: [(&str, &[&str]); 12] = [
-    ("", &["interface", "identity", "control", "dataplane", "dns", "metrics", "nat", "peers", "services"]),
+const SCHEMA: [(&str, &[&str]); 13] = [
+    ("", &["interface", "identity", "control", "dataplane", "dns", "metrics", "nat", "peers", "relay", "services"]),
     ("identity", &["key_file"]),
     (
         "control",
@@ -67,6 +67,7 @@ const SCHEMA: [(&str, &[&str]); 12] = [
     ("dns", &["enabled", "domain", "resolved", "listen"]),
     ("metrics", &["listen"]),
     ("nat", &["stun_servers", "port_mapping"]),
+    ("relay", &["serve", "addresses", "max"]),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
     ("peers.routes", &["net", "metric"]),
     ("services", &services::KEYS),
@@ -144,6 +145,9 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     if let Some(item) = root.get("peers") {
         let items = item.list(PEERS_MAX, report).unwrap_or_default();
         draft.peers = items.iter().filter_map(|item| peer(item, report)).collect();
+    }
+    if let Some(table) = section(&root, "relay", report) {
+        draft.relay = relay::read(&table, &mut draft.peers, report);
     }
     if let Some(item) = root.get("services") {
         for table in item.tables() {

@@ -12,7 +12,8 @@ use super::services::{self, ServiceDraft};
 use super::tree::{Place, Placed};
 use super::{
     ControlSettings, DEFAULT_LISTEN, DEFAULT_PORT, DataplaneSettings, DiscoverySettings, DnsSettings, IdentitySettings,
-    MetricsSettings, NatSettings, PeerSettings, RouteSettings, STATE_DIRECTORY, Settings, Switch, WebSettings, value,
+    MetricsSettings, NatSettings, PeerSettings, RelaySettings, RouteSettings, STATE_DIRECTORY, Settings, Switch,
+    WebSettings, value,
 };
 use crate::id::PeerId;
 use crate::identity::{builtin_ipv4, builtin_ipv6, is_ed25519};
@@ -70,6 +71,7 @@ pub(super) struct Draft {
     pub(super) dns: DnsSettings,
     pub(super) metrics: MetricsSettings,
     pub(super) nat: NatSettings,
+    pub(super) relay: RelaySettings,
     pub(super) peers: Vec<PeerDraft>,
     pub(super) services: Vec<ServiceDraft>,
 }
@@ -120,6 +122,7 @@ impl Draft {
             dns: DnsSettings::default(),
             metrics: MetricsSettings::default(),
             nat: NatSettings::default(),
+            relay: RelaySettings::default(),
             peers: Vec::new(),
             services: Vec::new(),
         }
@@ -191,6 +194,7 @@ impl Draft {
             dns: self.dns,
             metrics: self.metrics,
             nat: self.nat,
+            relay: self.relay,
             peers: self.peers.into_iter().filter_map(peer).collect(),
             services,
             warnings: report.into_warnings()?,

@@ -1,6 +1,7 @@
 //! Outer messages: parse and emit, nothing else. `docs/protocol.md` states the same bytes for other implementers.
 
 pub mod bind;
+pub mod circuit;
 pub mod connect;
 pub mod echo;
 pub mod extensions;

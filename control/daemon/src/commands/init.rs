@@ -177,14 +177,21 @@ key_file = {key_file}
 # [nat]
 # Whether routers are asked for port mappings, by PCP, NAT-PMP and UPnP.
 # port_mapping = true
+# Whom to ask, beside peers, what translators make of the lanes' ports, such as "stun.example:3478".
+# stun_servers = []
 
 # Figures for Prometheus, as /metrics over HTTP; by default nowhere.
 # [metrics]
 # listen = "127.0.0.1:9100"
 
-# Whom to ask, beside peers, what NATs make of the lanes' ports, such as "stun.example:3478".
-# [nat]
-# stun_servers = []
+# Peers that no direct path joins are joined by a third that both reach; it reads nothing of what it passes on.
+# [relay]
+# Whether this node is one for its peers: "auto" (while it can be reached from everywhere), "always" or "never".
+# serve = "auto"
+# Peers to use as relays before others, with their ids: "/ip4/192.0.2.1/udp/8001/quic-v1/p2p/12D3KooW...".
+# addresses = []
+# Through how many relays this node is to be reached at once while it is behind a translator or firewall.
+# max = 2
 
 # One entry for each peer, as `ringlane init` printed it on that node.
 # [[peers]]

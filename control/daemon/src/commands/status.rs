@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use ringlane_control::admin::relay::{RelayNode, RelayStatus, RelayedPeer};
 use ringlane_control::admin::status::{
     Carrier, Drops, LaneState, LaneStatus, NodeStatus, PeerState, PeerStatus, ServiceStatus, TunStatus, WorkerStatus,
 };
@@ -55,6 +56,7 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     detail(&mut out, "dropped", &drops(&status.drops));
     detail(&mut out, "listeners", &drops(&status.listener_drops));
     detail(&mut out, "gate", &drops(&status.gate));
+    relays(&mut out, &status.relay);
 
     if status.peers.is_empty() {
         out.push_str("\nno peers are configured\n");
@@ -76,14 +78,15 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
     }
     let _ = write!(out, "\n{table}");
     for peer in &status.peers {
-        peer_details(&mut out, peer);
+        peer_details(&mut out, peer, &status.relay.relayed);
     }
     out
 }
 
-fn peer_details(out: &mut String, peer: &PeerStatus) {
+fn peer_details(out: &mut String, peer: &PeerStatus, relayed: &[RelayedPeer]) {
     let _ = writeln!(out, "\n{}", text::name_or_id(&peer.name, &peer.id));
     detail(out, "problem", peer.problem.as_deref().unwrap_or_default());
+    detail(out, "relay", &relay_of(peer, relayed));
     detail(out, "id", &peer.id);
     detail(out, "addresses", &text::list(&peer.addresses));
     detail(out, "routes", &text::list(&peer.routes));
@@ -96,6 +99,35 @@ fn peer_details(out: &mut String, peer: &PeerStatus) {
     detail(out, "sent", &sent);
     detail(out, "received", &received);
     detail(out, "dropped", &drops(&peer.drops));
+}
+
+/// Who passes on what libp2p says to the peer; nothing if nobody has to.
+fn relay_of(peer: &PeerStatus, relayed: &[RelayedPeer]) -> String {
+    let relayed = relayed.iter().find(|relayed| relayed.node.id == peer.id);
+    relayed.map_or(String::new(), |relayed| match &relayed.relay {
+        Some(relay) => text::name_or_id(&relay.name, &relay.id),
+        None => "unknown".to_owned(),
+    })
+}
+
+fn relays(out: &mut String, status: &RelayStatus) {
+    let name = |node: &RelayNode| text::name_or_id(&node.name, &node.id);
+    let reserved: Vec<_> = status.relays.iter().filter(|relay| relay.reserved).map(|relay| name(&relay.node)).collect();
+    detail(out, "relays", &reserved.join(", "));
+    if !status.serves {
+        return;
+    }
+    let clients = status.reservations.len();
+    let mut line = format!("for {clients} peers, {} circuits", status.circuits.len());
+    if status.requests_refused > 0 {
+        let _ = write!(line, ", refused {}", status.requests_refused);
+    }
+    detail(out, "is relay", &line);
+    for circuit in &status.circuits {
+        let bytes = text::bytes(circuit.bytes_from_source + circuit.bytes_from_target);
+        let ends = format!("{} - {}", name(&circuit.source), name(&circuit.target));
+        detail(out, "", &format!("{ends}, {bytes}, for {}", text::span(circuit.age_s)));
+    }
 }
 
 fn traffic(packets: u64, records: u64, quic_datagrams: u64, by_stream: u64) -> String {
@@ -357,6 +389,7 @@ mod tests {
             gate: Drops::from([("not_configured".to_owned(), 3)]),
             discovery: DiscoveryStatus::default(),
             mappings: MappingsStatus::default(),
+            relay: Default::default(),
             underlay: UnderlayStatus::default(),
             peers,
             drops: Drops::from([("no_route".to_owned(), 12)]),

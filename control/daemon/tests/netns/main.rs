@@ -55,6 +55,7 @@ mod paths;
 mod portmap;
 mod refusals;
 mod rekey;
+mod relay;
 mod routes;
 mod services;
 mod shapes;

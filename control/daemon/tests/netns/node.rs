@@ -426,6 +426,11 @@ impl Status {
         workers.iter().map(state).collect()
     }
 
+    /// A part of it that has a struct of its own.
+    pub(crate) fn part(&self, name: &str) -> &Value {
+        &self.0[name]
+    }
+
     /// The node's own built-in addresses.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         serde_json::from_value(self.0["node"]["addresses"].clone()).expect("addresses")

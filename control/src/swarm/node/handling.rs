@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, identify, ping};
+use libp2p::{Multiaddr, dcutr, identify, ping};
 use ringlane_shared::id::PeerId;
 use ringlane_shared::limits::KNOWN_ADDRESSES_PER_PEER_MAX;
 
@@ -15,6 +15,7 @@ use crate::swarm::connections::{ConnectionInfo, Direction, PeerKind};
 use crate::swarm::dialer::{STABLE_AFTER, Source};
 use crate::swarm::exchange;
 use crate::swarm::exchanges::Progress;
+use crate::swarm::relay::hop::HOP;
 use crate::swarm::streams::StreamEvent;
 
 impl Node {
@@ -33,8 +34,15 @@ impl Node {
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 self.handle_dial_error(connection_id, &error);
             }
-            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => {
+            SwarmEvent::NewListenAddr { .. }
+            | SwarmEvent::ExpiredListenAddr { .. }
+            | SwarmEvent::ExternalAddrConfirmed { .. }
+            | SwarmEvent::ExternalAddrExpired { .. } => {
+                self.consider_serving();
                 self.events.push_back(NodeEvent::AddressesChanged);
+            }
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } if self.is_behind_relay(listener_id) => {
+                self.handle_reservation_ended(listener_id, reason);
             }
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
                 if let Some(address) = self.listeners.handle_closed(listener_id) {
@@ -54,7 +62,12 @@ impl Node {
 
     fn handle_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint, first: bool) {
         let now = Instant::now();
-        let connection = ConnectionInfo::new(id, peer, endpoint, now);
+        let mut connection = ConnectionInfo::new(id, peer, endpoint, now);
+        if self.is_probe(&connection) {
+            self.swarm.close_connection(id);
+            return;
+        }
+        self.find_relay(&mut connection);
         let remote = connection.remote.clone();
         self.handle_contact_dialled(id, true);
         if !self.dialer.has(&peer) {
@@ -74,8 +87,10 @@ impl Node {
         }
         self.dialer.handle_connected(now, &peer);
         tracing::debug!(%peer, connection = %id, %remote, direction = ?connection.direction, "connected");
+        self.hold_relay(&connection);
         self.connections.insert(connection);
         self.seek_tcp(peer);
+        self.seek_direct(peer);
         self.events.push_back(NodeEvent::PeerConnected { peer, connection: id, remote, first });
     }
 
@@ -92,6 +107,8 @@ impl Node {
                 self.problems.handle_thrown_out(peer);
             }
             self.seek_tcp(peer);
+            self.seek_direct(peer);
+            self.handle_closed_for_relays(peer, id, last);
             self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
         }
         if last {
@@ -106,9 +123,10 @@ impl Node {
             tracing::debug!(%error, "a bootstrap contact was not reached");
             return;
         }
-        let Some(DialUnderWay { peer, named }) = self.dials.remove(&id) else { return };
+        let Some(DialUnderWay { peer, by_relay, named }) = self.dials.remove(&id) else { return };
         self.dialer.handle_dial_ended(&peer);
-        if self.connections.best(&peer).is_none() {
+        // Why no relay leads there is the lesser news.
+        if self.connections.best(&peer).is_none() && !(by_relay && self.problems.of(&peer).is_some()) {
             self.problems.handle_dial_error(peer, error);
         }
         match error {
@@ -134,12 +152,14 @@ impl Node {
                 self.handle_dht_identify(&peer_id, &info.protocols, &info.listen_addrs);
                 self.handle_identify(peer_id, connection_id, &info.listen_addrs);
                 self.handle_kind(peer_id, connection_id, PeerKind::of(&info.protocols));
+                self.handle_relay_offer(peer_id, connection_id, &info.protocols);
             }
             BehaviourEvent::Ping(ping::Event { peer, connection, result }) => match result {
                 Ok(rtt) => {
                     if let Some(connection) = self.connections.get_mut(&peer, connection) {
                         connection.handle_pong(rtt);
                         self.problems.clear(&peer);
+                        self.relaying.auto.set_rtt(&peer, rtt);
                     }
                 }
                 Err(ping::Failure::Unsupported) => {}
@@ -153,6 +173,12 @@ impl Node {
                 }
             },
             BehaviourEvent::Dht(event) => self.handle_dht(event),
+            BehaviourEvent::RelayClient(event) => self.handle_relay_client(&event),
+            BehaviourEvent::Autonat(event) => self.handle_autonat(event),
+            BehaviourEvent::Dcutr(dcutr::Event { remote_peer_id: peer, result }) => match result {
+                Ok(connection) => tracing::info!(%peer, %connection, "a direct connection through translators"),
+                Err(error) => tracing::debug!(%peer, %error, "no direct connection through translators"),
+            },
             BehaviourEvent::Identify(_) => {}
             BehaviourEvent::Gate(never) | BehaviourEvent::Limits(never) => match never {},
         }
@@ -191,7 +217,9 @@ impl Node {
     fn handle_stream(&mut self, event: StreamEvent) {
         match event {
             StreamEvent::Inbound { peer, connection, protocol, stream } => {
-                if protocol == exchange::PROTOCOL {
+                if protocol == HOP {
+                    self.relaying.hop.handle_inbound(peer, connection, stream);
+                } else if protocol == exchange::PROTOCOL {
                     self.exchanges.handle_inbound(peer, connection, stream);
                 } else {
                     let stream = Box::new(stream);
@@ -200,11 +228,16 @@ impl Node {
             }
             StreamEvent::Opened { id, protocol, stream } => {
                 tracing::trace!(%protocol, "stream opened");
-                if self.exchanges.has_opening(id) {
+                if self.relaying.hop.has_opening(id) {
+                    self.relaying.hop.handle_opened(id, Ok(stream));
+                } else if self.exchanges.has_opening(id) {
                     self.exchanges.handle_opened(id, Ok(stream));
                 } else {
                     self.events.push_back(NodeEvent::StreamOpened { id, result: Ok((protocol, Box::new(stream))) });
                 }
+            }
+            StreamEvent::OpenFailed { id, error } if self.relaying.hop.has_opening(id) => {
+                self.relaying.hop.handle_opened(id, Err(error));
             }
             StreamEvent::OpenFailed { id, error } if self.exchanges.has_opening(id) => {
                 self.exchanges.handle_opened(id, Err(error));

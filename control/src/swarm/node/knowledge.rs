@@ -36,10 +36,11 @@ impl Node {
         self.policy.check(address).is_ok()
     }
 
-    /// What may be told to other peers of where this one is, best first.
-    pub fn tellable_addresses(&self, peer: &PeerId) -> Vec<&Multiaddr> {
+    /// What may be told to other peers of where this one is, best first, and last that it can be reached through us.
+    pub fn tellable_addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
+        let circuits = self.circuits_to(peer);
         let known = self.dialer.tellable(peer).into_iter().filter(|address| self.may_dial(address));
-        known.take(PEX_ADDRESSES_PER_PEER_MAX).collect()
+        known.take(PEX_ADDRESSES_PER_PEER_MAX - circuits.len()).cloned().chain(circuits).collect()
     }
 
     /// Where others may try to reach us: what routers map, and what we listen on, without what leads nowhere from

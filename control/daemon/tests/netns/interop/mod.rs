@@ -11,6 +11,7 @@ mod basics;
 mod commands;
 mod discovery;
 mod names;
+mod relay;
 mod services;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,72 @@
+//! What `status` says of relays: whether we are one, which ones we use, and who is reached by way of one.
+
+use serde::{Deserialize, Serialize};
+
+/// Relays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Whether peers may use this node as a relay now.
+    pub serves: bool,
+    /// Whether the node is known to be reachable from everywhere.
+    pub public: bool,
+    /// Connected peers that offer to be relays.
+    pub relays: Vec<RelayPeer>,
+    /// Peers whose best connection a relay passes on.
+    pub relayed: Vec<RelayedPeer>,
+    /// Peers that may be reached through this node.
+    pub reservations: Vec<RelayNode>,
+    /// Circuits that this node carries.
+    pub circuits: Vec<CircuitStatus>,
+    /// Reservations this node has given, renewals among them.
+    pub reservations_given: u64,
+    /// Circuits that it carried and that have ended.
+    pub circuits_ended: u64,
+    /// Bytes that those carried, both ways together.
+    pub circuit_bytes: u64,
+    /// Requests to it that were not granted.
+    pub requests_refused: u64,
+}
+
+/// A node, by name.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RelayNode {
+    /// Its configured name; may be empty.
+    pub name: String,
+    /// Its peer id.
+    pub id: String,
+}
+
+/// A relay that could be used.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RelayPeer {
+    /// Who.
+    #[serde(flatten)]
+    pub node: RelayNode,
+    /// Whether this node can be reached through it.
+    pub reserved: bool,
+}
+
+/// A peer that is reached by way of a relay.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RelayedPeer {
+    /// Who.
+    #[serde(flatten)]
+    pub node: RelayNode,
+    /// The relay; `null` if its address does not tell.
+    pub relay: Option<RelayNode>,
+}
+
+/// A circuit.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CircuitStatus {
+    /// Who asked for it.
+    pub source: RelayNode,
+    /// Whom it leads to.
+    pub target: RelayNode,
+    /// Bytes from the source.
+    pub bytes_from_source: u64,
+    /// Bytes from the target.
+    pub bytes_from_target: u64,
+    /// Since it was made.
+    pub age_s: u64,
+}

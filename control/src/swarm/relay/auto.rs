@@ -1,0 +1,273 @@
+//! Which relays to be reachable through: pure.
+//!
+//! While the node is not known to be public it keeps a few reservations at once, with configured peers that offer the relay
+//! protocol: first those that the configuration names, of the others those that refused least and answer fastest. One that
+//! is lost is replaced at once, if there is another candidate, or asked again soon; one that refuses is left alone for a
+//! time that doubles. One that takes long to answer does not keep the next from being asked.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+
+/// How long a relay may think before the next is asked too.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause after a first refusal, and after a reservation is lost that had stood.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// A reservation that stood so long was a real one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// How far we are with a relay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// It was not asked, or has ended.
+    Idle,
+    /// It was asked.
+    Asking { since: Instant },
+    /// We are reachable through it.
+    Reserved { since: Instant },
+}
+
+struct Candidate {
+    /// Connected, and offers the protocol.
+    offers: bool,
+    preferred: bool,
+    rtt: Option<Duration>,
+    /// In a row.
+    refusals: u32,
+    not_before: Instant,
+    stage: Stage,
+}
+
+/// The choice of relays of one node.
+pub(crate) struct Auto {
+    max: usize,
+    is_wanted: bool,
+    /// At most one for each configured peer.
+    candidates: BTreeMap<PeerId, Candidate>,
+}
+
+impl Auto {
+    /// At most `max` reservations at once; of `preferred` relays first.
+    pub(crate) fn new(max: u8, preferred: &[PeerId], now: Instant) -> Self {
+        let candidates = preferred.iter().map(|peer| (*peer, Candidate::new(true, now))).collect();
+        Self { max: max.into(), is_wanted: false, candidates }
+    }
+
+    /// Whether reservations are of any use. Those there are stay when they are not.
+    pub(crate) fn set_wanted(&mut self, is_wanted: bool) {
+        self.is_wanted = is_wanted;
+    }
+
+    /// A connected peer says whether it is a relay, or is not connected any more.
+    pub(crate) fn set_offered(&mut self, peer: PeerId, offers: bool, now: Instant) {
+        if offers {
+            let candidate = self.candidates.entry(peer).or_insert_with(|| Candidate::new(false, now));
+            if !candidate.offers {
+                // It was something else for a while: what it refused then says nothing.
+                (candidate.offers, candidate.refusals) = (true, 0);
+                candidate.not_before = candidate.not_before.min(now + PAUSE_MIN);
+            }
+        } else if let Some(candidate) = self.candidates.get_mut(&peer) {
+            candidate.offers = false;
+            if candidate.stage == Stage::Idle && !candidate.preferred {
+                self.candidates.remove(&peer);
+            }
+        }
+    }
+
+    /// How fast a relay answers.
+    pub(crate) fn set_rtt(&mut self, peer: &PeerId, rtt: Duration) {
+        if let Some(candidate) = self.candidates.get_mut(peer) {
+            candidate.rtt = Some(rtt);
+        }
+    }
+
+    /// The next relay to ask. Ends in [`Self::handle_reserved`] or [`Self::handle_ended`].
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<PeerId> {
+        if !self.is_wanted || self.active(now) >= self.max {
+            return None;
+        }
+        let ready =
+            self.candidates.iter_mut().filter(|(_, candidate)| candidate.is_ready() && candidate.not_before <= now);
+        let worth = |candidate: &Candidate| {
+            (Reverse(candidate.preferred), candidate.refusals, candidate.rtt.unwrap_or(Duration::MAX))
+        };
+        let (peer, candidate) = ready.min_by_key(|(_, candidate)| worth(candidate))?;
+        candidate.stage = Stage::Asking { since: now };
+        Some(*peer)
+    }
+
+    /// When [`Self::poll`] should be asked again.
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        if !self.is_wanted {
+            return None;
+        }
+        let impatient = self.candidates.values().filter_map(|candidate| match candidate.stage {
+            Stage::Asking { since } => Some(since + PATIENCE).filter(|at| *at > now),
+            _ => None,
+        });
+        let ready = self.candidates.values().filter(|candidate| candidate.is_ready());
+        let has_room = self.active(now) < self.max;
+        let due = ready.map(|candidate| candidate.not_before).filter(|_| has_room);
+        due.chain(impatient).min()
+    }
+
+    /// A relay has granted a reservation, or renewed it.
+    pub(crate) fn handle_reserved(&mut self, peer: &PeerId, now: Instant) {
+        if let Some(candidate) = self.candidates.get_mut(peer)
+            && let Stage::Asking { .. } = candidate.stage
+        {
+            candidate.stage = Stage::Reserved { since: now };
+        }
+    }
+
+    /// A relay has refused a reservation, or one that it granted has ended.
+    pub(crate) fn handle_ended(&mut self, peer: &PeerId, now: Instant) {
+        let Some(candidate) = self.candidates.get_mut(peer) else { return };
+        let stood = match candidate.stage {
+            Stage::Reserved { since } => now.saturating_duration_since(since),
+            _ => Duration::ZERO,
+        };
+        candidate.refusals = if stood >= STABLE_AFTER { 0 } else { candidate.refusals.saturating_add(1) };
+        candidate.not_before =
+            now + PAUSE_MIN.saturating_mul(1 << candidate.refusals.saturating_sub(1).min(16)).min(PAUSE_MAX);
+        candidate.stage = Stage::Idle;
+        if !candidate.offers && !candidate.preferred {
+            self.candidates.remove(peer);
+        }
+    }
+
+    /// The relays that we are reachable through.
+    pub(crate) fn reserved(&self) -> impl Iterator<Item = PeerId> {
+        let reserved =
+            self.candidates.iter().filter(|(_, candidate)| matches!(candidate.stage, Stage::Reserved { .. }));
+        reserved.map(|(peer, _)| *peer)
+    }
+
+    /// Reservations, and relays that have not been asked for too long.
+    fn active(&self, now: Instant) -> usize {
+        let is_active = |candidate: &&Candidate| match candidate.stage {
+            Stage::Idle => false,
+            Stage::Asking { since } => now < since + PATIENCE,
+            Stage::Reserved { .. } => true,
+        };
+        self.candidates.values().filter(is_active).count()
+    }
+}
+
+impl Candidate {
+    fn new(preferred: bool, now: Instant) -> Self {
+        Self { offers: false, preferred, rtt: None, refusals: 0, not_before: now, stage: Stage::Idle }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.offers && self.stage == Stage::Idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarm::dialer::Jitter;
+
+    fn peers(count: usize) -> Vec<PeerId> {
+        (0..count).map(|_| PeerId::random()).collect()
+    }
+
+    #[test]
+    fn the_fastest_relays_are_asked_configured_ones_first_and_only_while_it_is_of_use() {
+        let now = Instant::now();
+        let relays = peers(4);
+        let mut auto = Auto::new(2, &relays[3..], now);
+        for (relay, ms) in relays.iter().zip([30, 10, 20, 500]) {
+            auto.set_offered(*relay, true, now);
+            auto.set_rtt(relay, Duration::from_millis(ms));
+        }
+        assert_eq!((auto.poll(now), auto.poll_timeout(now)), (None, None), "we are public");
+        auto.set_wanted(true);
+        assert_eq!(auto.poll(now), Some(relays[3]));
+        assert_eq!(auto.poll(now), Some(relays[1]));
+        assert_eq!(auto.poll(now), None);
+        auto.handle_reserved(&relays[3], now);
+        auto.handle_reserved(&relays[1], now);
+        assert_eq!(auto.reserved().count(), 2);
+        assert_eq!((auto.poll(now), auto.poll_timeout(now)), (None, None));
+        auto.handle_ended(&relays[1], now + STABLE_AFTER);
+        assert_eq!(auto.poll(now + STABLE_AFTER), Some(relays[2]), "another takes its place at once");
+    }
+
+    #[test]
+    fn who_refuses_is_asked_ever_less_often_and_who_is_slow_does_not_hold_up_the_next() {
+        let mut now = Instant::now();
+        let relays = peers(2);
+        let mut auto = Auto::new(1, &[], now);
+        auto.set_wanted(true);
+        auto.set_offered(relays[0], true, now);
+        let mut pauses = Vec::new();
+        for _ in 0..14 {
+            assert_eq!(auto.poll(now), Some(relays[0]));
+            auto.handle_ended(&relays[0], now);
+            let next = auto.poll_timeout(now).unwrap();
+            assert_eq!(auto.poll(next - Duration::from_millis(1)), None);
+            pauses.push(next - now);
+            now = next;
+        }
+        assert_eq!(pauses[0], PAUSE_MIN);
+        assert!(pauses.is_sorted() && pauses.last() == Some(&PAUSE_MAX), "{pauses:?}");
+
+        assert_eq!(auto.poll(now), Some(relays[0]));
+        auto.set_offered(relays[1], true, now);
+        assert_eq!((auto.poll(now), auto.poll_timeout(now)), (None, Some(now + PATIENCE)));
+        assert_eq!(auto.poll(now + PATIENCE), Some(relays[1]));
+        auto.set_offered(relays[0], false, now);
+        auto.handle_ended(&relays[0], now);
+        assert_eq!(auto.candidates.len(), 1, "who offers nothing is forgotten");
+    }
+
+    #[test]
+    fn whatever_relays_do_there_are_never_too_many_reservations_and_in_the_end_enough() {
+        for seed in 0..300 {
+            let mut random = Jitter::new(seed);
+            let start = Instant::now();
+            let mut now = start;
+            let relays = peers(1 + (random.next() % 6) as usize);
+            let max = 1 + (random.next() % 3) as u8;
+            let mut auto = Auto::new(max, &relays[..1], now);
+            auto.set_wanted(true);
+            let mut asked: Vec<PeerId> = Vec::new();
+            let step = |auto: &mut Auto, asked: &mut Vec<PeerId>, now: Instant, random: &mut Jitter, calm: bool| {
+                let relay = relays[random.next() as usize % relays.len()];
+                match random.next() % 4 {
+                    0 if !calm => auto.set_offered(relay, random.next().is_multiple_of(2), now),
+                    1 if !calm => auto.handle_ended(&relay, now),
+                    _ if calm => auto.set_offered(relay, true, now),
+                    _ => {}
+                }
+                while let Some(relay) = auto.poll(now) {
+                    asked.push(relay);
+                }
+                for relay in asked.drain(..) {
+                    if calm || random.next().is_multiple_of(2) {
+                        auto.handle_reserved(&relay, now)
+                    } else {
+                        auto.handle_ended(&relay, now)
+                    }
+                }
+                assert!(auto.reserved().count() <= max.into(), "seed {seed}");
+            };
+            for _ in 0..100 {
+                step(&mut auto, &mut asked, now, &mut random, false);
+                now += Duration::from_millis(random.next() % 2000);
+            }
+            for _ in 0..200 {
+                step(&mut auto, &mut asked, now, &mut random, true);
+                now += Duration::from_secs(5);
+            }
+            assert_eq!(auto.reserved().count(), usize::from(max).min(relays.len()), "seed {seed}");
+        }
+    }
+}

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use ringlane_shared::config::{ConfigError, DhtMode, Scope, Settings, WebSettings, parse_hyprspace, parse_toml};
+use ringlane_shared::config::{
+    ConfigError, DhtMode, RelayServe, Scope, Settings, WebSettings, parse_hyprspace, parse_toml,
+};
 
 const ID_B: &str = "12D3KooWP6VEGDDp6eiCSubLai8A9hoAWuFN9A2A5BysyaSbXtRN";
 
@@ -115,4 +117,14 @@ fn hyprspaces_format_has_none_of_it_but_the_addresses() {
     assert_eq!(settings.control.web, WebSettings::default());
     assert_eq!(settings.control.listen.len(), 1);
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+}
+
+#[test]
+fn what_leads_beyond_the_lan_is_refused_beside_it_and_relays_are_off() {
+    let settings = control("scope = \"lan\"").unwrap();
+    assert_eq!((settings.relay.serve, settings.relay.max), (RelayServe::Never, 0));
+    for (table, key) in [("nat", "stun_servers"), ("relay", "addresses")] {
+        let error = control(&format!("scope = \"lan\"\n[{table}]\n{key} = []")).unwrap_err().to_string();
+        assert!(error.contains(&format!("{table}.{key}")) && error.contains("beyond the LAN"), "{error}");
+    }
 }

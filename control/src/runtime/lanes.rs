@@ -65,7 +65,7 @@ impl Control {
                 self.coordinator.handle_lane_failed(peer, index, problem, now);
             }
             LaneOutcome::Improve { peer } => self.coordinator.handle_improve(peer, now),
-            LaneOutcome::NatChanged => self.handle_nat_change(),
+            LaneOutcome::NatChanged => self.handle_nat_change(now),
             LaneOutcome::Order { worker, command } => {
                 // A worker that busy does without: whoever needs its lane to move says so again.
                 if let Some(commands) = self.workers.commands.get(worker.position()) {

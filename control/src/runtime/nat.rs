@@ -8,13 +8,16 @@ use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use ringlane_shared::id::PeerIndex;
+use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::stun::nat::{HostView, Scope};
+use ringlane_shared::wire::offer::{CandidateKind, Punch, extensions};
 use tracing::info;
 
 use super::Control;
 use crate::admin::nat::{CandidateStatus, HostStatus, NatStatus, ObservedStatus, StunStatus};
 use crate::nat::PeerAddresses;
 use crate::netlink::HostAddress;
+use crate::portmap::PortMapper;
 
 /// Addresses that `status` lists as those peers see us at.
 const OBSERVED_MAX: usize = 32;
@@ -38,11 +41,29 @@ impl Control {
     }
 
     /// What is known of the NAT is other than it was.
-    pub(super) fn handle_nat_change(&mut self) {
+    pub(super) fn handle_nat_change(&mut self, now: Instant) {
         if self.nat.set_candidates(self.engine.reflexive_candidates()) {
             let addresses: Vec<_> = self.nat.candidates().iter().map(|candidate| candidate.address).collect();
             info!(?addresses, "others see our lane ports elsewhere than before");
         }
+        self.offer_candidates(now);
+    }
+
+    /// Has offers say where our lane ports are reached from outside, as far as routers and STUN have told, and what lies
+    /// between.
+    pub(super) fn offer_candidates(&mut self, now: Instant) {
+        let mapped = self.portmap.iter().flat_map(PortMapper::lanes);
+        let mapped = mapped.map(|(worker, address)| OwnCandidate { worker, kind: CandidateKind::Mapped, address });
+        let candidates = mapped.chain(self.nat.candidates().iter().copied()).collect();
+        self.coordinator.set_candidates(candidates, now);
+        let translated = self.engine.nat_views().filter(|view| view.is_translated == Some(true));
+        let punch = translated.max_by_key(|view| extensions::Mapping::from(view.mapping) as u8);
+        let punch = punch.map(|view| Punch {
+            mapping: view.mapping.into(),
+            port_delta: view.port_step.and_then(|step| i16::try_from(step).ok()).unwrap_or_default(),
+            ..Punch::default()
+        });
+        self.coordinator.set_punch(punch.unwrap_or_default(), now);
     }
 
     pub(super) fn nat_status(&self) -> NatStatus {

@@ -30,6 +30,7 @@ impl Control {
                 debug!(lanes = ?portmap.lanes(), "mapped ports of lanes");
                 let control = portmap.control();
                 self.node.set_mapped_addresses(control);
+                self.offer_candidates(Instant::now());
             }
         }
     }
@@ -53,5 +54,6 @@ impl Control {
         // Another listener may be behind a mapping that stands.
         let control = portmap.control();
         self.node.set_mapped_addresses(control);
+        self.offer_candidates(Instant::now());
     }
 }

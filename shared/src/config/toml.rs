@@ -8,8 +8,8 @@ use super::tree::{self, Item, Node, Place, Placed, Table};
 use super::validate::{Draft, Format, PeerDraft};
 use super::value::{self, Flaw, HostBits};
 use super::{
-    ConfigError, DEFAULT_PORT, IdentitySettings, RouteSettings, Settings, Switch, discovery, dns, metrics, nat, relay,
-    routes, services, web,
+    ConfigError, DEFAULT_PORT, IdentitySettings, RelayServe, RelaySettings, RouteSettings, Scope, Settings, Switch,
+    discovery, dns, metrics, nat, relay, routes, services, web,
 };
 use crate::lane::keys::CipherChoice;
 use crate::limits::{
@@ -158,6 +158,15 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
     if let Some(table) = &control {
         draft.discovery = discovery::control(table, &mut draft.peers, report);
         draft.web = web::control(table, &mut draft.discovery, report);
+    }
+    if draft.web.scope == Scope::Lan {
+        for (table, key) in [("nat", "stun_servers"), ("relay", "addresses")] {
+            let item = root.get(table).and_then(|item| item.table(report)?.get(key));
+            if let Some(item) = item {
+                web::refuse_beyond_lan(&item, key, report);
+            }
+        }
+        draft.relay = RelaySettings { serve: RelayServe::Never, preferred: Vec::new(), max: 0 };
     }
     draft
 }

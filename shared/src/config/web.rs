@@ -179,13 +179,11 @@ fn lan(table: &Table<'_>, discovery: &mut DiscoverySettings, report: &mut Report
     };
     for key in ["bootstrap", "delegated_routers"] {
         if let Some(item) = table.get(key).filter(|_| has_list(key)) {
-            let remedy = format!("remove {key}, or set scope = \"any\"");
-            report.refuse(&item.place(), "leads beyond the LAN, and control.scope is \"lan\"", remedy);
+            refuse_beyond_lan(&item, key, report);
         }
     }
     if let Some(item) = table.get("dht").filter(|_| discovery.dht != DhtMode::Off) {
-        let remedy = "remove dht, or set scope = \"any\"";
-        report.refuse(&item.place(), "leads beyond the LAN, and control.scope is \"lan\"", remedy);
+        refuse_beyond_lan(&item, "dht", report);
     }
     if let Some(item) = table.get("proxy") {
         let place = Place { value: None, ..item.place() };
@@ -193,6 +191,12 @@ fn lan(table: &Table<'_>, discovery: &mut DiscoverySettings, report: &mut Report
         report.refuse(&place, "leads beyond the LAN, and control.scope is \"lan\"", remedy);
     }
     discovery.dht = DhtMode::Off;
+}
+
+/// Says that what a key names cannot be reached in a scope of the LAN.
+pub(super) fn refuse_beyond_lan(item: &Item<'_>, key: &str, report: &mut Report<'_>) {
+    let remedy = format!("remove {key}, or set scope = \"any\"");
+    report.refuse(&item.place(), "leads beyond the LAN, and control.scope is \"lan\"", remedy);
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::offer::{CandidateKind, OfferError, mapped, unmapped};
 use crate::limits::LANE_CANDIDATES_MAX;
 use crate::path::candidate::OwnCandidate;
+use crate::stun;
 
 const TYPE_LANE_CANDIDATES: u8 = 1;
 const TYPE_PUNCH: u8 = 2;
@@ -53,6 +54,17 @@ pub enum Mapping {
     AddressDependent = 2,
     /// Another for each address and port.
     AddressAndPortDependent = 3,
+}
+
+impl From<stun::nat::Mapping> for Mapping {
+    fn from(seen: stun::nat::Mapping) -> Self {
+        match seen {
+            stun::nat::Mapping::Unknown => Self::Unknown,
+            stun::nat::Mapping::None | stun::nat::Mapping::EndpointIndependent => Self::EndpointIndependent,
+            stun::nat::Mapping::AddressDependent => Self::AddressDependent,
+            stun::nat::Mapping::AddressAndPortDependent => Self::AddressAndPortDependent,
+        }
+    }
 }
 
 impl Mapping {

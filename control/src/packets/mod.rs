@@ -31,6 +31,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use libp2p::StreamProtocol;
+use libp2p::swarm::ConnectionId;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{
     HYPRSPACE_STREAMS_PER_PEER_MAX, PACKET_STREAMS_PER_PEER_MAX, STREAM_PEERS_BUDGET, STREAM_READ_BYTES,
@@ -137,6 +138,11 @@ impl Packets {
     /// The peer has said what it speaks.
     pub fn handle_identified(&mut self, peer: PeerIndex, kind: PeerKind) {
         self.with(peer, |streams| streams.handle_identified(kind, Instant::now()));
+    }
+
+    /// A connection to the peer is gone, and others are left.
+    pub fn handle_connection_closed(&mut self, peer: PeerIndex, connection: ConnectionId, now: Instant) {
+        self.with(peer, |streams| streams.handle_connection_closed(connection, now));
     }
 
     /// The peer's last connection is gone, and all of its streams are.

@@ -144,6 +144,16 @@ impl PeerStreams {
         self.seeks_better = is_used || self.is_paced || !self.queue.is_empty();
     }
 
+    /// One of several connections is gone. What has arrived on its streams may still be read; packets leave by another, which
+    /// a stream that lies idle would else learn with the first of them.
+    pub(super) fn handle_connection_closed(&mut self, connection: ConnectionId, now: Instant) {
+        if self.sending_connection() == Some(connection) {
+            self.leave_stream(now);
+        }
+        let lost = self.streams.iter_mut().filter(|stream| stream.connection == connection);
+        lost.for_each(|stream| stream.close(now));
+    }
+
     /// The last connection is gone.
     pub(super) fn handle_disconnected(&mut self) {
         self.forget_packets();

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{AsyncRead, AsyncWrite};
-use libp2p::swarm::ConnectionId;
 use ringlane_shared::plane::queue::plane_queue_of;
 use ringlane_shared::plane::{BatchEnd, BatchItem, BatchItemForm, PlaneReceiver};
 use ringlane_shared::wire::packets::Framing;
@@ -456,4 +455,18 @@ async fn a_peer_that_ends_every_stream_at_once_is_not_asked_again_at_once() {
         site.run_until(|_| stream.is_ended()).await;
     }
     assert!(begun.elapsed() >= 2 * OPEN_PAUSE_MIN, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn packets_leave_no_more_by_a_stream_whose_connection_is_closed() {
+    let mut site = Site::of(PeerKind::Ringlane);
+    site.send(ALICE, &packets(0..1, 100));
+    let _relayed = site.open(ALICE, PacketProtocol::Ringlane, Quality::Relayed).await;
+    let relayed = ConnectionId::new_unchecked(site.opened as usize);
+    site.run_until(|site| site.packets.quality(ALICE) == Some(Quality::Relayed)).await;
+    let _direct = site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 16);
+    site.packets.handle_connection_closed(ALICE, relayed, Instant::now());
+    assert_eq!(site.packets.quality(ALICE), None);
+    site.send(ALICE, &packets(1..2, 100));
+    site.run_until(|site| site.packets.quality(ALICE) == Some(Quality::Direct)).await;
 }

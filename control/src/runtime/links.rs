@@ -111,7 +111,12 @@ impl Control {
                     self.packets.handle_opened(id, result.map(|(protocol, stream)| (protocol, stream as _)));
                 }
             }
-            NodeEvent::ConnectionClosed { .. } | NodeEvent::AddressesChanged => {}
+            NodeEvent::ConnectionClosed { peer, connection } => {
+                if let Some(index) = self.coordinator.index_of(&peer) {
+                    self.packets.handle_connection_closed(index, connection, now);
+                }
+            }
+            NodeEvent::AddressesChanged => {}
         }
     }
 }

@@ -253,6 +253,11 @@ fn a_public_site_and_one_with_ipv6_only_have_lanes() {
 }
 
 #[test]
+fn two_sites_with_ipv6_behind_firewalls_have_lanes() {
+    holds(Pair::Apart(Kind::Ipv6Only, Kind::Ipv6Only));
+}
+
+#[test]
 fn two_sites_behind_full_cones_are_as_expected() {
     holds(Pair::Apart(Kind::FullCone, Kind::FullCone));
 }

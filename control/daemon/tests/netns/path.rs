@@ -258,16 +258,18 @@ fn a_lane_that_is_not_used_is_kept_alive_as_often_as_configured() {
     }
     let mut nodes = up_with_one_lane(&setups);
     wait_quiet(&lab, &mut nodes);
-    let [sent, answered] = ["echoes_sent", "echoes_answered"].map(|counter| echoes(&nodes, counter));
+    let sent = echoes(&nodes, "echoes_sent");
     let began = Instant::now();
     let mut heard = 0;
     let datagrams = lane_datagrams(&lab, || {
+        // From here on each is seen; of one that is under way, the answer at least.
+        let answered = echoes(&nodes, "echoes_answered");
         heard = wait_for("keep-alives", || {
             Some(echoes(&nodes, "echoes_answered") - answered).filter(|heard| *heard >= KEPT_ALIVE)
         });
     });
     let (took, asked) = (began.elapsed(), echoes(&nodes, "echoes_sent") - sent);
-    let expected = 2 * heard..=2 * asked;
+    let expected = 2 * heard - 1..=2 * asked;
     assert!(expected.contains(&datagrams), "{datagrams} datagrams, {asked} keep-alives, {heard} answered");
     assert!(took >= LEAST, "{asked} keep-alives in {took:?}");
 }

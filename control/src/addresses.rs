@@ -51,6 +51,12 @@ impl ListenPlan {
         }
         plan
     }
+
+    /// Whether an address of `ip`'s family is gone that was there `before`. Of connections with hosts of that family nobody
+    /// says where they leave from.
+    pub(crate) fn has_lost_family_of(&self, ip: IpAddr, before: &Self) -> bool {
+        before.lanes.iter().any(|lost| lost.is_ipv4() == ip.is_ipv4() && !self.lanes.contains(lost))
+    }
 }
 
 /// The interfaces on which neighbours are looked for: those that have an address of the plan, which leaves out loopback
@@ -185,6 +191,21 @@ mod tests {
         assert_eq!((control.len(), lanes), (2, vec!["192.0.2.1".to_owned()]));
         let (control, lanes) = plan(&[]);
         assert_eq!((control.len(), lanes.len()), (0, 3));
+    }
+
+    #[test]
+    fn an_address_that_is_gone_tells_which_family_of_connections_to_doubt() {
+        let plan = |lanes: &[&str]| ListenPlan {
+            control: Vec::new(),
+            lanes: lanes.iter().map(|ip| ip.parse().unwrap()).collect(),
+        };
+        let before = plan(&["192.0.2.1", "2001:db8::1"]);
+        let doubted = |now: &[&str]| {
+            ["198.51.100.7", "2001:db8:7::7"].map(|peer| plan(now).has_lost_family_of(peer.parse().unwrap(), &before))
+        };
+        assert_eq!(doubted(&["192.0.2.1", "2001:db8::1", "192.0.2.2"]), [false, false]);
+        assert_eq!(doubted(&["192.0.2.2", "2001:db8::1"]), [true, false]);
+        assert_eq!(doubted(&["192.0.2.1"]), [false, true]);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! The host's addresses change.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 use ringlane_shared::config::Scope;
 use tracing::{info, warn};
 
@@ -49,15 +52,32 @@ impl Control {
             warn!("{error}");
             self.plan_is_open = true;
         }
-        for peer in self.engine.peers_with_lost_lanes() {
-            // Its connections have lost the same address.
-            if let Some(settings) = self.settings.peers.get(peer.position()) {
-                self.node.seek(&settings.id, true);
-            }
-        }
+        self.seek_all_cut_off(&plan);
         self.coordinator.set_addresses(&plan.lanes, now);
         self.plan = plan;
         self.plan_nat(now);
         self.engine.ask_stun_anew(now);
     }
+    /// Looks for every peer that lanes or connections to may have left from an address that is gone: TCP would take minutes
+    /// to notice, and relays are reached by such connections too.
+    fn seek_all_cut_off(&mut self, plan: &ListenPlan) {
+        let without_lane = self.engine.peers_with_lost_lanes();
+        for (position, settings) in self.settings.peers.iter().enumerate() {
+            let mut remotes = self.node.connections(&settings.id).filter_map(|connection| ip_of(&connection.remote));
+            let is_doubted = remotes.any(|remote| plan.has_lost_family_of(remote, &self.plan));
+            drop(remotes);
+            if is_doubted || without_lane.iter().any(|peer| peer.position() == position) {
+                self.node.seek(&settings.id, true);
+            }
+        }
+    }
+}
+
+/// Where a connection leads: to the relay, if there is one.
+fn ip_of(remote: &Multiaddr) -> Option<IpAddr> {
+    remote.iter().find_map(|part| match part {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    })
 }

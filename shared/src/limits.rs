@@ -468,6 +468,9 @@ pub const PROBE_PORTS_PER_ADDRESS_MAX: usize = 8;
 pub const GUESSED_PORTS_MAX: u8 = PROBE_PORTS_PER_ADDRESS_MAX as u8;
 /// Requests to one address in a second, of all lanes together: what a peer names may be a third party.
 pub const PROBES_PER_ADDRESS_MAX: u32 = 512;
+/// Requests in a second because of one peer, of all its lanes and offers together: as many as 64 lanes with eight pairs each
+/// send in their first second, and at most 250 kB.
+pub const PROBES_PER_PEER_MAX: u32 = 2048;
 /// Pairs that a lane that stands measures to find something better.
 pub const SCOUT_PAIRS_MAX: usize = 16;
 /// Lanes that measure other paths at one time.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use ringlane_shared::id::{LaneSerial, PeerIndex};
-use ringlane_shared::limits::{PROBES_PER_ADDRESS_MAX, SCOUT_PAIRS_MAX, SCOUTS_MAX};
+use ringlane_shared::limits::{PROBES_PER_ADDRESS_MAX, PROBES_PER_PEER_MAX, SCOUT_PAIRS_MAX, SCOUTS_MAX};
 use ringlane_shared::path::candidate::Pair;
 use ringlane_shared::path::choice::{Ends, Measurement, PathClass, RankedPair, Retry, lane_pairs, ranked_pairs};
 use ringlane_shared::path::prober::Prober;
@@ -58,28 +58,33 @@ struct Search {
     is_urgent: bool,
 }
 
-/// How many requests each address was sent lately: what a peer names may be a third party.
+/// How many requests were sent lately to each address, and because of each peer: what a peer names may be third parties, as
+/// many of them as offers have room for.
 #[derive(Default)]
 pub(super) struct ProbeRate {
     since: Option<Instant>,
     sent: BTreeMap<IpAddr, u32>,
+    sent_for: BTreeMap<PeerIndex, u32>,
     /// Of all times.
     total: u64,
 }
 
 impl ProbeRate {
-    fn take(&mut self, to: IpAddr, now: Instant) -> bool {
+    /// Whether one more may be sent to this address because of this peer.
+    pub(super) fn take(&mut self, peer: PeerIndex, to: IpAddr, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= Duration::from_secs(1)) {
             self.since = Some(now);
             self.sent.clear();
+            self.sent_for.clear();
         }
         if self.sent.len() >= ADDRESSES_COUNTED_MAX && !self.sent.contains_key(&to) {
             return false;
         }
-        let sent = self.sent.entry(to).or_default();
-        *sent = sent.saturating_add(1);
-        let is_left = *sent <= PROBES_PER_ADDRESS_MAX;
-        self.total += u64::from(is_left);
+        let (sent, sent_for) = (self.sent.entry(to).or_default(), self.sent_for.entry(peer).or_default());
+        let is_left = *sent < PROBES_PER_ADDRESS_MAX && *sent_for < PROBES_PER_PEER_MAX;
+        if is_left {
+            (*sent, *sent_for, self.total) = (*sent + 1, *sent_for + 1, self.total + 1);
+        }
         is_left
     }
 }
@@ -149,11 +154,11 @@ impl LaneEngine {
         Ok(())
     }
 
-    /// Sends a request, unless its address has been sent too many.
+    /// Sends a request, unless its address has been sent too many, or its peer has caused too many.
     pub(super) fn send_probe(&mut self, link: &Link, key: Key, path: Path, transaction: Transaction, now: Instant) {
         let probe = Probe { tag: link.our_tag, lane: key.1, transaction, kind: ProbeKind::Request };
         if let Some(listener) = self.listeners.get(path.local)
-            && self.probe_rate.take(path.remote.ip(), now)
+            && self.probe_rate.take(link.peer, path.remote.ip(), now)
         {
             socket::send_to(listener, path.remote, &link.probe_key.seal(&probe));
         }

@@ -1,9 +1,10 @@
 //! Lanes that stand look for better paths.
 
-use ringlane_shared::limits::SCOUT_PAIRS_MAX;
+use ringlane_shared::limits::{PROBES_PER_ADDRESS_MAX, PROBES_PER_PEER_MAX, SCOUT_PAIRS_MAX};
 use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::plane::{LaneChange, PlaneCommand, TrialPath};
 
+use super::super::scouting::ProbeRate;
 use super::*;
 
 /// Two nodes with one lane between 127.77.`net`.1 and .2, who then have addresses in 127.78.`net`.0/24 too, which both
@@ -155,4 +156,20 @@ async fn an_offer_with_hundreds_of_candidates_costs_a_bounded_number_of_probes()
     assert!(received <= 2 * 8, "{received} requests, at most eight from each address of ours");
     // Those of b's requests that came from elsewhere are asked back.
     assert!(a.engine.probes_sent() <= (2 * SCOUT_PAIRS_MAX * 8) as u64, "{}", a.engine.probes_sent());
+}
+
+#[test]
+fn a_peer_that_names_a_whole_network_has_us_send_there_no_more_than_its_share() {
+    let (mut rate, begun) = (ProbeRate::default(), Instant::now().into_std());
+    let other = PeerIndex(PEER.0 + 1);
+    let taken = |rate: &mut ProbeRate, peer, net, now| {
+        let hosts = (0..=255u8).flat_map(|host| (0..100).map(move |_| IpAddr::from([203, 0, net, host])));
+        hosts.filter(|host| rate.take(peer, *host, now)).count()
+    };
+    assert_eq!(taken(&mut rate, PEER, 113, begun), PROBES_PER_PEER_MAX as usize);
+    assert_eq!(taken(&mut rate, other, 112, begun), PROBES_PER_PEER_MAX as usize, "which is not another peer's");
+    let later = begun + Duration::from_secs(1);
+    let one = IpAddr::from([203, 0, 113, 1]);
+    let sent = (0..10_000).filter(|number| rate.take(PeerIndex(number % 10), one, later)).count();
+    assert_eq!(sent, PROBES_PER_ADDRESS_MAX as usize, "whoever names it");
 }

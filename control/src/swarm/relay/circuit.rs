@@ -18,6 +18,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// How long the other direction may go on when one has ended.
 const LINGER: Duration = Duration::from_secs(30);
+/// How long an end may take nothing of what there is for it. Whoever sends to it may have long given up, and is not heard of
+/// while nothing is read from it: each such circuit would keep one of its places for ever.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// How much may be carried at once after silence.
 const BURST: Duration = Duration::from_millis(50);
 /// Reads and writes of one direction before the control loop gets another turn.
@@ -33,7 +36,7 @@ impl Tally {
     }
 }
 
-/// Carries bytes both ways until both ends have closed; an error of either ends both.
+/// Carries bytes both ways until both ends have closed; an error of either ends both, and so does an end that takes nothing.
 pub(super) async fn carry<S, T>(mut source: S, mut target: T, tally: Arc<Tally>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -42,6 +45,8 @@ where
     let mut halves = [Half::default(), Half::default()];
     let mut rate = Rate::new();
     let mut linger: Option<Pin<Box<Sleep>>> = None;
+    let mut stalled: Option<Pin<Box<Sleep>>> = None;
+    let mut taken = tally.bytes();
     poll_fn(|cx| {
         let [there, back] = &mut halves;
         let [there_bytes, back_bytes] = &tally.0;
@@ -49,6 +54,19 @@ where
         let back_is_over = back.poll(cx, &mut target, &mut source, &mut rate, back_bytes)?.is_ready();
         if there_is_over && back_is_over {
             return Poll::Ready(Ok(()));
+        }
+        let has_moved = std::mem::replace(&mut taken, tally.bytes()) != taken;
+        if !there.is_owed() && !back.is_owed() {
+            stalled = None;
+        } else {
+            let deadline = || Instant::now() + STALLED_AFTER;
+            let timer = stalled.get_or_insert_with(|| Box::pin(sleep_until(deadline())));
+            if has_moved {
+                timer.as_mut().reset(deadline());
+            }
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
         }
         if there_is_over || back_is_over {
             let linger = linger.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LINGER)));
@@ -100,6 +118,11 @@ struct Half {
 }
 
 impl Half {
+    /// Whether the writer has not yet taken all that there is for it.
+    fn is_owed(&self) -> bool {
+        self.taken < self.buffer.len() || self.at_end && !self.is_over
+    }
+
     /// Ready when the reader has closed and the writer has been told.
     fn poll(
         &mut self,
@@ -251,5 +274,27 @@ mod tests {
         let (_, _target) = reading.await.unwrap().unwrap();
         let error = carrying.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "the target never closes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_is_slow_keeps_its_circuit_and_one_that_takes_nothing_loses_it() {
+        let ((mut source, at_source), (mut target, at_target)) = (pipe(), pipe());
+        let carrying = tokio::spawn(carry(at_source, at_target, Arc::default()));
+        let sending = tokio::spawn(async move {
+            let sent = source.write_all(&[0; 100_000]).await;
+            (sent, source)
+        });
+        let mut piece = [0; 1000];
+        for _ in 0..10 {
+            tokio::time::sleep(STALLED_AFTER - Duration::from_secs(1)).await;
+            target.read_exact(&mut piece).await.unwrap();
+        }
+        assert!(!carrying.is_finished());
+        let begin = Instant::now();
+        let ended = tokio::time::timeout(2 * STALLED_AFTER, carrying).await.expect("it ends");
+        assert_eq!(ended.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begin.elapsed() <= STALLED_AFTER);
+        assert!(sending.await.unwrap().0.is_err(), "the source is told");
+        drop(target);
     }
 }

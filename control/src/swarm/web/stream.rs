@@ -15,6 +15,9 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 /// Bytes asked of the kernel at a time; the library clears as many before each read.
 const READ_BYTES: usize = 16 * 1024;
 
+/// Messages without a byte for us that are looked at before others have a turn: strangers can send them without end.
+const IDLE_MESSAGES_PER_POLL: usize = 64;
+
 /// What a WebSocket runs over: TCP, or TLS over TCP.
 pub(super) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Carrier for S {}
@@ -43,7 +46,13 @@ impl WebStream {
 
 impl futures::AsyncRead for WebStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut idle = 0;
         while self.unread.is_empty() {
+            if idle == IDLE_MESSAGES_PER_POLL {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            idle += 1;
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
                 None | Some(Ok(Message::Close(_))) => return Poll::Ready(Ok(0)),
                 Some(Ok(Message::Binary(message))) => self.unread = message,
@@ -152,5 +161,21 @@ mod tests {
         };
         let ((), error) = futures::join!(sending, reading);
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_empty_messages_leaves_others_their_turn() {
+        let (mut ours, mut theirs) = pair().await;
+        for _ in 0..8 * IDLE_MESSAGES_PER_POLL {
+            theirs.feed(Message::Binary(Bytes::new())).await.unwrap();
+        }
+        theirs.send(Message::Binary(Bytes::from_static(b"ab"))).await.unwrap();
+        let (mut piece, mut turns) = ([0; 8], 0);
+        let read = std::future::poll_fn(|cx| {
+            turns += 1;
+            futures::AsyncRead::poll_read(Pin::new(&mut ours), cx, &mut piece)
+        });
+        assert_eq!(read.await.unwrap(), 2);
+        assert!(turns > 8, "{turns}");
     }
 }

@@ -533,6 +533,8 @@ const _: () = assert!(OFFER_BYTES_MAX <= u16::MAX as usize);
 pub const KNOWN_ADDRESSES_PER_PEER_MAX: usize = 2 * ADDRESSES_PER_PEER_MAX;
 /// Addresses tried at once in one dial; the next dial tries those that waited longest.
 pub const DIALED_ADDRESSES_MAX: usize = 16;
+/// Addresses of one dial that a peer has asked for; more than Hyprspace's nodes name.
+pub const ADDRESSES_PER_DIAL_MAX: usize = 2 * DIALED_ADDRESSES_MAX;
 /// Names of peers' addresses looked up at once, each on a thread of its own, because the system's resolver blocks.
 pub const NAME_LOOKUPS_MAX: usize = 16;
 /// Dials to one peer that may be under way together, so that a dial into a black hole does not delay the next.

@@ -21,9 +21,9 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 use ringlane_shared::limits::{
-    CONNECTIONS_PER_ADDRESS_BURST, CONNECTIONS_PER_ADDRESS_PER_SECOND, CONNECTIONS_PER_PEER_BURST,
-    CONNECTIONS_PER_PEER_PER_SECOND, DHT_CONTACTS_MAX, GATE_ADDRESSES_MAX, PEERS_MAX, PENDING_INBOUND_CONNECTIONS_MAX,
-    REFUSALS_REMEMBERED_MAX,
+    ADDRESSES_PER_DIAL_MAX, CONNECTIONS_PER_ADDRESS_BURST, CONNECTIONS_PER_ADDRESS_PER_SECOND,
+    CONNECTIONS_PER_PEER_BURST, CONNECTIONS_PER_PEER_PER_SECOND, DHT_CONTACTS_MAX, GATE_ADDRESSES_MAX, PEERS_MAX,
+    PENDING_INBOUND_CONNECTIONS_MAX, REFUSALS_REMEMBERED_MAX,
 };
 use ringlane_shared::path::candidate::is_private;
 use thiserror::Error;
@@ -63,6 +63,9 @@ pub(super) enum Refusal {
     /// The connection comes from beyond the networks this host is connected to, and only those are wanted.
     #[error("only directly connected networks are wanted")]
     BeyondLan,
+    /// A peer that wants to be met at a given moment names too many addresses for it.
+    #[error("too many addresses for one dial")]
+    TooManyAddresses,
     /// Too many connections from one address.
     #[error("too many connections from this address")]
     AddressRate,
@@ -82,6 +85,7 @@ impl Refusal {
             Self::ThroughMesh => "through_mesh",
             Self::Private => "private_address",
             Self::BeyondLan => "beyond_lan",
+            Self::TooManyAddresses => "too_many_addresses",
             Self::AddressRate => "address_rate",
             Self::PeerRate => "peer_rate",
             Self::TooManyContacts => "too_many_contacts",
@@ -202,9 +206,13 @@ impl NetworkBehaviour for Gate {
         &mut self,
         id: ConnectionId,
         peer: Option<PeerId>,
-        _: &[Multiaddr],
+        addresses: &[Multiaddr],
         _: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        // Ours have fewer. In DCUtR a peer gives the addresses, which may be others' than its own.
+        if addresses.len() > ADDRESSES_PER_DIAL_MAX {
+            return Err(self.refuse(Refusal::TooManyAddresses));
+        }
         match peer.filter(|peer| !self.configured.contains(peer)) {
             None => {}
             Some(_) if self.shutting_down => return Err(ConnectionDenied::new(Refusal::ShuttingDown)),
@@ -391,5 +399,22 @@ mod tests {
         let passed = (0..200).filter(|_| gate.admit(peer, &remote, true).is_ok()).count();
         assert!((CONNECTIONS_PER_PEER_BURST as usize..150).contains(&passed), "{passed}");
         assert!((0..200).all(|_| gate.admit(peer, &remote, false).is_ok()));
+    }
+
+    #[test]
+    fn a_peer_that_wants_to_be_met_at_hundreds_of_addresses_is_not_dialled_at_all() {
+        let peer = PeerId::random();
+        let mut gate = Gate::new([peer], AddressPolicy::new(false), false);
+        let named = |count: u32| -> Vec<Multiaddr> {
+            let address = |number: u32| format!("/ip4/203.0.113.{}/udp/1/quic-v1", number % 256).parse().unwrap();
+            (0..count).map(address).collect()
+        };
+        let mut dial = |count| {
+            let id = ConnectionId::new_unchecked(1);
+            gate.handle_pending_outbound_connection(id, Some(peer), &named(count), Endpoint::Listener)
+        };
+        assert!(dial(ADDRESSES_PER_DIAL_MAX as u32).is_ok());
+        assert!(dial(300).is_err());
+        assert_eq!(gate.refused(), &BTreeMap::from([("too_many_addresses", 1)]));
     }
 }

@@ -106,6 +106,14 @@ pub fn transport_of(address: &Multiaddr) -> Option<TransportName> {
     transport(parts).filter(|_| is_host).map(|(_, transport, _)| transport)
 }
 
+/// The name that an address begins with.
+fn name_of(address: &Multiaddr) -> Option<String> {
+    match address.iter().next()? {
+        Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    }
+}
+
 /// What follows the host.
 fn transport<'a>(parts: impl Iterator<Item = Protocol<'a>>) -> Option<(u16, TransportName, Option<PeerId>)> {
     let mut parts: Vec<_> = parts.take(TRANSPORT_PARTS_MAX + 1).collect();
@@ -229,6 +237,8 @@ pub struct AddressPolicy {
     relays: Arc<HashSet<PeerId>>,
     /// TCP goes through a proxy, which looks up names too.
     is_proxied: bool,
+    /// The names that it is given: the configuration's.
+    names: Arc<HashSet<String>>,
     /// Only what is in [`Self::set_lan`]'s networks.
     is_lan_only: bool,
     lan: Arc<RwLock<Vec<IpNet>>>,
@@ -256,6 +266,7 @@ impl AddressPolicy {
             filter_private: false,
             relays: Arc::default(),
             is_proxied: false,
+            names: Arc::default(),
             is_lan_only: false,
             lan: Arc::default(),
             denied: Arc::new(RwLock::new(Arc::new(|_| false))),
@@ -283,9 +294,11 @@ impl AddressPolicy {
         Self { relays: Arc::new(relays.into_iter().collect()), ..self }
     }
 
-    /// The same, for a node whose TCP connections go through a proxy, or not.
-    pub fn proxied(self, is_proxied: bool) -> Self {
-        Self { is_proxied, ..self }
+    /// The same, for a node whose TCP connections go through a proxy, or not. Of names it passes on those of these
+    /// addresses, whoever asks for a dial: others are what peers say, and the proxy reaches what we do not.
+    pub fn proxied<'a>(self, is_proxied: bool, configured: impl IntoIterator<Item = &'a Multiaddr>) -> Self {
+        let names = configured.into_iter().filter_map(name_of).collect();
+        Self { is_proxied, names: Arc::new(names), ..self }
     }
 
     /// The same, which denies what is beyond the networks of [`Self::set_lan`] if told so.
@@ -313,7 +326,7 @@ impl AddressPolicy {
     /// Whether an address has a name that the proxy looks up.
     pub fn passes_name(&self, address: &Multiaddr) -> bool {
         self.is_proxied
-            && parse(address) == Err(AddressRefusal::Name)
+            && name_of(address).is_some_and(|name| self.names.contains(&name))
             && transport_of(address).is_some_and(TransportName::is_tcp)
     }
 
@@ -566,9 +579,13 @@ mod tests {
 
     #[test]
     fn a_proxy_is_given_names_of_tcp_addresses_only() {
-        let policy = AddressPolicy::new(false).proxied(true);
+        let configured = ["/dns4/b.example/tcp/1", "/dns/C.example/tcp/2/wss", "/ip4/10.0.0.1/tcp/1"];
+        let configured = configured.map(|address| address.parse().unwrap());
+        let policy = AddressPolicy::new(false).proxied(true, &configured);
         for (address, passed) in [
             ("/dns4/b.example/tcp/1", true),
+            ("/dns/c.example/tcp/2/wss", true),
+            ("/dns4/localhost/tcp/22", false),
             ("/dns/b.example/tcp/443/wss", true),
             ("/dns/b.example/udp/1/quic-v1", false),
             ("/dnsaddr/b.example", false),

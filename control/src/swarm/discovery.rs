@@ -48,7 +48,7 @@ impl Discovery {
     }
 
     /// The bootstrap list but for our own addresses, which stand in a list that all nodes share.
-    fn contacts(&self, local: &PeerId) -> impl Iterator<Item = &Multiaddr> {
+    pub(super) fn contacts(&self, local: &PeerId) -> impl Iterator<Item = &Multiaddr> {
         self.bootstrap.iter().filter(|address| match address.iter().last() {
             Some(Protocol::P2p(peer)) => peer != *local,
             _ => false,

@@ -228,9 +228,11 @@ impl Node {
         if config.peers.iter().any(|(peer, _)| *peer == local) {
             return Err(NodeError::SelfAsPeer(local));
         }
+        let configured = config.peers.iter().flat_map(|(_, addresses)| addresses);
+        let configured = configured.chain(config.discovery.contacts(&local));
         let policy = AddressPolicy::new(config.allow_loopback)
             .filter_private(config.filter_private)
-            .proxied(config.web.proxy.is_some())
+            .proxied(config.web.proxy.is_some(), configured)
             .lan_only(config.web.is_lan_only);
         let swarm_key = config.discovery.swarm_key;
         let policy = if swarm_key.is_some() { policy.tcp_only() } else { policy };

@@ -219,7 +219,9 @@ impl Node {
                     NatStatus::Unknown => None,
                 };
                 if !new.is_public() {
-                    let confirmed = self.swarm.external_addresses().filter(|address| !address::is_circuit(address));
+                    // What routers have mapped is theirs to say, and is taken back by `set_mapped_addresses`.
+                    let found = |address: &&Multiaddr| !address::is_circuit(address) && !self.mapped.contains(address);
+                    let confirmed = self.swarm.external_addresses().filter(found);
                     for address in confirmed.cloned().collect::<Vec<_>>() {
                         self.swarm.remove_external_address(&address);
                     }

@@ -225,11 +225,6 @@ impl LaneEngine {
         self.policy.inner_networks = networks;
     }
 
-    /// Sets the only networks in which peers are.
-    pub fn set_lan(&mut self, networks: Vec<IpNet>) {
-        self.policy.lan = Some(networks);
-    }
-
     /// Starts making lanes. A lane of the same peer that is in the making is replaced, without an outcome.
     pub fn start(&mut self, request: LinkStart, now: Instant) {
         let (peer, lanes) = (request.peer, request.lanes);

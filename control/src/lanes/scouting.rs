@@ -90,8 +90,12 @@ impl ProbeRate {
 }
 
 impl LaneEngine {
-    /// Sets the networks that we are directly connected to: a peer in one of them is near.
+    /// Sets the networks that we are directly connected to: a peer in one of them is near, and there are no others if the
+    /// policy has a LAN.
     pub fn set_on_link(&mut self, networks: Vec<IpNet>, now: Instant) {
+        if let Some(lan) = &mut self.policy.lan {
+            lan.clone_from(&networks);
+        }
         if networks != self.on_link {
             self.on_link = networks;
             self.review_all(now);

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use ringlane_shared::config::Scope;
 use tracing::{info, warn};
 
 use super::nat::networks;
@@ -29,9 +28,6 @@ impl Control {
         deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
         self.nat.set_networks(networks(&host), now);
         let lan = lan(&host, &self.settings.interface);
-        if self.settings.control.web.scope == Scope::Lan {
-            self.engine.set_lan(lan.clone());
-        }
         self.engine.set_on_link(lan.clone(), now);
         self.node.set_lan(lan);
         let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);

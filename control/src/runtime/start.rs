@@ -123,16 +123,14 @@ impl Control {
             policy: AddressPolicy {
                 inner_networks: inner_networks(overlay_networks().into_iter(), &connected),
                 filter_private: settings.control.filter_private_addresses,
+                lan: (settings.control.web.scope == Scope::Lan).then(Vec::new),
                 ..AddressPolicy::default()
             },
         })?;
-        if settings.control.web.scope == Scope::Lan {
-            engine.set_lan(lan(&host, &settings.interface));
-        }
+        engine.set_on_link(lan(&host, &settings.interface), started);
         listen_with_lanes(&mut engine, &plan.lanes)
             .await
             .map_err(|error| ControlError::Listen(format!("{file}: dataplane.port: {error}")))?;
-        engine.set_on_link(lan(&host, &settings.interface), started);
 
         // From here on there is something to take away again, which the end of the workers does.
         let woken = Arc::new(Notify::new());

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A server whose candidates are others sends an offer too, for no lanes. It is refused, as any that a server sends, and
-//! prompts the client to ask. After every exchange the lanes that stand look for better paths.
+//! prompts the client to ask. After every exchange the lanes that stand look for better paths, and those in the making look
+//! where the peer is known to be by then.
 //!
 //! A lane can end at the server alone, its close lost on the way. The server's answer therefore names all that it lacks,
 //! and the client ends and asks for those of them that it still had.
@@ -20,6 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ringlane_shared::bucket::Bucket;
 use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex, WorkerId};
 use ringlane_shared::lane::keys::Role;
 use ringlane_shared::plane::{LaneChange, LaneGauges, StreamForm};
@@ -42,8 +44,11 @@ const STABLE_AFTER: Duration = RETRY_MAX;
 /// A question that is this old when a further connection comes up was asked on one that is dead.
 const ASKED_IN_VAIN: Duration = Duration::from_secs(1);
 
-/// Between two exchanges that neither a missing lane nor a new connection is the reason for.
-const EXCHANGE_PAUSE: Duration = Duration::from_secs(2);
+/// From news to the exchange that tells it: what else is found out meanwhile goes along.
+const EXCHANGE_DELAY: Duration = Duration::from_millis(100);
+/// Exchanges that neither a missing lane nor a new connection is the reason for, shortly after each other; then one a
+/// second.
+const EXCHANGES_BURST: u32 = 4;
 
 /// How long the first lanes of a link wait for the others before workers without a lane send by way of them. A flow
 /// that changes lanes may overtake itself once, so it is better not to begin on another worker's lane and move a
@@ -103,6 +108,8 @@ pub struct Link {
     settle_at: Option<Instant>,
     asking: Option<(AskId, Offer)>,
     asked_at: Option<Instant>,
+    /// How often there may be one more exchange because of news.
+    exchanges: Option<Bucket>,
     /// How long the last answer took.
     exchange_took: Duration,
     ask_again: bool,
@@ -129,6 +136,7 @@ impl Link {
             settle_at: None,
             asking: None,
             asked_at: None,
+            exchanges: None,
             exchange_took: Duration::ZERO,
             ask_again: false,
             retry_at: None,
@@ -215,26 +223,26 @@ impl Link {
     }
 
     /// More, or other, of our workers' ports can be reached from elsewhere.
-    pub(super) fn handle_candidates_change<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+    pub(super) fn handle_candidates_change(&mut self, now: Instant) {
         self.attempts = 0;
-        self.exchange_soon(now, context);
+        self.exchange_after(EXCHANGE_DELAY, now);
     }
 
     /// A better path is conceivable than one that a lane has.
-    pub(super) fn handle_improve<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+    pub(super) fn handle_improve(&mut self, now: Instant) {
         if self.role == Role::Client {
-            self.exchange_soon(now, context);
+            self.exchange_after(EXCHANGE_DELAY, now);
         }
     }
 
-    /// Has an exchange begin at once, or when the last one is old enough.
-    fn exchange_soon<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
+    /// Has an exchange begin soon, or as soon as there have not been too many.
+    fn exchange_after(&mut self, delay: Duration, now: Instant) {
         if !self.connected {
             return;
         }
-        let at = self.asked_at.map_or(now, |asked_at| now.max(asked_at + EXCHANGE_PAUSE));
+        let exchanges = self.exchanges.get_or_insert_with(|| Bucket::new(EXCHANGES_BURST, 1, now));
+        let at = (now + delay).max(exchanges.ready_at().unwrap_or(now));
         self.retry_at = Some(self.retry_at.map_or(at, |planned| planned.min(at)));
-        self.handle_timeout(now, context);
     }
 
     /// Tells the client where we are, so that it asks.
@@ -243,8 +251,15 @@ impl Link {
         let offer = context.offer(self.peer, LaneSet::default(), Duration::ZERO);
         let ask = context.next_ask();
         self.asking = Some((ask, offer.clone()));
-        self.asked_at = Some(now);
+        self.count_exchange(now);
         context.intents.push_back(Intent::Ask { peer: self.peer, ask, offer });
+    }
+
+    fn count_exchange(&mut self, now: Instant) {
+        self.asked_at = Some(now);
+        if let Some(exchanges) = &mut self.exchanges {
+            exchanges.take(now);
+        }
     }
 
     pub(super) fn handle_connected<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
@@ -270,7 +285,7 @@ impl Link {
         // Also with all lanes up: each end is to know where the other's lanes could go.
         match self.role {
             Role::Client => self.ask(now, context),
-            Role::Server => self.exchange_soon(now, context),
+            Role::Server => self.exchange_after(Duration::ZERO, now),
         }
     }
 
@@ -279,7 +294,7 @@ impl Link {
             // It is our part to ask; a peer that does not know that would open every lane twice.
             let answer = Answer::Refused(RefusalReason::Unsupported);
             context.intents.push_back(Intent::Answer { token, answer });
-            self.exchange_soon(now, context);
+            self.exchange_after(Duration::ZERO, now);
             return;
         }
         self.meet(&theirs, context);
@@ -294,7 +309,7 @@ impl Link {
         // Those we lack besides: the client may take them for standing, and then would never ask for them.
         ours.lanes.0 |= self.missing().0;
         context.intents.push_back(Intent::Answer { token, answer: Answer::Offer(Box::new(ours.clone())) });
-        self.scout(&ours, &theirs, LaneSet::default(), context);
+        self.scout(&ours, &theirs, lanes, context);
         self.set_up(ours, theirs, lanes, context);
     }
 
@@ -471,13 +486,14 @@ impl Link {
         let offer = context.offer(self.peer, lanes, self.exchange_took / 2);
         let ask = context.next_ask();
         self.asking = Some((ask, offer.clone()));
-        self.asked_at = Some(now);
+        self.count_exchange(now);
         context.intents.push_back(Intent::Ask { peer: self.peer, ask, offer });
     }
 
-    /// Has the lanes that stand look for better paths, but for those that are `gone` at the other end.
+    /// Has the lanes that stand look for better paths, and those in the making for their first one, but for those that are
+    /// `gone` at the other end or made anew.
     fn scout<T>(&mut self, ours: &Offer, theirs: &Offer, gone: LaneSet, context: &mut Context<'_, T>) {
-        let lanes = LaneSet(self.standing().0 & !gone.0);
+        let lanes = LaneSet((self.standing().0 | self.setting_up.0) & !gone.0);
         if !lanes.is_empty() {
             let (ours, theirs) = (ours.clone(), theirs.clone());
             context.intents.push_back(Intent::Scout { peer: self.peer, role: self.role, ours, theirs, lanes });

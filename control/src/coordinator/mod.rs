@@ -84,7 +84,7 @@ pub enum Intent<T> {
         /// Which lanes.
         lanes: LaneSet,
     },
-    /// Have lanes that stand look for better paths.
+    /// Have lanes that stand look for better paths, and lanes in the making look where the peer is known to be by now.
     Scout {
         /// Whose.
         peer: PeerIndex,
@@ -256,13 +256,13 @@ impl<T> Coordinator<T> {
     fn set_extensions(&mut self, extensions: Extensions, now: Instant) {
         if extensions != self.extensions {
             self.extensions = extensions;
-            self.for_each_link(|link, context| link.handle_candidates_change(now, context));
+            self.for_each_link(|link, _| link.handle_candidates_change(now));
         }
     }
 
     /// A better path to a peer is conceivable than one that a lane of it has.
     pub fn handle_improve(&mut self, peer: PeerIndex, now: Instant) {
-        self.with_link(peer, |link, context| link.handle_improve(now, context));
+        self.with_link(peer, |link, _| link.handle_improve(now));
     }
 
     /// Networks behind peers, beyond their built-in addresses: who carries each, and who may send from each.

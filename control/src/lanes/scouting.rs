@@ -102,12 +102,20 @@ impl LaneEngine {
         }
     }
 
-    /// Offers have been exchanged: the lanes among `request.lanes` that stand look for better paths.
+    /// Offers have been exchanged: the lanes among `request.lanes` that stand look for better paths, and those that look for
+    /// their first one look where it is known by now.
     pub fn scout(&mut self, request: LinkStart, now: Instant) {
         let (peer, lanes) = (request.peer, request.lanes);
         let Ok(link) = self.link_of(request) else { return };
         let starts_at = link.starts_at(now);
         for key in lanes.iter().map(|index| (peer, index)) {
+            if self.setups.contains_key(&key) {
+                let pairs: Vec<_> = self.ranked_of(&link, key).into_iter().map(|ranked| ranked.pair).collect();
+                if let Some(setup) = self.setups.get_mut(&key) {
+                    setup.refresh(&pairs, starts_at, now);
+                }
+                continue;
+            }
             let is_known = self.scouting.scouts.contains_key(&key);
             let Some(lane) = self.standing.find(key) else { continue };
             if !is_known && self.scouting.scouts.len() >= SCOUTS_MAX {

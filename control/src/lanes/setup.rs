@@ -21,6 +21,7 @@ use ringlane_shared::wire::probe::{ProbeKey, ProbeTag, Transaction};
 use thiserror::Error;
 use tokio::net::UdpSocket;
 
+use super::engine::draw_transaction;
 use super::handshake::{Handshake, Path, Progress};
 use super::quic::QuicConfig;
 use super::tls::{PublicKeyInfo, TlsError};
@@ -134,12 +135,21 @@ impl LaneSetup {
         prober: Prober,
         now: Instant,
     ) -> Self {
-        let deadline = now + if link.is_client() { PROBING_PERIOD } else { INITIAL_PERIOD };
+        let deadline = now + probing_period(&link);
         Self { link, index, token, prober, handshake: None, dial_at: None, deadline }
     }
 
     pub(super) fn prober(&mut self) -> &mut Prober {
         &mut self.prober
+    }
+
+    /// Another exchange of offers has told where the peer is: looks there too, from `starts_at` on. What is agreed on for the
+    /// lane stays as it is, for both ends.
+    pub(super) fn refresh(&mut self, pairs: &[Pair], starts_at: Instant, now: Instant) {
+        if self.handshake.is_none() && self.prober.winner().is_none() {
+            self.prober.refresh(pairs, starts_at, draw_transaction);
+            self.deadline = now + probing_period(&self.link);
+        }
     }
 
     /// Takes in an authentic probe reply.
@@ -263,6 +273,11 @@ impl LaneSetup {
             gauges: Arc::new(LaneGauges::default()),
         }))
     }
+}
+
+/// How long a path is looked for.
+fn probing_period(link: &Link) -> Duration {
+    if link.is_client() { PROBING_PERIOD } else { INITIAL_PERIOD }
 }
 
 /// Our socket's address for a pair: the lane's worker decides the port.

@@ -24,8 +24,8 @@ use crate::underlay::source_to;
 
 /// Between two looks at who is connected.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// How soon that is done after somebody came or went; many often do at once.
-const LOOK_SOON: Duration = Duration::from_millis(250);
+/// How soon that is done after somebody came or went; many often do at once. Lanes through a NAT wait for what is learnt then.
+const LOOK_SOON: Duration = Duration::from_millis(50);
 
 /// What a peer has told of its lanes.
 struct Told {

@@ -5,6 +5,8 @@
 //! the better candidate. A request that comes from an address nobody offered (a translator's, seen from here) makes a
 //! new pair. After [`PROBING_PERIOD`] the prober gives up.
 //!
+//! When the ends exchange offers again meanwhile, both begin anew with what they know by then ([`Prober::refresh`]).
+//!
 //! A prober that *measures* ([`Prober::measuring`]) asks a pair that has answered again, until it has answered
 //! [`ANSWERS_MEASURED`] times, and tells of every such pair instead of the first.
 //!
@@ -36,7 +38,7 @@ const STAGGER: Duration = Duration::from_millis(5);
 
 const _: () = {
     let gaps_ms = 100 + 200 + 400 + 800 + 3 * 1500;
-    let last_start_ms = PROBE_PAIRS_MAX as u64 * 5;
+    let last_start_ms = 2 * PROBE_PAIRS_MAX as u64 * 5;
     assert!(gaps_ms + last_start_ms < PROBING_PERIOD.as_millis() as u64);
 };
 
@@ -111,6 +113,25 @@ impl Prober {
         let checks = pairs.iter().take(PROBE_PAIRS_MAX).zip(0..);
         let checks = checks.map(|(&pair, place)| Check::new(pair, draw(), now + STAGGER * place)).collect();
         Self { ends_at: now + PROBING_PERIOD, goal, over: false, checks, winner: None }
+    }
+
+    /// More is known of where the other end is, and it begins anew too: asks `pairs`, best first, as if for the first time,
+    /// then those it knew besides. What was asked before may still be answered. Nothing happens once a pair has answered.
+    pub fn refresh(&mut self, pairs: &[Pair], now: Instant, mut draw: impl FnMut() -> Transaction) {
+        if self.winner.is_some() {
+            return;
+        }
+        let mut known = std::mem::take(&mut self.checks);
+        for &pair in pairs.iter().take(PROBE_PAIRS_MAX) {
+            let before = known.iter().position(|check| check.pair == pair).map(|at| known.remove(at));
+            self.checks.push(before.unwrap_or_else(|| Check::new(pair, draw(), now)));
+        }
+        let room = (2 * PROBE_PAIRS_MAX).saturating_sub(self.checks.len());
+        self.checks.extend(known.into_iter().take(room));
+        for (check, place) in self.checks.iter_mut().zip(0..) {
+            (check.attempts, check.hurried, check.due) = (0, false, Some(now + STAGGER * place));
+        }
+        (self.ends_at, self.over) = (now + PROBING_PERIOD, false);
     }
 
     /// The next request that is due. Call until there is none.
@@ -359,6 +380,42 @@ mod tests {
         });
         assert_eq!(winners, [Some(pair(1, 2)), Some(pair(2, 1))]);
         assert!(took < Duration::from_millis(500), "{took:?}");
+    }
+
+    #[test]
+    fn what_becomes_known_later_is_asked_at_once_and_what_was_asked_before_may_still_answer() {
+        let start = Instant::now();
+        let mut draw = numbers();
+        let mut prober = Prober::new(&[pair(1, 2)], start, &mut draw);
+        prober.handle_request(pair(1, 9), Transaction(99), start);
+        let first: Vec<_> = std::iter::from_fn(|| prober.poll_transmit(start)).collect();
+        assert_eq!(first.len(), 2);
+        // All attempts are used up, and the time is nearly over.
+        let late = start + PROBING_PERIOD - LATENCY;
+        while prober.poll_transmit(late).is_some() {}
+        prober.refresh(&[pair(1, 3), pair(1, 2)], late, &mut draw);
+        let soon = late + STAGGER * 2;
+        let asked: Vec<_> = std::iter::from_fn(|| prober.poll_transmit(soon)).map(|request| request.pair).collect();
+        assert_eq!(asked, [pair(1, 3), pair(1, 2), pair(1, 9)], "the new one first");
+        prober.handle_reply(first[0].pair, first[0].transaction, soon);
+        assert_eq!(prober.winner().map(|valid| valid.pair), Some(pair(1, 2)));
+        // Who has a way looks for no other.
+        prober.refresh(&[pair(1, 4)], soon, &mut draw);
+        assert!(std::iter::from_fn(|| prober.poll_transmit(soon)).all(|request| request.pair != pair(1, 4)));
+    }
+
+    #[test]
+    fn a_prober_that_is_refreshed_for_ever_stays_bounded() {
+        let (mut now, mut draw) = (Instant::now(), numbers());
+        let mut prober = Prober::new(&[], now, &mut draw);
+        for round in 0..100 {
+            let pairs: Vec<_> = (0..100).map(|host| pair(round, host)).collect();
+            prober.refresh(&pairs, now, &mut draw);
+            assert!(prober.checks.len() <= 2 * PROBE_PAIRS_MAX);
+            now += LATENCY;
+        }
+        now += PROBING_PERIOD;
+        assert_eq!((prober.poll_transmit(now), prober.poll_timeout()), (None, None));
     }
 
     #[test]

@@ -254,8 +254,11 @@ impl Host {
         self.end_if_done(now);
     }
 
-    /// Takes note of what the answers of the round under way say; unless it `is_over`, only of where our ports are seen.
+    /// Takes note of what the answers of the round under way say; unless it `is_over`, only of where our ports are seen, and
+    /// of how they are mapped when nothing is left to be heard of that.
     fn look(&mut self, is_over: bool) {
+        let is_about_mapping = |left: &Question| !matches!(left.kind, Kind::FilterPort | Kind::FilterBoth);
+        let is_mapping_told = !self.questions.values().any(is_about_mapping);
         let Some(mut round) = self.round.take() else { return };
         let changed = self.compare(&round);
         round.changed += changed;
@@ -264,6 +267,9 @@ impl Host {
             round.tell(&mut self.view);
         } else {
             round.tell_ports(&mut self.view);
+            if is_mapping_told {
+                round.tell_mapping(&mut self.view);
+            }
         }
         self.news.is_changed |= before != HostView { rtt_us: before.rtt_us, ..self.view.clone() };
         self.news.mappings_changed += changed;

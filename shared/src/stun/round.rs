@@ -107,7 +107,8 @@ impl Round {
         view.filtering = filtering;
     }
 
-    fn tell_mapping(&self, view: &mut HostView) {
+    /// Says how our ports are mapped.
+    pub(super) fn tell_mapping(&self, view: &mut HostView) {
         let is_translated = view.is_translated == Some(true);
         let told = if is_translated { self.mapping(view.ports.len()) } else { Some((Mapping::None, true)) };
         if let Some((mapping, is_certain)) = told {

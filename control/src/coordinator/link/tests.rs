@@ -224,10 +224,10 @@ fn a_server_names_what_it_lacks_besides_what_it_is_asked_for_but_not_what_it_is_
     server.intents.clear();
     let nothing = Offer { lanes: LaneSet(0), ..offer(1) };
     server.act(|link, now, context| link.handle_offer(nothing, (), now, context));
-    assert_eq!(server.wants(), ["offer 0b10", "scout 0b1"], "lane 2 is being made");
+    assert_eq!(server.wants(), ["offer 0b10", "scout 0b101"], "lane 2 is being made");
     let first = Offer { lanes: LaneSet(0b1), ..offer(1) };
     server.act(|link, now, context| link.handle_offer(first, (), now, context));
-    assert_eq!(server.wants(), ["retire 0", "offer 0b11", "set up 0b1"]);
+    assert_eq!(server.wants(), ["retire 0", "offer 0b11", "scout 0b100", "set up 0b1"]);
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn a_client_ends_what_the_server_lacks_and_asks_for_it_at_once() {
     assert_eq!(client.link.reach().workers_with_lane, 0b1);
     // What it has just agreed to make is not up yet, and nothing to be ended.
     client.answer(3, Ok(Offer { lanes: LaneSet(0b110), ..offer(1) }));
-    assert_eq!(client.wants(), ["scout 0b1", "set up 0b10"]);
+    assert_eq!(client.wants(), ["scout 0b101", "set up 0b10"]);
     assert_eq!(client.link.poll_timeout(), None);
 }
 
@@ -256,33 +256,43 @@ fn a_server_never_asks_and_a_client_is_never_asked() {
 }
 
 #[test]
-fn an_offer_of_the_servers_prompts_the_client_but_not_more_often_than_every_two_seconds() {
+fn an_offer_of_the_servers_prompts_the_client_but_a_few_times_only_and_then_once_a_second() {
     let mut client = Fixture::client_without(&[]);
     for _ in 0..100 {
         client.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
     }
     let wants = client.wants();
     assert!(wants.len() == 100 && wants.iter().all(|wanted| wanted == "refuse"), "{wants:?}");
-    assert!((1..=2).contains(&client.time_out().as_secs()), "two seconds after it asked last");
-    assert_eq!(client.wants(), ["ask for 0b0"]);
-    client.answer(2, Ok(Offer { lanes: LaneSet::default(), ..offer(1) }));
-    assert_eq!((client.wants(), client.link.poll_timeout()), (vec!["scout 0b111".to_owned()], None));
+    let mut asked_after = Vec::new();
+    for ask in 2..10 {
+        asked_after.push(client.time_out());
+        assert_eq!(client.wants(), ["ask for 0b0"]);
+        client.answer(ask, Ok(Offer { lanes: LaneSet::default(), ..offer(1) }));
+        assert_eq!((client.wants(), client.link.poll_timeout()), (vec!["scout 0b111".to_owned()], None));
+        client.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
+        client.wants();
+    }
+    let (at_once, later) = asked_after.split_at(EXCHANGES_BURST as usize);
+    assert!(at_once.iter().all(Duration::is_zero), "{asked_after:?}");
+    assert!(later.iter().all(|after| *after == Duration::from_secs(1)), "{asked_after:?}");
 }
 
 #[test]
 fn a_server_whose_candidates_are_others_sends_an_offer_for_no_lanes_and_does_not_mind_the_refusal() {
     let mut server = Fixture::new(Role::Server);
-    server.act(|link, now, context| link.handle_candidates_change(now, context));
+    server.act(|link, now, _| link.handle_candidates_change(now));
     assert_eq!(server.wants().len(), 0, "nobody is connected");
     server.act(|link, now, context| link.handle_connected(now, context));
-    for wanted in [&["ask for 0b0"][..], &[]] {
-        server.act(|link, now, context| link.handle_candidates_change(now, context));
-        assert_eq!(server.wants(), wanted);
+    for ask in 1..3 {
+        // What is found out at nearly the same time is told at once.
+        server.act(|link, now, _| link.handle_candidates_change(now));
+        server.act(|link, now, _| link.handle_candidates_change(now));
+        assert_eq!(server.wants().len(), 0);
+        assert_eq!(server.time_out(), EXCHANGE_DELAY);
+        assert_eq!(server.wants(), ["ask for 0b0"]);
         let refused = Ok(Answer::Refused(RefusalReason::Unsupported));
-        server.act(|link, now, context| link.handle_answer(AskId(1), refused, now, context));
+        server.act(|link, now, context| link.handle_answer(AskId(ask), refused, now, context));
     }
-    server.time_out();
-    assert_eq!(server.wants(), ["ask for 0b0"]);
     assert_eq!((server.link.problem(), server.link.poll_timeout()), (None, None));
 }
 
@@ -297,10 +307,29 @@ fn new_candidates_end_the_pause_of_a_client_that_misses_lanes() {
     client.wants();
     let now = client.now;
     assert!(client.link.poll_timeout().unwrap() > now + Duration::from_secs(20));
-    client.act(|link, now, context| link.handle_candidates_change(now, context));
-    assert!(client.link.poll_timeout().unwrap() <= now + EXCHANGE_PAUSE);
+    client.act(|link, now, _| link.handle_candidates_change(now));
+    assert_eq!(client.link.poll_timeout(), Some(now + EXCHANGE_DELAY));
     client.time_out();
     assert_eq!(client.wants(), ["ask for 0b1"]);
+}
+
+#[test]
+fn news_while_lanes_are_being_made_reach_these_lanes_at_both_ends() {
+    let mut client = Fixture::new(Role::Client);
+    client.act(|link, now, context| link.handle_connected(now, context));
+    client.answer(1, Ok(offer(1)));
+    client.act(|link, now, _| link.handle_candidates_change(now));
+    client.wants();
+    assert_eq!(client.time_out(), EXCHANGE_DELAY);
+    assert_eq!(client.wants(), ["ask for 0b0"], "they are not begun again");
+    client.answer(2, Ok(Offer { lanes: LaneSet::default(), ..offer(1) }));
+    assert_eq!(client.wants(), ["scout 0b111"]);
+    let mut server = Fixture::new(Role::Server);
+    server.act(|link, now, context| link.handle_offer(offer(1), (), now, context));
+    server.wants();
+    let nothing = Offer { lanes: LaneSet::default(), ..offer(1) };
+    server.act(|link, now, context| link.handle_offer(nothing, (), now, context));
+    assert_eq!(server.wants(), ["offer 0b0", "scout 0b111"]);
 }
 
 #[test]

@@ -69,6 +69,28 @@ async fn when_both_ends_come_onto_one_network_the_client_has_the_lane_moved_ther
 }
 
 #[tokio::test]
+async fn a_lane_in_the_making_goes_where_a_later_exchange_says_and_keeps_what_was_agreed_on() {
+    let (mut a, mut b) = (Node::listening(54, 1, 1), Node::listening(54, 2, 1));
+    let now = Instant::now().into_std();
+    let blank = |mut request: LinkStart| {
+        request.ours.candidates.clear();
+        request.theirs.candidates.clear();
+        request
+    };
+    let [for_a, for_b] = requests(&a, &b, 1).map(blank);
+    a.engine.start(for_a, now);
+    b.engine.start(for_b, now);
+    let [for_a, for_b] = requests(&a, &b, 2);
+    a.engine.scout(for_a, now);
+    // The other end asks back as soon as it is asked, whether or not it has heard.
+    drop(for_b);
+    let [at_a, at_b] = outcomes(&mut a, &mut b, [1, 1]).await.map(|mut told| established(told.remove(0)).1);
+    assert_eq!((at_a.remote, at_b.remote), (b.address(0), a.address(0)));
+    let (mut at_a, mut at_b) = (at_a, at_b);
+    carry_record(&mut at_a, &mut at_b);
+}
+
+#[tokio::test]
 async fn a_lane_that_is_there_looks_no_further_and_one_that_must_leave_goes_back_where_it_was() {
     let (mut a, mut b, [at_a, _]) = that_meet(51).await;
     at_a.gauges.set_rtt(Duration::from_millis(20));

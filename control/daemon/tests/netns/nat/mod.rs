@@ -8,6 +8,7 @@
 //! | [`behaviour`] | that the kernel does as `kinds` says |
 //! | [`nodes`] | four nodes in a lab, and which way packets take between A and B |
 //! | [`matrix`] | which way is found for which pair, how soon, and what is expected |
+//! | [`punch`] | that lanes come soon where both have a NAT |
 //! | [`upheaval`] | what happens to paths while a transfer runs, and the gaps it leaves |
 //! | [`table`] | the tables of `docs/nat.md` |
 
@@ -16,6 +17,7 @@ mod kinds;
 mod lab;
 mod matrix;
 mod nodes;
+mod punch;
 mod rules;
 mod table;
 mod upheaval;

@@ -1,0 +1,96 @@
+//! Lanes between places that both have a NAT: they have to come, all of them, and soon.
+//!
+//! How often and how soon for any pairs, by the names of `docs/nat.md`:
+//!
+//! ```sh
+//! RINGLANE_NAT_PAIRS="full cone:symmetric, symmetric:symmetric" RINGLANE_NAT_TIMES=5 \
+//!     cargo test -p ringlane --test netns -- --nocapture pairs_that_were_asked_for
+//! ```
+
+use std::env;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::kinds::{Kind, Pair};
+use super::lab::NatLab;
+use super::nodes::{Setups, Way};
+use crate::lab::Site;
+
+/// How long lanes may take on a machine that is busy with other things.
+const WITHIN: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(40);
+
+/// Starts both nodes, and waits until all their lanes stand: how long that took, or by which way packets go instead.
+fn lanes(pair: Pair, within: Duration) -> Option<Result<Duration, Way>> {
+    let nat = NatLab::up(pair)?;
+    let setups = Setups::init(&nat, pair);
+    let _third = setups.third_up();
+    let started = Instant::now();
+    let nodes = setups.ends_up();
+    loop {
+        let ways = [(0, Site::A, Site::B), (1, Site::B, Site::A)]
+            .map(|(at, site, peer): (usize, _, _)| Way::of(&nodes[at], setups.of(site), peer));
+        let took = started.elapsed();
+        if ways.iter().all(Way::is_whole) {
+            return Some(Ok(took));
+        }
+        if took >= within {
+            let [one, other] = ways;
+            return Some(Err(one.min(other)));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn kind(name: &str) -> Kind {
+    let known = Kind::ALL.into_iter().find(|kind| kind.name() == name.trim());
+    known.unwrap_or_else(|| panic!("{name:?} is none of {:?}", Kind::ALL.map(Kind::name)))
+}
+
+fn pair(names: &str) -> Pair {
+    match names.split_once(':') {
+        Some((a, b)) => Pair::Apart(kind(a), kind(b)),
+        None if names.trim() == "one LAN" => Pair::SameLan,
+        None => Pair::SameNat { hairpins: names.trim() == "hairpin" },
+    }
+}
+
+/// Both lanes of a pair stand in time.
+fn have_lanes(a: Kind, b: Kind) {
+    // Half a second on an idle machine; longer than this only if one had to wait for something to time out.
+    let limit = Duration::from_millis(6500);
+    match lanes(Pair::Apart(a, b), WITHIN) {
+        Some(Ok(took)) => assert!(took < limit, "{took:?}"),
+        Some(Err(way)) => panic!("no lanes, but {way}"),
+        None => {}
+    }
+}
+
+#[test]
+fn two_full_cones_have_lanes_soon() {
+    have_lanes(Kind::FullCone, Kind::FullCone);
+}
+
+#[test]
+fn two_home_routers_have_lanes_soon() {
+    have_lanes(Kind::PortRestricted, Kind::PortRestricted);
+}
+
+#[test]
+fn two_sites_behind_a_home_router_and_a_provider_s_nat_have_lanes_soon() {
+    have_lanes(Kind::Cgnat, Kind::Cgnat);
+}
+
+#[test]
+fn pairs_that_were_asked_for() {
+    let Ok(asked) = env::var("RINGLANE_NAT_PAIRS") else { return };
+    let times = env::var("RINGLANE_NAT_TIMES").map_or(1, |times| times.parse().expect("a number of times"));
+    for names in asked.split(',') {
+        let took: Vec<_> = (0..times).map(|_| lanes(pair(names), WITHIN).expect("a lab can be made")).collect();
+        let told = took.iter().map(|result| match result {
+            Ok(took) => took.as_millis().to_string(),
+            Err(way) => way.to_string(),
+        });
+        println!("{}: {}", names.trim(), told.collect::<Vec<_>>().join(", "));
+    }
+}

@@ -537,10 +537,11 @@ pub const DIALED_ADDRESSES_MAX: usize = 16;
 pub const ADDRESSES_PER_DIAL_MAX: usize = 2 * DIALED_ADDRESSES_MAX;
 /// Names of peers' addresses looked up at once, each on a thread of its own, because the system's resolver blocks.
 pub const NAME_LOOKUPS_MAX: usize = 16;
-/// Dials to one peer that may be under way together, so that a dial into a black hole does not delay the next.
+/// Dials to one peer that may be under way together, so that a dial into a black hole does not delay the next: so many at its
+/// own addresses, and so many through relays.
 pub const DIALS_PER_PEER_MAX: u8 = 2;
 
-/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side. As many as the dials
+/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side. As many as the direct dials
 /// of both sides can make at once: when there are more, the oldest is a dead one.
 pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 2 * DIALS_PER_PEER_MAX as usize;
 /// libp2p connections one peer may have with us at any moment: there is always room for the new ones of a peer that

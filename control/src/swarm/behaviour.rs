@@ -96,7 +96,7 @@ fn limits(peers: usize, contacts: bool) -> ConnectionLimits {
     let count = |n: usize| Some(u32::try_from(n).unwrap_or(u32::MAX));
     ConnectionLimits::default()
         .with_max_pending_incoming(count(PENDING_INBOUND_CONNECTIONS_MAX))
-        .with_max_pending_outgoing(count(peers * usize::from(DIALS_PER_PEER_MAX) + contacts))
+        .with_max_pending_outgoing(count(2 * peers * usize::from(DIALS_PER_PEER_MAX) + contacts))
         .with_max_established_per_peer(count(CONNECTIONS_PER_PEER_MAX))
         .with_max_established(count(peers * CONNECTIONS_PER_PEER_MAX + contacts))
 }

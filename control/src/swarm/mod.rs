@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`address`] | which addresses may be dialled at all; where an address leads |
 //! | `transport` | TCP with Noise or TLS and yamux, QUIC, and the filter that applies [`address`] to every dial |
-//! | `tcp` | TCP whose dials leave from marked sockets |
+//! | `tcp`, `quic` | TCP whose dials leave from marked sockets; QUIC whose dials leave from the right one |
 //! | `gate` | refuses the connections of peers that are not configured, of addresses nobody wants, and too many |
 //! | `rates` | how often each of many may do something |
 //! | `streams` | raw streams of our protocols, on the connection we choose |
@@ -40,6 +40,7 @@ mod mdns;
 mod names;
 mod node;
 mod problems;
+mod quic;
 pub(crate) mod rates;
 mod recorder;
 mod relay;

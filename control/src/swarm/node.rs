@@ -510,12 +510,12 @@ impl Node {
                 progress = true;
             }
             let now = Instant::now();
-            if let Some(Dial { peer, addresses, names, fresh_port }) = self.dialer.poll_dial(now) {
+            if let Some(Dial { peer, addresses, names, fresh_port, by_relay }) = self.dialer.poll_dial(now) {
                 if !names.is_empty() {
                     self.look_ups.start(peer, names, fresh_port);
                 }
                 if !addresses.is_empty() {
-                    self.dial(peer, addresses, Vec::new(), fresh_port);
+                    self.dial(peer, addresses, Vec::new(), fresh_port, by_relay);
                 }
                 progress = true;
             }
@@ -558,15 +558,21 @@ impl Node {
             }
         }
         if addresses.is_empty() || self.connections.best(&peer).is_some() {
-            self.dialer.handle_dial_ended(&peer);
+            self.dialer.handle_dial_ended(&peer, false);
             return;
         }
-        self.dial(peer, addresses.iter().map(|(address, _)| address.clone()).collect(), addresses, fresh_port);
+        self.dial(peer, addresses.iter().map(|(address, _)| address.clone()).collect(), addresses, fresh_port, false);
     }
 
-    fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, named: Vec<(Multiaddr, Multiaddr)>, fresh_port: bool) {
+    fn dial(
+        &mut self,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+        named: Vec<(Multiaddr, Multiaddr)>,
+        fresh_port: bool,
+        by_relay: bool,
+    ) {
         tracing::debug!(%peer, ?addresses, "dialling");
-        let by_relay = addresses.iter().all(address::is_circuit);
         let options = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
         let options = if fresh_port { options.allocate_new_port() } else { options }.build();
         let id = options.connection_id();
@@ -576,7 +582,7 @@ impl Node {
             }
             Err(error) => {
                 tracing::debug!(%peer, %error, "cannot dial");
-                self.dialer.handle_dial_ended(&peer);
+                self.dialer.handle_dial_ended(&peer, by_relay);
             }
         }
     }

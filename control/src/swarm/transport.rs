@@ -25,6 +25,7 @@ use ringlane_shared::limits::STREAMS_PER_CONNECTION_MAX;
 use super::address::{self, AddressPolicy, AddressRefusal};
 use super::connections::TransportName;
 use super::node::NodeError;
+use super::quic::SourcedQuic;
 use super::tcp::{MarkedTcp, TcpPorts};
 use super::web::{Web, WebTransport};
 
@@ -85,7 +86,7 @@ fn direct(keypair: &Keypair, swarm_key: Option<PreSharedKey>, web: &Web) -> Resu
     config.max_idle_timeout = QUIC_IDLE_TIMEOUT_MS;
     config.keep_alive_interval = QUIC_KEEP_ALIVE;
     config.max_concurrent_stream_limit = STREAMS_PER_CONNECTION_MAX as u32;
-    let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let quic = SourcedQuic::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     Ok(quic.or_transport(streams).map(|either, _| either.into_inner()).boxed())
 }
 

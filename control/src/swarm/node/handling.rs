@@ -79,8 +79,8 @@ impl Node {
         if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
             dht.stop_search(&peer);
         }
-        if self.dials.remove(&id).is_some() {
-            self.dialer.handle_dial_ended(&peer);
+        if let Some(dial) = self.dials.remove(&id) {
+            self.dialer.handle_dial_ended(&peer, dial.by_relay);
         }
         if connection.direction == Direction::Outbound && !connection.relayed {
             self.dialer.handle_success(now, &peer, &remote);
@@ -124,7 +124,7 @@ impl Node {
             return;
         }
         let Some(DialUnderWay { peer, by_relay, named }) = self.dials.remove(&id) else { return };
-        self.dialer.handle_dial_ended(&peer);
+        self.dialer.handle_dial_ended(&peer, by_relay);
         // Why no relay leads there is the lesser news.
         if self.connections.best(&peer).is_none() && !(by_relay && self.problems.of(&peer).is_some()) {
             self.problems.handle_dial_error(peer, error);

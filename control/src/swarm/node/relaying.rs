@@ -84,7 +84,10 @@ impl Node {
             tracing::info!(serves, "this node is a relay for its peers, or is none any more");
         }
         self.relaying.hop.set_serving(serves, &mut self.swarm.behaviour_mut().streams);
-        self.relaying.auto.set_wanted(!is_public && self.relaying.serve != RelayServe::Always);
+        // An address that means the same everywhere may yet be behind a firewall: until somebody has got through, a
+        // reservation is the only way in that is known to be one.
+        let is_reachable = self.relaying.is_reachable == Some(true) || self.relaying.serve == RelayServe::Always;
+        self.relaying.auto.set_wanted(!is_reachable);
     }
 
     /// Whether anything happened.

@@ -36,7 +36,14 @@ impl Site {
     async fn step(&mut self) {
         let event = tokio::select! {
             event = self.node.next() => event,
-            PacketsEvent::OpenStream { protocols, .. } = self.packets.next() => {
+            event = self.packets.next() => {
+                let protocols = match event {
+                    PacketsEvent::OpenStream { protocols, .. } => protocols,
+                    PacketsEvent::Doubt { connection, .. } => {
+                        self.node.doubt_connection(&self.peer, connection);
+                        return;
+                    }
+                };
                 match self.node.packet_way(&self.peer) {
                     Some(way) if self.packets.wants(PEER, way) => {
                         let protocols = protocols.iter().map(|protocol| protocol.stream_protocol()).collect();

@@ -321,6 +321,7 @@ mod tests {
             sources: Arc::new(sources),
             workers_with_lane: 1,
             stream: None,
+            avoids_lanes: false,
             counters: Arc::new([]),
         }
     }

@@ -76,6 +76,10 @@ impl Lane {
 pub(crate) struct Lanes {
     by_slot: Vec<Option<Lane>>,
     by_peer: Vec<Vec<SocketSlot>>,
+    /// Of each peer, those that flows may take: all of them or none.
+    for_flows: Vec<Vec<SocketSlot>>,
+    /// Peers whose lanes no flow is to take.
+    avoided: Vec<PeerIndex>,
     count: usize,
 }
 
@@ -97,12 +101,35 @@ impl Lanes {
 
     /// The lane that carries a flow to a peer: always the same one while the worker's lanes to it stay the same.
     pub(crate) fn for_flow(&self, peer: PeerIndex, flow_hash: u32) -> Option<SocketSlot> {
-        let slots = self.by_peer.get(peer.position())?;
+        let slots = self.for_flows.get(peer.position())?;
         match slots.as_slice() {
             [] => None,
             [slot] => Some(*slot),
             // The low bits chose the worker where there was a choice; the high ones choose here.
             slots => Some(slots[(flow_hash >> 16) as usize % slots.len()]),
+        }
+    }
+
+    /// Whether no flow is to take a lane to this peer. Returns whether that is news.
+    pub(crate) fn set_avoided(&mut self, peer: PeerIndex, is_avoided: bool) -> bool {
+        let was_avoided = self.avoided.contains(&peer);
+        match (was_avoided, is_avoided) {
+            (false, true) => self.avoided.push(peer),
+            (true, false) => self.avoided.retain(|other| *other != peer),
+            _ => return false,
+        }
+        self.let_flow(peer);
+        true
+    }
+
+    fn let_flow(&mut self, peer: PeerIndex) {
+        if self.for_flows.len() <= peer.position() {
+            self.for_flows.resize_with(peer.position() + 1, Vec::new);
+        }
+        let slots = &mut self.for_flows[peer.position()];
+        slots.clear();
+        if let Some(all) = self.by_peer.get(peer.position()).filter(|_| !self.avoided.contains(&peer)) {
+            slots.extend(all);
         }
     }
 
@@ -126,6 +153,7 @@ impl Lanes {
         of_peer.push(slot);
         // By lane index, so that a flow's lane does not depend on the order in which the lanes came up.
         of_peer.sort_by_key(|slot| by_slot[slot.position()].as_ref().map(|lane| lane.index));
+        self.let_flow(peer);
         self.count += 1;
     }
 
@@ -136,6 +164,7 @@ impl Lanes {
         if let Some(of_peer) = self.by_peer.get_mut(lane.peer.position()) {
             of_peer.retain(|other| *other != slot);
         }
+        self.let_flow(lane.peer);
         self.count -= 1;
         Some(lane)
     }

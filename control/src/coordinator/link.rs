@@ -105,6 +105,8 @@ pub struct Link {
     announced: u64,
     /// What its stream takes, if it has one.
     stream: Option<StreamForm>,
+    /// Packets take the stream though there are lanes: none of these has an answer.
+    avoids_lanes: bool,
     settle_at: Option<Instant>,
     asking: Option<(AskId, Offer)>,
     asked_at: Option<Instant>,
@@ -133,6 +135,7 @@ impl Link {
             up: BTreeMap::new(),
             announced: 0,
             stream: None,
+            avoids_lanes: false,
             settle_at: None,
             asking: None,
             asked_at: None,
@@ -173,7 +176,7 @@ impl Link {
 
     /// Whether packets of all workers reach the peer by lanes.
     pub fn carries(&self) -> bool {
-        self.announced != 0
+        self.announced != 0 && !self.avoids_lanes
     }
 
     /// Whether the peer answers on none of the lanes that stand.
@@ -190,9 +193,16 @@ impl Link {
         self.stream = stream;
     }
 
+    /// `leads_there`: whether the peer answers by what its stream would take.
+    pub(super) fn set_stream_preferred(&mut self, leads_there: bool) {
+        self.avoids_lanes = leads_there && self.is_silent();
+    }
+
     /// By what packets reach the peer, as far as the workers are to know.
     pub(super) fn reach(&self) -> Reach {
-        Reach { workers_with_lane: self.announced, stream: self.stream }
+        let avoids_lanes = self.avoids_lanes && self.stream.is_some() && !self.up.is_empty();
+        let workers_with_lane = if avoids_lanes { 0 } else { self.announced };
+        Reach { workers_with_lane, stream: self.stream, avoids_lanes }
     }
 
     /// Brings what the other workers know up to date: at once when nothing more is expected, or a lane is gone.
@@ -385,6 +395,7 @@ impl Link {
             self.settle_at = Some(now + SETTLE);
         }
         self.up.insert(index, lane);
+        self.avoids_lanes = false;
         self.announce();
         if !self.setting_up.is_empty() {
             return;

@@ -337,6 +337,12 @@ impl<T> Coordinator<T> {
         self.publish_if_changed();
     }
 
+    /// Whether the peer's stream leads to it for certain: then packets take it while all of its lanes are silent.
+    pub fn set_stream_preferred(&mut self, peer: PeerIndex, leads_there: bool) {
+        self.with_link(peer, |link, _| link.set_stream_preferred(leads_there));
+        self.publish_if_changed();
+    }
+
     /// Whether packets to the service network leave by control; else they lead nowhere, as they do at first.
     pub fn set_services(&mut self, has_services: bool) {
         if self.publisher.set_services(has_services) {

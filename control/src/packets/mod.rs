@@ -58,6 +58,13 @@ pub enum PacketsEvent {
         /// In which protocols, the preferred one first.
         protocols: &'static [PacketProtocol],
     },
+    /// Packets leave by a connection, and nothing comes back: perhaps it is dead.
+    Doubt {
+        /// Whose.
+        peer: PeerIndex,
+        /// Which one.
+        connection: ConnectionId,
+    },
 }
 
 /// One stream, for status.
@@ -143,6 +150,23 @@ impl Packets {
     /// A connection to the peer is gone, and others are left.
     pub fn handle_connection_closed(&mut self, peer: PeerIndex, connection: ConnectionId, now: Instant) {
         self.with(peer, |streams| streams.handle_connection_closed(connection, now));
+    }
+
+    /// A connection of the peer's does not answer any more: packets leave by another, if there is any.
+    pub fn handle_connection_suspect(&mut self, peer: PeerIndex, connection: ConnectionId, now: Instant) {
+        let is_of = |(of, way): &(PeerIndex, Way)| *of == peer && way.connection == connection;
+        let was_opening = self.opening.extract_if(|_, opening| is_of(opening)).count() > 0;
+        self.with(peer, |streams| {
+            if was_opening {
+                streams.handle_open_unneeded();
+            }
+            streams.handle_connection_suspect(connection, was_opening, now);
+        });
+    }
+
+    /// A connection of the peer's that was doubted answers.
+    pub fn handle_connection_heard(&mut self, peer: PeerIndex, connection: ConnectionId, now: Instant) {
+        self.with(peer, |streams| streams.handle_connection_heard(connection, now));
     }
 
     /// The peer's last connection is gone, and all of its streams are.
@@ -270,6 +294,9 @@ impl Packets {
             let turn = streams.poll(&mut Context::from_waker(waker), now, &mut tools);
             if turn.again {
                 waker.wake_by_ref();
+            }
+            if let Some(connection) = turn.doubts {
+                self.events.push_back(PacketsEvent::Doubt { peer: PeerIndex(position as u16), connection });
             }
             if let Some(protocols) = turn.wants_stream {
                 self.events.push_back(PacketsEvent::OpenStream { peer: PeerIndex(position as u16), protocols });

@@ -42,6 +42,8 @@ pub(super) struct Turn {
     pub(super) again: bool,
     /// A stream is to be opened, in these protocols.
     pub(super) wants_stream: Option<&'static [PacketProtocol]>,
+    /// A connection that may be dead.
+    pub(super) doubts: Option<ConnectionId>,
 }
 
 /// What a turn is done with.
@@ -154,6 +156,27 @@ impl PeerStreams {
         lost.for_each(|stream| stream.close(now));
     }
 
+    /// A connection does not answer. What leads nowhere is not waited for; it may come back to life.
+    pub(super) fn handle_connection_suspect(&mut self, connection: ConnectionId, was_opening: bool, now: Instant) {
+        let streams = self.streams.iter_mut().filter(|stream| stream.connection == connection);
+        streams.for_each(|stream| stream.is_suspect = true);
+        if was_opening || self.sending_connection() == Some(connection) {
+            self.handle_connected(now);
+            self.seeks_better = true;
+        }
+    }
+
+    /// A connection answers after all: perhaps it is better than that of the stream that packets leave by.
+    pub(super) fn handle_connection_heard(&mut self, connection: ConnectionId, now: Instant) {
+        let mut was_suspect = false;
+        for stream in self.streams.iter_mut().filter(|stream| stream.connection == connection) {
+            was_suspect |= std::mem::take(&mut stream.is_suspect);
+        }
+        if was_suspect {
+            self.handle_connected(now);
+        }
+    }
+
     /// The last connection is gone.
     pub(super) fn handle_disconnected(&mut self) {
         self.forget_packets();
@@ -253,8 +276,21 @@ impl PeerStreams {
             }
         }
         self.remove_ended();
+        let doubts = self.doubt(now);
         let is_over = self.poll_timer(cx, now, is_blocked);
-        Turn { again: has_more || has_more_to_write || is_over, wants_stream }
+        Turn { again: has_more || has_more_to_write || is_over, wants_stream, doubts }
+    }
+
+    /// The connection that packets leave by, if nothing has come back by it for too long. A Hyprspace node is not asked, as
+    /// there is no other way to go on that would not reset its streams.
+    fn doubt(&mut self, now: Instant) -> Option<ConnectionId> {
+        let sending = self.sending?;
+        let stream = self.streams.iter_mut().find(|stream| stream.serial == sending)?;
+        if self.kind != Some(PeerKind::Ringlane) || stream.doubt_at().is_none_or(|at| at > now) {
+            return None;
+        }
+        stream.handle_doubted(now);
+        Some(stream.connection)
     }
 
     /// Whether there is more, and whether the worker is what it waits for.
@@ -317,8 +353,8 @@ impl PeerStreams {
     /// The position of the stream to send on, if there is one.
     fn choose(&mut self, now: Instant) -> Option<usize> {
         let is_stuck = || {
-            let written = self.sending_stream().map(|stream| stream.last_write);
-            written.is_none_or(|written| now.saturating_duration_since(written) >= STUCK)
+            self.sending_stream()
+                .is_none_or(|stream| stream.is_suspect || now.saturating_duration_since(stream.last_write) >= STUCK)
         };
         if self.next_sending.is_some() && (self.queue.is_between_batches() || is_stuck()) {
             self.leave_stream(now);
@@ -330,7 +366,8 @@ impl PeerStreams {
         if self.sending.is_none() {
             let usable = self.streams.iter().filter(|stream| self.may_take(stream));
             // Of two as good, the one on which the peer was heard last is known to be alive.
-            let best = usable.max_by_key(|stream| (stream.quality, stream.protocol, stream.last_read));
+            let best =
+                usable.max_by_key(|stream| (!stream.is_suspect, stream.quality, stream.protocol, stream.last_read));
             self.sending = best.map(|stream| stream.serial);
         }
         let sending = self.sending?;
@@ -401,7 +438,9 @@ impl PeerStreams {
         let open_at = self.open_at.filter(|_| self.seeks_better || !self.queue.is_empty() && self.sending.is_none());
         let closed_by = self.streams.iter().filter_map(PacketStream::closed_by).min();
         let deliver_at = is_blocked.then(|| now + DELIVER_AGAIN);
-        let times = [open_at, closed_by, deliver_at, self.paced_until, self.quiet_at];
+        let doubt_at = self.sending_stream().filter(|_| self.kind == Some(PeerKind::Ringlane));
+        let doubt_at = doubt_at.and_then(PacketStream::doubt_at);
+        let times = [open_at, closed_by, deliver_at, doubt_at, self.paced_until, self.quiet_at];
         let Some(at) = times.into_iter().flatten().min() else { return false };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at.into())));
         timer.as_mut().reset(at.into());

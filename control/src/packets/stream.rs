@@ -20,6 +20,11 @@ use crate::swarm::{Direction, Quality};
 /// How long the end of a stream may take.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
+/// Packets that have no answer for so long may have led nowhere.
+pub(super) const UNANSWERED: Duration = Duration::from_millis(150);
+/// How much later that is asked again, of traffic that has no answers.
+pub(super) const DOUBT_PAUSE: Duration = Duration::from_millis(600);
+
 /// A protocol that carries packets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PacketProtocol {
@@ -91,6 +96,10 @@ pub(super) struct PacketStream {
     pub(super) bytes_received: u64,
     pub(super) bytes_sent: u64,
     pub(super) unflushed: bool,
+    /// Its connection does not answer.
+    pub(super) is_suspect: bool,
+    /// Since when what was written has no answer of any kind.
+    unanswered_since: Option<Instant>,
     io: Pin<Box<dyn Duplex>>,
     reader: FrameReader,
     /// Read, but not yet taken by the worker.
@@ -122,6 +131,8 @@ impl PacketStream {
             bytes_received: 0,
             bytes_sent: 0,
             unflushed: false,
+            is_suspect: false,
+            unanswered_since: None,
             io: Box::into_pin(io),
             reader: FrameReader::new(protocol.framing()),
             undelivered: VecDeque::new(),
@@ -146,6 +157,16 @@ impl PacketStream {
     /// How long nothing has passed.
     pub(super) fn quiet_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.last_read.max(self.last_write))
+    }
+
+    /// When somebody should ask whether its connection is alive, if nothing is heard until then.
+    pub(super) fn doubt_at(&self) -> Option<Instant> {
+        self.unanswered_since.filter(|_| self.takes_packets()).map(|since| since + UNANSWERED)
+    }
+
+    /// Somebody asks now. While there is no answer of the peer's stream it is asked again, but not soon.
+    pub(super) fn handle_doubted(&mut self, now: Instant) {
+        self.unanswered_since = Some(now + DOUBT_PAUSE);
     }
 
     /// When its end must have come, if it is being closed.
@@ -187,6 +208,7 @@ impl PacketStream {
             }
         };
         self.last_read = now;
+        self.unanswered_since = None;
         self.bytes_received += bytes as u64;
         let undelivered = &mut self.undelivered;
         let read = self.reader.read(&tools.memory[..bytes], |frame| match frame {
@@ -229,6 +251,7 @@ impl PacketStream {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(taken)) if taken > 0 => {
                 self.last_write = now;
+                self.unanswered_since.get_or_insert(now);
                 self.bytes_sent += taken as u64;
                 self.unflushed = true;
                 Poll::Ready(taken)

@@ -113,12 +113,13 @@ struct Site {
     worker: PlaneReceiver<PacketBatch>,
     opened: u64,
     asked: Vec<PacketsEvent>,
+    doubted: Vec<ConnectionId>,
 }
 
 impl Site {
     fn new(worker_batches: usize) -> Self {
         let (sender, worker) = plane_queue_of(worker_batches, || ());
-        Self { packets: Packets::new(2, vec![sender]), worker, opened: 0, asked: Vec::new() }
+        Self { packets: Packets::new(2, vec![sender]), worker, opened: 0, asked: Vec::new(), doubted: Vec::new() }
     }
 
     fn of(kind: PeerKind) -> Self {
@@ -130,12 +131,19 @@ impl Site {
         site
     }
 
+    fn note(&mut self, event: PacketsEvent) {
+        match event {
+            PacketsEvent::Doubt { connection, .. } => self.doubted.push(connection),
+            asked => self.asked.push(asked),
+        }
+    }
+
     /// Runs until `done`.
     async fn run_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
         let run = async {
             while !done(self) {
                 if let Ok(event) = tokio::time::timeout(Duration::from_millis(1), self.packets.next()).await {
-                    self.asked.push(event);
+                    self.note(event);
                 }
             }
         };
@@ -145,7 +153,7 @@ impl Site {
     /// Runs until nothing is to be done.
     async fn settle(&mut self) {
         while let Ok(event) = tokio::time::timeout(Duration::from_millis(5), self.packets.next()).await {
-            self.asked.push(event);
+            self.note(event);
         }
     }
 
@@ -164,7 +172,8 @@ impl Site {
     /// Opens the stream that was asked for, in this protocol; the test's end of it.
     async fn open(&mut self, peer: PeerIndex, protocol: PacketProtocol, quality: Quality) -> Pipe {
         self.run_until(|site| !site.asked.is_empty()).await;
-        let PacketsEvent::OpenStream { peer: asked, protocols } = self.asked.remove(0);
+        let asked = self.asked.remove(0);
+        let PacketsEvent::OpenStream { peer: asked, protocols } = asked else { panic!("{asked:?}") };
         assert!(asked == peer && protocols.contains(&protocol));
         let way = self.way(quality);
         assert!(self.packets.wants(peer, way));
@@ -469,4 +478,47 @@ async fn packets_leave_no_more_by_a_stream_whose_connection_is_closed() {
     assert_eq!(site.packets.quality(ALICE), None);
     site.send(ALICE, &packets(1..2, 100));
     site.run_until(|site| site.packets.quality(ALICE) == Some(Quality::Direct)).await;
+}
+
+#[tokio::test]
+async fn packets_that_nothing_answers_have_their_connection_doubted_and_leave_one_that_is_dead_at_once() {
+    let mut site = Site::of(PeerKind::Ringlane);
+    site.send(ALICE, &packets(0..1, 100));
+    let first = site.open(ALICE, PacketProtocol::Ringlane, Quality::Direct).await;
+    let connection = ConnectionId::new_unchecked(site.opened as usize);
+    site.run_until(|site| !site.doubted.is_empty()).await;
+    assert_eq!(site.doubted, [connection]);
+    // More than the stream takes, so that a frame is cut short.
+    site.send(ALICE, &packets(1..400, 1400));
+    site.settle().await;
+    site.packets.handle_connection_suspect(ALICE, connection, Instant::now());
+    let second = site.open(ALICE, PacketProtocol::Ringlane, Quality::Relayed).await;
+    site.run_until(|_| !second.writes().is_empty()).await;
+    let written = first.writes().len();
+    site.send(ALICE, &packets(400..401, 100));
+    site.settle().await;
+    assert_eq!(first.writes().len(), written);
+    // It was not dead: what is better is looked for again.
+    site.packets.handle_connection_heard(ALICE, connection, Instant::now());
+    site.run_until(|site| !site.asked.is_empty()).await;
+}
+
+#[tokio::test]
+async fn packets_that_are_answered_raise_no_doubt() {
+    let mut site = Site::of(PeerKind::Ringlane);
+    site.send(ALICE, &packets(0..1, 100));
+    let stream = site.open(ALICE, PacketProtocol::Ringlane, Quality::Direct).await;
+    let began = Instant::now();
+    while began.elapsed() < 3 * stream::UNANSWERED {
+        let before = Instant::now();
+        site.send(ALICE, &packets(1..2, 100));
+        site.run_until(|_| !stream.take().is_empty()).await;
+        stream.put(&framed(Framing::Ringlane, &packets(2..3, 100)));
+        site.run_until(|site| !site.delivered().is_empty()).await;
+        if before.elapsed() >= stream::UNANSWERED {
+            // The machine was away.
+            site.doubted.clear();
+        }
+    }
+    assert!(site.doubted.is_empty());
 }

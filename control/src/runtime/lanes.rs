@@ -131,9 +131,14 @@ impl Control {
         let Some(settings) = self.settings.peers.get(peer.position()) else { return };
         match change {
             LaneChange::Silent if self.coordinator.link(peer).is_some_and(Link::is_silent) => {
+                self.node.doubt(&settings.id);
                 self.node.seek(&settings.id, true);
+                self.consider_stream(peer);
             }
-            LaneChange::Heard | LaneChange::Moved { .. } => self.node.seek(&settings.id, false),
+            LaneChange::Heard | LaneChange::Moved { .. } => {
+                self.node.seek(&settings.id, false);
+                self.consider_stream(peer);
+            }
             _ => {}
         }
     }

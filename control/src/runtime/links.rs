@@ -43,6 +43,7 @@ impl Control {
                 self.packets.handle_connected(index, now);
                 self.nat.look_soon(now);
                 self.coordinator.handle_connected(index, now);
+                self.consider_stream(index);
             }
             NodeEvent::PeerDisconnected { peer } => {
                 let Some(index) = self.coordinator.index_of(&peer) else { return };
@@ -114,6 +115,18 @@ impl Control {
             NodeEvent::ConnectionClosed { peer, connection } => {
                 if let Some(index) = self.coordinator.index_of(&peer) {
                     self.packets.handle_connection_closed(index, connection, now);
+                }
+            }
+            NodeEvent::ConnectionSuspect { peer, connection } => {
+                if let Some(index) = self.coordinator.index_of(&peer) {
+                    self.packets.handle_connection_suspect(index, connection, now);
+                    self.consider_stream(index);
+                }
+            }
+            NodeEvent::ConnectionHeard { peer, connection } => {
+                if let Some(index) = self.coordinator.index_of(&peer) {
+                    self.packets.handle_connection_heard(index, connection, now);
+                    self.consider_stream(index);
                 }
             }
             NodeEvent::AddressesChanged => {}

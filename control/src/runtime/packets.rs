@@ -52,18 +52,30 @@ impl Control {
     }
 
     pub(super) fn handle_packets(&mut self, event: PacketsEvent, now: Instant) {
-        let PacketsEvent::OpenStream { peer, protocols } = event;
+        let (PacketsEvent::OpenStream { peer, .. } | PacketsEvent::Doubt { peer, .. }) = event;
         let Some(settings) = self.settings.peers.get(peer.position()) else { return };
+        let protocols = match event {
+            PacketsEvent::OpenStream { protocols, .. } => protocols,
+            PacketsEvent::Doubt { connection, .. } => return self.node.doubt_connection(&settings.id, connection),
+        };
         match self.node.packet_way(&settings.id) {
             Some(way) => {
                 if self.packets.wants(peer, way) {
                     let protocols = protocols.iter().map(|protocol| protocol.stream_protocol()).collect();
                     let id = self.node.open_stream(way.connection, protocols);
                     self.packets.handle_opening(peer, id, way);
+                    self.node.doubt_connection(&settings.id, way.connection);
                 }
             }
             None => self.packets.handle_no_way(peer, now),
         }
+    }
+
+    /// Where all lanes of a link are silent and libp2p reaches the peer, packets take that way until a lane is heard again.
+    pub(super) fn consider_stream(&mut self, peer: PeerIndex) {
+        let Some(settings) = self.settings.peers.get(peer.position()) else { return };
+        let leads_there = self.node.is_answered_by(&settings.id);
+        self.coordinator.set_stream_preferred(peer, leads_there);
     }
 
     /// Why there are to be no lanes with a peer, if so.

@@ -26,6 +26,7 @@ use ringlane_shared::limits::KEPT_CONNECTIONS_PER_PEER_MAX;
 use ringlane_shared::wire::packets::{HYPRSPACE_V0, HYPRSPACE_V1, RINGLANE_PACKETS};
 
 use super::address;
+use super::health::{Health, HealthNews};
 
 /// How long a newer connection must have stood before the older ones are closed.
 const SURPLUS_GRACE: Duration = Duration::from_secs(2);
@@ -159,6 +160,8 @@ pub struct ConnectionInfo {
     /// Whether the peer has it too.
     confirmed: bool,
     closing: bool,
+    /// Whether it carries anything at the moment.
+    pub(super) health: Health,
     /// In a row.
     pings_failed: u8,
     holds: Arc<AtomicUsize>,
@@ -201,6 +204,7 @@ impl ConnectionInfo {
             kind: None,
             confirmed: endpoint.is_listener(),
             closing: false,
+            health: Health::default(),
             pings_failed: 0,
             holds: Arc::default(),
         }
@@ -217,6 +221,16 @@ impl ConnectionInfo {
 
     fn way(&self, kind: PeerKind) -> Way {
         Way { connection: self.id, quality: self.quality(kind == PeerKind::Hyprspace) }
+    }
+
+    /// The lower, the rather it is used: by what it is, not by how new.
+    fn rank(&self) -> (bool, bool, bool) {
+        (self.health.is_suspect(), self.relayed, self.is_web())
+    }
+
+    /// Whether it is a WebSocket, as far as its address tells.
+    pub(super) fn is_web(&self) -> bool {
+        self.transport.is_some_and(TransportName::is_web)
     }
 
     /// The peer has spoken on it.
@@ -271,7 +285,8 @@ impl Connections {
         self.by_peer.values().flatten()
     }
 
-    /// The connection to talk on: the newest direct one, or the newest relayed one if there is no other.
+    /// The connection to talk on: one that answers before one that does not, a direct one before a relayed one, a plain one
+    /// before a WebSocket; of those as good, the newest.
     pub(super) fn best(&self, peer: &PeerId) -> Option<&ConnectionInfo> {
         best(self.by_peer.get(peer)?)
     }
@@ -305,6 +320,12 @@ impl Connections {
             && connections.iter().all(|connection| connection.closing || connection.quality(true) == Quality::Paced)
     }
 
+    /// What time has brought of connections that are doubted.
+    pub(super) fn poll_doubts(&mut self, now: Instant) -> Vec<(PeerId, ConnectionId, HealthNews)> {
+        let all = self.by_peer.values_mut().flatten();
+        all.filter_map(|known| Some((known.peer, known.id, known.health.poll(now, known.rtt)?))).collect()
+    }
+
     /// The connections to close now, each told once.
     pub(super) fn poll_surplus(&mut self, now: Instant) -> Vec<ConnectionId> {
         let mut surplus = Vec::new();
@@ -323,7 +344,9 @@ impl Connections {
                     surplus.push(connection.id);
                 }
             }
-            for connection in connections.iter_mut().filter(|connection| connection.is_held() && !connection.closing) {
+            let may_go =
+                |known: &&mut ConnectionInfo| !known.closing && (known.is_held() || !known.health.is_trusted());
+            for connection in connections.iter_mut().filter(may_go) {
                 if excess == 0 {
                     break;
                 }
@@ -341,13 +364,14 @@ impl Connections {
             .by_peer
             .iter()
             .filter(|(peer, connections)| self.local < **peer || kind(connections) == Some(PeerKind::Hyprspace));
-        decided_here.filter_map(|(_, connections)| settled(connections)).map(|(_, at)| at).min()
+        let settled = decided_here.filter_map(|(_, connections)| settled(connections)).map(|(_, at)| at);
+        settled.chain(self.all().filter_map(|known| known.health.poll_timeout(known.rtt))).min()
     }
 }
 
 fn best(connections: &[ConnectionInfo]) -> Option<&ConnectionInfo> {
     let open = || connections.iter().rev().filter(|connection| !connection.closing);
-    open().find(|connection| !connection.relayed).or_else(|| open().next()).or(connections.last())
+    open().min_by_key(|connection| connection.rank()).or(connections.last())
 }
 
 fn kind(connections: &[ConnectionInfo]) -> Option<PeerKind> {
@@ -355,7 +379,7 @@ fn kind(connections: &[ConnectionInfo]) -> Option<PeerKind> {
 }
 
 /// Whether a connection stays though it is an old one: it is held, or the newest of its transport that leads to a Hyprspace
-/// node.
+/// node; or nobody knows yet whether it is dead, and then it is closed by who asked.
 fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
     let connection = &connections[at];
     let replaces = |newer: &ConnectionInfo| {
@@ -364,28 +388,27 @@ fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
             && (newer.relayed, newer.transport) == (connection.relayed, connection.transport)
     };
     connection.is_held()
+        || !connection.health.is_trusted()
         || kind(connections) == Some(PeerKind::Hyprspace) && !connections[at + 1..].iter().any(replaces)
 }
 
 /// The connection to keep, and when those that it replaces may go. `None` if none of them is open, or there is none yet to
-/// keep.
+/// keep. Only one that the peer was heard on since there is a newer one is kept at the price of that one.
 fn settled(connections: &[ConnectionInfo]) -> Option<(usize, Instant)> {
-    let newest = |direct_only: bool| {
-        connections
-            .iter()
-            .rposition(|connection| connection.confirmed && !connection.closing && !(direct_only && connection.relayed))
-    };
-    let keep = newest(true).or_else(|| newest(false))?;
+    let usable =
+        |connection: &ConnectionInfo| connection.confirmed && !connection.closing && connection.health.is_trusted();
+    let candidates = connections.iter().enumerate().rev().filter(|(_, connection)| usable(connection));
+    let (keep, _) = candidates.min_by_key(|(_, connection)| connection.rank())?;
     let replaced = surplus_of(connections, Some(keep));
     let surplus =
         (0..connections.len()).any(|at| replaced[at] && !connections[at].closing && !is_kept(connections, at));
     surplus.then(|| (keep, connections[keep].established + SURPLUS_GRACE))
 }
 
-/// Which connections the one to keep replaces: those that are older, and if it is a direct one all relayed ones.
+/// Which connections the one to keep replaces: those that are older, and those that are of a worse kind.
 fn surplus_of(connections: &[ConnectionInfo], keep: Option<usize>) -> Vec<bool> {
     let is_replaced = |(at, connection): (usize, &ConnectionInfo)| {
-        keep.is_some_and(|keep| at < keep || at > keep && connection.relayed && !connections[keep].relayed)
+        keep.is_some_and(|keep| at < keep || at > keep && connection.rank() > connections[keep].rank())
     };
     connections.iter().enumerate().map(is_replaced).collect()
 }

@@ -77,6 +77,15 @@ impl Source {
     }
 }
 
+/// What there may be that is better than what there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Better {
+    /// Any connection without a relay.
+    Direct,
+    /// One that is no WebSocket either.
+    Plain,
+}
+
 /// An order to dial.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Dial {
@@ -206,13 +215,13 @@ impl Dialer {
         state.is_tcp_sought = is_sought;
     }
 
-    /// Whether a peer that is connected is to be dialled at its own addresses: one that only a relay leads to.
-    pub(super) fn seek_direct(&mut self, now: Instant, peer: &PeerId, is_sought: bool) {
+    /// What better connection a peer that is connected is to be dialled for, if any.
+    pub(super) fn seek_better(&mut self, now: Instant, peer: &PeerId, sought: Option<Better>) {
         let Some(state) = self.peers.get_mut(peer) else { return };
-        if is_sought && !state.is_direct_sought {
+        if sought.is_some() && state.better_sought != sought {
             state.direct.begin(now + DIRECT_DELAY);
         }
-        state.is_direct_sought = is_sought;
+        state.better_sought = sought;
     }
 
     /// Relays through which any peer might be reached, each up to `/p2p-circuit`. With a new one, peers that are missing are

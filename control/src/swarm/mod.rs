@@ -15,6 +15,7 @@
 //! | `names` | what names in configured addresses stand for, asked anew for every dial |
 //! | `dialer` | when to dial whom and where: pure |
 //! | `connections` | who is connected how, and which connections are too many: pure |
+//! | `health` | whether a connection still carries anything: pure |
 //! | [`discovery`] | finding peers nobody gave an address of: the DHT, its bootstrap contacts, delegated routers |
 //! | `dht` | the DHT's behaviour |
 //! | `seeker`, `bootstrap` | whom to look for when; when to go to which contact: pure |
@@ -35,6 +36,7 @@ pub mod discovery;
 pub mod exchange;
 mod exchanges;
 mod gate;
+mod health;
 mod listeners;
 mod mdns;
 mod names;

@@ -1,6 +1,7 @@
 //! [`Node`]: the swarm with everything around it, polled by the control loop.
 
 mod discovering;
+mod doubting;
 mod handling;
 mod knowledge;
 mod mapped;
@@ -113,6 +114,20 @@ pub enum NodeEvent {
         /// The connection's name.
         connection: ConnectionId,
     },
+    /// A connection does not answer any more: it is used only where there is no other.
+    ConnectionSuspect {
+        /// Whose.
+        peer: PeerId,
+        /// The connection's name.
+        connection: ConnectionId,
+    },
+    /// A connection that was doubted ([`Node::doubt`]) answers.
+    ConnectionHeard {
+        /// Whose.
+        peer: PeerId,
+        /// The connection's name.
+        connection: ConnectionId,
+    },
     /// The peer's last connection is gone.
     PeerDisconnected {
         /// Who.
@@ -217,6 +232,8 @@ pub struct Node {
     discovery: Discoverer,
     recorder: Recorder,
     relaying: Relaying,
+    /// Streams that are opened only to see whether the peer is there.
+    probes: HashMap<OpenId, (PeerId, ConnectionId)>,
     events: VecDeque<NodeEvent>,
     timer: Pin<Box<Sleep>>,
 }
@@ -288,6 +305,7 @@ impl Node {
             discovery,
             recorder: Recorder::default(),
             relaying: Relaying::new(&RelaySettings::default(), now),
+            probes: HashMap::new(),
             events: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         };
@@ -367,7 +385,7 @@ impl Node {
         self.connections.of(peer).find(|known| known.id == connection).map(ConnectionInfo::hold)
     }
 
-    /// The connection to talk to a peer on: its newest direct one, or else its newest relayed one.
+    /// The connection to talk to a peer on: the best of those that answer, of several the newest.
     pub fn best_connection(&self, peer: &PeerId) -> Option<&ConnectionInfo> {
         self.connections.best(peer)
     }
@@ -528,6 +546,7 @@ impl Node {
                 self.swarm.close_connection(connection);
                 progress = true;
             }
+            progress |= self.poll_doubts(now);
             progress |= self.poll_discovery(cx, now);
             progress |= self.poll_relaying(cx, now);
             if progress || self.poll_timer(cx).is_ready() {

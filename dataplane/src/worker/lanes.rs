@@ -41,6 +41,7 @@ impl<E: Engine> Worker<E> {
                 let generation = snapshot.generation;
                 let retired = std::mem::replace(&mut self.state.snapshot, snapshot);
                 self.settle_handed_over(&retired, now);
+                self.avoid_lanes(now);
                 // If control's queue is full the old tables are freed here: late, but no harm.
                 let _ = self.events.try_send(PlaneEvent::Adopted { worker: self.id, generation, retired });
             }

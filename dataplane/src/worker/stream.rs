@@ -212,6 +212,17 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// Which lanes packets take depends on whether they have answers, as control has just told.
+    pub(super) fn avoid_lanes(&mut self, now: Instant) {
+        for peer in 0..self.state.snapshot.peers.len() {
+            let is_avoided = self.state.snapshot.peers[peer].avoids_lanes;
+            let peer = PeerIndex(peer as u16);
+            if self.state.lanes.set_avoided(peer, is_avoided) && !is_avoided {
+                self.settle_own(peer, now);
+            }
+        }
+    }
+
     /// Other workers pass packets on from now on that they have given to the streams of peers so far, as `before` had them
     /// do: what they have given there goes first.
     pub(super) fn settle_handed_over(&mut self, before: &Snapshot, now: Instant) {

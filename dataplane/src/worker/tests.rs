@@ -249,8 +249,14 @@ fn snapshot(counters: Arc<[PeerCounters]>) -> Snapshot {
     let (mut routes, mut sources) = (RouteTable::default(), RouteTable::default());
     routes.insert("10.20.0.0/16".parse().unwrap(), PEER);
     sources.insert("10.20.0.0/16".parse().unwrap(), true);
-    let peer =
-        PeerEntry { id: PeerId::random(), sources: Arc::new(sources), workers_with_lane: 1, stream: None, counters };
+    let peer = PeerEntry {
+        id: PeerId::random(),
+        sources: Arc::new(sources),
+        workers_with_lane: 1,
+        stream: None,
+        avoids_lanes: false,
+        counters,
+    };
     Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] }
 }
 

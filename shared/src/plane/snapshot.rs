@@ -45,6 +45,8 @@ pub struct PeerEntry {
     pub workers_with_lane: u64,
     /// What the peer's stream takes while packets can reach it by the carrier `stream`; used while no worker owns a lane.
     pub stream: Option<StreamForm>,
+    /// Its lanes have no answer, and its stream has: packets take that one, also where the worker owns a lane.
+    pub avoids_lanes: bool,
     /// One set of counters per worker, at the position of its [`WorkerId`]; lives as long as the process.
     pub counters: Arc<[PeerCounters]>,
 }
@@ -83,6 +85,7 @@ mod tests {
             sources: Arc::new(sources),
             workers_with_lane,
             stream: None,
+            avoids_lanes: false,
             counters: Arc::new([]),
         }
     }

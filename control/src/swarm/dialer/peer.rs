@@ -9,8 +9,8 @@ use ringlane_shared::limits::{
     CIRCUITS_DIALED_MAX, DIALED_ADDRESSES_MAX, DIALS_PER_PEER_MAX, KNOWN_ADDRESSES_PER_PEER_MAX,
 };
 
-use super::Source;
 use super::pace::{PAUSE_MIN, Schedule};
+use super::{Better, Source};
 use crate::swarm::address;
 use crate::swarm::connections::TransportName;
 
@@ -33,8 +33,8 @@ pub(super) struct Peer {
     pub(super) is_sought: bool,
     /// A TCP connection is wanted.
     pub(super) is_tcp_sought: bool,
-    /// A connection without a relay is wanted.
-    pub(super) is_direct_sought: bool,
+    /// A better connection is wanted.
+    pub(super) better_sought: Option<Better>,
     /// Dials at its own addresses.
     pub(super) direct: Schedule,
     /// Dials through relays.
@@ -61,7 +61,7 @@ impl Peer {
             connected_since: None,
             is_sought: false,
             is_tcp_sought: false,
-            is_direct_sought: false,
+            better_sought: None,
             direct: Schedule::new(now),
             circuits: Schedule::new(now),
             prompted: None,
@@ -69,13 +69,17 @@ impl Peer {
     }
 
     fn is_looked_for(&self) -> bool {
-        self.connected_since.is_none() || self.is_sought || self.is_tcp_sought || self.is_direct_sought
+        self.connected_since.is_none() || self.is_sought || self.is_tcp_sought || self.better_sought.is_some()
     }
 
     /// Whether an address of its own is of any use now.
     fn wants(&self, address: &Multiaddr) -> bool {
-        let any_will_do = self.connected_since.is_none() || self.is_sought || self.is_direct_sought;
-        !address::is_circuit(address) && (any_will_do || is_tcp(address))
+        if address::is_circuit(address) {
+            return false;
+        }
+        let any_will_do =
+            self.connected_since.is_none() || self.is_sought || self.better_sought == Some(Better::Direct);
+        any_will_do || self.is_tcp_sought && is_tcp(address) || self.better_sought.is_some() && !is_web(address)
     }
 
     /// When it is dialled next at its own addresses.

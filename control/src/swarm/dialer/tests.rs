@@ -46,9 +46,9 @@ fn circuits_are_dialled_beside_direct_addresses_after_a_head_start_and_of_a_rela
     let later = now + PAUSE_MAX * 10;
     dialer.handle_connected(later, &peer);
     assert_eq!(dialer.poll_timeout(), None);
-    dialer.seek_direct(later, &peer, true);
+    dialer.seek_better(later, &peer, Some(Better::Direct));
     assert_eq!(dials_in_vain(&mut dialer, &peer, later, 4), [(); 4].map(|()| direct.clone()));
-    dialer.seek_direct(later, &peer, false);
+    dialer.seek_better(later, &peer, None);
     assert_eq!(dialer.poll_timeout(), None);
     dialer.seek(later, &peer, true);
     let both = dials_in_vain(&mut dialer, &peer, later, 2);
@@ -152,6 +152,21 @@ fn websockets_wait_for_their_turn_behind_others() {
     }
     assert!(!next_dial(&mut dialer).1.addresses.contains(&web));
     assert!(next_dial(&mut dialer).1.addresses.contains(&web));
+}
+
+#[test]
+fn who_is_connected_by_a_websocket_is_dialled_at_its_other_addresses() {
+    let now = Instant::now();
+    let (mut dialer, peer) = dialer(now);
+    dialer.add_address(now, &peer, &"/ip4/10.0.0.1/tcp/443/wss".parse().unwrap(), Source::Configured);
+    assert_eq!(next_dial(&mut dialer).1.addresses.len(), 2);
+    dialer.handle_connected(now, &peer);
+    dialer.seek_better(now, &peer, Some(Better::Plain));
+    for _ in 0..3 {
+        assert_eq!(next_dial(&mut dialer).1.addresses, [address(1)]);
+    }
+    dialer.seek_better(now, &peer, Some(Better::Direct));
+    assert_eq!(next_dial(&mut dialer).1.addresses.len(), 2, "to who is relayed a WebSocket is better");
 }
 
 #[test]

@@ -88,9 +88,11 @@ impl Node {
         self.dialer.handle_connected(now, &peer);
         tracing::debug!(%peer, connection = %id, %remote, direction = ?connection.direction, "connected");
         self.hold_relay(&connection);
+        // Perhaps it is here because the others are dead.
+        self.doubt(&peer);
         self.connections.insert(connection);
         self.seek_tcp(peer);
-        self.seek_direct(peer);
+        self.seek_better(peer);
         self.events.push_back(NodeEvent::PeerConnected { peer, connection: id, remote, first });
     }
 
@@ -107,7 +109,7 @@ impl Node {
                 self.problems.handle_thrown_out(peer);
             }
             self.seek_tcp(peer);
-            self.seek_direct(peer);
+            self.seek_better(peer);
             self.handle_closed_for_relays(peer, id, last);
             self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
         }
@@ -158,6 +160,8 @@ impl Node {
                 Ok(rtt) => {
                     if let Some(connection) = self.connections.get_mut(&peer, connection) {
                         connection.handle_pong(rtt);
+                        let id = connection.id;
+                        self.handle_heard(&peer, id);
                         self.problems.clear(&peer);
                         self.relaying.auto.set_rtt(&peer, rtt);
                     }
@@ -228,7 +232,9 @@ impl Node {
             }
             StreamEvent::Opened { id, protocol, stream } => {
                 tracing::trace!(%protocol, "stream opened");
-                if self.relaying.hop.has_opening(id) {
+                if self.handle_probe_ended(id, None) {
+                    drop(stream);
+                } else if self.relaying.hop.has_opening(id) {
                     self.relaying.hop.handle_opened(id, Ok(stream));
                 } else if self.exchanges.has_opening(id) {
                     self.exchanges.handle_opened(id, Ok(stream));
@@ -236,6 +242,7 @@ impl Node {
                     self.events.push_back(NodeEvent::StreamOpened { id, result: Ok((protocol, Box::new(stream))) });
                 }
             }
+            StreamEvent::OpenFailed { id, error } if self.handle_probe_ended(id, Some(&error)) => {}
             StreamEvent::OpenFailed { id, error } if self.relaying.hop.has_opening(id) => {
                 self.relaying.hop.handle_opened(id, Err(error));
             }

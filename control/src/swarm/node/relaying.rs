@@ -15,6 +15,7 @@ use ringlane_shared::limits::{CIRCUIT_ADDRESSES_MAX, PEX_ADDRESSES_PER_PEER_MAX}
 use super::{Node, NodeEvent};
 use crate::swarm::address::{self, AddressRefusal};
 use crate::swarm::connections::{ConnectionInfo, Direction};
+use crate::swarm::dialer::Better;
 use crate::swarm::relay::hop::{Asked, HOP, Situation, Step};
 use crate::swarm::relay::{CarriedCircuit, HopCounters, Relaying};
 
@@ -295,10 +296,15 @@ impl Node {
         }
     }
 
-    /// Looks for a way without a relay to a peer that only a relay leads to.
-    pub(super) fn seek_direct(&mut self, peer: PeerId) {
-        let is_relayed = self.connections.best(&peer).is_some_and(|connection| connection.relayed);
-        self.dialer.seek_direct(Instant::now(), &peer, is_relayed);
+    /// Looks for a better way to a peer that only a relay leads to, or a WebSocket.
+    pub(super) fn seek_better(&mut self, peer: PeerId) {
+        let best = self.connections.best(&peer);
+        let better = best.and_then(|best| match (best.relayed, best.is_web()) {
+            (true, _) => Some(Better::Direct),
+            (false, true) => Some(Better::Plain),
+            (false, false) => None,
+        });
+        self.dialer.seek_better(Instant::now(), &peer, better);
     }
 }
 

@@ -44,6 +44,7 @@ fn tables(
         sources: Arc::new(sources),
         workers_with_lane: mask,
         stream,
+        avoids_lanes: false,
         counters: Arc::clone(second),
     });
     tables
@@ -60,7 +61,12 @@ impl StreamBed {
     }
 
     fn publish(&mut self, stream: Option<StreamForm>, mask: u64) {
-        let tables = tables(&self.bed.counters, &self.counters, stream, mask);
+        self.publish_avoiding(stream, mask, false);
+    }
+
+    fn publish_avoiding(&mut self, stream: Option<StreamForm>, mask: u64, avoids_lanes: bool) {
+        let mut tables = tables(&self.bed.counters, &self.counters, stream, mask);
+        tables.peers[STREAMED.position()].avoids_lanes = avoids_lanes;
         self.bed.commands.try_send(PlaneCommand::Publish(Arc::new(tables))).unwrap();
         self.bed.turn();
     }
@@ -457,6 +463,22 @@ fn nothing_waits_for_a_stream_that_was_not_used() {
     let packets = bed.bed.until(|_| Some(arrived(&far, &mut opener)).filter(|packets| !packets.is_empty()));
     assert_eq!(packets, [200]);
     assert!(bed.bed.worker.state.egress.is_untouched());
+}
+
+#[test]
+fn while_lanes_are_to_be_avoided_packets_take_the_stream_and_then_the_lane_again() {
+    let mut bed = StreamBed::new(Some(StreamForm::Offloaded));
+    let now = bed.bed.worker.state.now;
+    let (far, mut opener) = add_lane(&mut bed.bed, now);
+    let packet = datagram(OURS, THEIRS, 300, false);
+    bed.publish_avoiding(Some(StreamForm::Offloaded), 0, true);
+    bed.read(VnetHeader::default(), &packet);
+    assert_eq!(bed.items(BatchEnd::Peer(STREAMED), 1)[0].1, packet);
+    assert!(arrived(&far, &mut opener).is_empty());
+    bed.publish(Some(StreamForm::Offloaded), 1);
+    bed.read(VnetHeader::default(), &packet);
+    let sizes = bed.bed.until(|_| Some(arrived(&far, &mut opener)).filter(|sizes| !sizes.is_empty()));
+    assert_eq!(sizes, [300]);
 }
 
 #[test]

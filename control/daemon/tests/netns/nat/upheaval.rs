@@ -274,6 +274,21 @@ fn a_transfer_goes_on_after_an_interruption() {
 }
 
 #[test]
+fn a_transfer_goes_on_through_a_relay_when_the_direct_path_is_lost() {
+    gap_is_short(DIRECT_LOST);
+}
+
+#[test]
+fn a_transfer_takes_the_direct_path_when_there_is_one_again() {
+    gap_is_short(DIRECT_FOUND);
+}
+
+#[test]
+fn a_transfer_goes_on_through_another_relay_when_one_is_killed() {
+    gap_is_short(RELAY_KILLED);
+}
+
+#[test]
 fn all_upheavals() {
     if env::var_os("RINGLANE_WRITE_NAT_TABLE").is_none_or(|value| value != "1") {
         return;

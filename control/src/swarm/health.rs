@@ -1,0 +1,166 @@
+//! Whether a connection still carries anything: pure.
+//!
+//! A path that swallows everything is noticed late by the libraries: by QUIC after 5 s, by TCP after minutes, by a ping
+//! after 25 s. So whoever has reason to doubt a connection (packets go unanswered, lanes to the same peer are silent, there
+//! is a newer one) has its peer asked at once:
+//!
+//! ```text
+//!            asked            200 ms             500 ms
+//! trusted ----------> asked ----------> late ------------> suspect
+//!    ^                  |                 |                   |
+//!    +------------------+-----------------+-------------------+
+//!               an answer, or anything else heard of the peer
+//! ```
+//! - **Late**: others are dialled, for whatever answers first.
+//! - **Suspect**: it is used no more, if there is any other. It stays open, as it may come back to life, until a question
+//!   to it has come to nothing for good ([`super::streams`] has the limit).
+//!
+//! On a path with a long round trip all of it takes longer. Nothing is asked while a question is under way, so that doubts
+//! cost little, however many there are.
+
+use std::time::{Duration, Instant};
+
+/// How long an answer may take before others are dialled.
+const LATE_AFTER: Duration = Duration::from_millis(200);
+/// How long before the connection is not used any more.
+const SUSPECT_AFTER: Duration = Duration::from_millis(500);
+/// In round trips, at least: what is lost has to be sent again.
+const LATE_AFTER_RTTS: u32 = 3;
+/// See [`LATE_AFTER_RTTS`].
+const SUSPECT_AFTER_RTTS: u32 = 6;
+
+/// What is news of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum HealthNews {
+    /// It takes long to answer.
+    Late,
+    /// It is not to be used.
+    Suspect,
+}
+
+/// What is known of one connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Health {
+    /// Since when a question has no answer.
+    asked: Option<Instant>,
+    is_late: bool,
+    is_suspect: bool,
+}
+
+impl Health {
+    /// Somebody doubts it. Whether its peer is to be asked; then [`Self::handle_heard`] or [`Self::handle_unanswered`] ends it.
+    pub(super) fn doubt(&mut self, now: Instant) -> bool {
+        let is_news = self.asked.is_none();
+        self.asked.get_or_insert(now);
+        is_news
+    }
+
+    /// The peer was heard on it. Whether it was suspect.
+    pub(super) fn handle_heard(&mut self) -> bool {
+        std::mem::take(self).is_suspect
+    }
+
+    /// A question has come to nothing. One that was not even late has hit another limit, and says nothing.
+    pub(super) fn handle_unanswered(&mut self) {
+        self.asked = None;
+        self.is_late = false;
+    }
+
+    /// What time has brought, of a connection with this round trip.
+    pub(super) fn poll(&mut self, now: Instant, rtt: Option<Duration>) -> Option<HealthNews> {
+        let waited = now.saturating_duration_since(self.asked?);
+        let [late_after, suspect_after] = limits(rtt);
+        if waited >= late_after && !self.is_late {
+            self.is_late = true;
+            return Some(HealthNews::Late);
+        }
+        if waited >= suspect_after && !self.is_suspect {
+            self.is_suspect = true;
+            return Some(HealthNews::Suspect);
+        }
+        None
+    }
+
+    /// When [`Self::poll`] should be asked again.
+    pub(super) fn poll_timeout(&self, rtt: Option<Duration>) -> Option<Instant> {
+        let asked = self.asked?;
+        let [late_after, suspect_after] = limits(rtt);
+        match (self.is_late, self.is_suspect) {
+            (false, _) => Some(asked + late_after),
+            (true, false) => Some(asked + suspect_after),
+            (true, true) => None,
+        }
+    }
+
+    /// Whether anything else is better.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.is_suspect
+    }
+
+    /// Whether the peer has answered all that it was asked.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.asked.is_none() && !self.is_suspect
+    }
+}
+
+fn limits(rtt: Option<Duration>) -> [Duration; 2] {
+    let rtt = rtt.unwrap_or_default();
+    [LATE_AFTER.max(rtt * LATE_AFTER_RTTS), SUSPECT_AFTER.max(rtt * SUSPECT_AFTER_RTTS)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// What a connection comes to that is doubted at `now` and answers nothing, and when.
+    fn unanswered(health: &mut Health, now: Instant, rtt: Option<Duration>) -> Vec<(Duration, HealthNews)> {
+        let mut news = Vec::new();
+        while let Some(at) = health.poll_timeout(rtt) {
+            assert_eq!(health.poll(at - MS, rtt), None);
+            news.extend(health.poll(at, rtt).map(|news| (at - now, news)));
+        }
+        news
+    }
+
+    #[test]
+    fn a_connection_without_an_answer_is_late_and_then_suspect_each_told_once() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        assert!(health.is_trusted() && health.poll_timeout(None).is_none());
+        assert!(health.doubt(now) && !health.doubt(now + MS), "asked once");
+        let news = unanswered(&mut health, now, Some(MS));
+        assert_eq!(news, [(LATE_AFTER, HealthNews::Late), (SUSPECT_AFTER, HealthNews::Suspect)]);
+        assert!(health.is_suspect() && health.poll(now + SUSPECT_AFTER * 9, None).is_none());
+        assert!(health.handle_heard() && !health.handle_heard(), "it answers after all");
+        assert!(health.is_trusted());
+    }
+
+    #[test]
+    fn an_answer_in_time_is_no_news_and_a_far_peer_has_more_time() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        health.doubt(now);
+        assert_eq!(health.poll(now + LATE_AFTER - MS, None), None);
+        assert!(!health.handle_heard() && health.poll(now + SUSPECT_AFTER, None).is_none());
+        let rtt = Duration::from_millis(300);
+        health.doubt(now);
+        let news = unanswered(&mut health, now, Some(rtt));
+        assert_eq!(news, [(rtt * 3, HealthNews::Late), (rtt * 6, HealthNews::Suspect)]);
+    }
+
+    #[test]
+    fn a_suspect_stays_one_until_it_is_heard_however_often_it_is_asked() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        health.doubt(now);
+        unanswered(&mut health, now, None);
+        for _ in 0..3 {
+            health.handle_unanswered();
+            assert!(health.is_suspect() && health.doubt(now));
+            assert_eq!(unanswered(&mut health, now, None), [(LATE_AFTER, HealthNews::Late)]);
+        }
+        assert!(health.handle_heard());
+    }
+}

@@ -541,9 +541,10 @@ pub const NAME_LOOKUPS_MAX: usize = 16;
 /// own addresses, and so many through relays.
 pub const DIALS_PER_PEER_MAX: u8 = 2;
 
-/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side. As many as the direct dials
-/// of both sides can make at once: when there are more, the oldest is a dead one.
-pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 2 * DIALS_PER_PEER_MAX as usize;
+/// libp2p connections kept with one peer; the oldest beyond it is closed at once, by either side. More than what
+/// the dials of both sides make at once, as of those through relays there is mostly one: when there are more, the oldest is a
+/// dead one.
+pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 3 * DIALS_PER_PEER_MAX as usize;
 /// libp2p connections one peer may have with us at any moment: there is always room for the new ones of a peer that
 /// restarted while its old ones are dying.
 pub const CONNECTIONS_PER_PEER_MAX: usize = 2 * KEPT_CONNECTIONS_PER_PEER_MAX;

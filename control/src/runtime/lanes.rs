@@ -126,7 +126,7 @@ impl Control {
     }
 
     /// Where all lanes of a link are silent, its connections have most likely gone the same way, but need much longer to
-    /// notice: the peer is looked for at once.
+    /// notice: the peer is looked for at once. When a lane is late they are asked, so that by then it is known which are left.
     fn seek_if_silent(&mut self, peer: PeerIndex, change: LaneChange) {
         let Some(settings) = self.settings.peers.get(peer.position()) else { return };
         match change {
@@ -135,6 +135,7 @@ impl Control {
                 self.node.seek(&settings.id, true);
                 self.consider_stream(peer);
             }
+            LaneChange::Late => self.node.doubt(&settings.id),
             LaneChange::Heard | LaneChange::Moved { .. } => {
                 self.node.seek(&settings.id, false);
                 self.consider_stream(peer);
@@ -155,6 +156,7 @@ impl Control {
     fn log_lane_change(&self, peer: PeerIndex, lane: LaneIndex, change: LaneChange) {
         let peer = self.name(peer);
         match change {
+            LaneChange::Late => debug!(peer, %lane, "lane late: the peer has not answered for a moment"),
             LaneChange::Silent => info!(peer, %lane, "lane silent: the peer does not answer"),
             LaneChange::Heard => info!(peer, %lane, "lane heard: the peer answers again"),
             LaneChange::Moved { local, remote } => info!(peer, %lane, %local, %remote, "lane moved"),

@@ -56,7 +56,8 @@ impl Control {
         let Some(settings) = self.settings.peers.get(peer.position()) else { return };
         let protocols = match event {
             PacketsEvent::OpenStream { protocols, .. } => protocols,
-            PacketsEvent::Doubt { connection, .. } => return self.node.doubt_connection(&settings.id, connection),
+            // The others may have gone the same way, and one of them is to take its place.
+            PacketsEvent::Doubt { .. } => return self.node.doubt(&settings.id),
         };
         match self.node.packet_way(&settings.id) {
             Some(way) => {

@@ -224,8 +224,13 @@ impl ConnectionInfo {
     }
 
     /// The lower, the rather it is used: by what it is, not by how new.
-    fn rank(&self) -> (bool, bool, bool) {
-        (self.health.is_suspect(), self.relayed, self.is_web())
+    fn rank(&self) -> (bool, bool, bool, bool) {
+        (self.health.is_suspect(), self.relayed, self.is_web(), !self.health.is_trusted())
+    }
+
+    /// The same, whatever its health.
+    fn kind_rank(&self) -> (bool, bool) {
+        (self.relayed, self.is_web())
     }
 
     /// Whether it is a WebSocket, as far as its address tells.
@@ -338,15 +343,15 @@ impl Connections {
             let open = connections.iter().filter(|connection| !connection.closing).count();
             let mut excess = open.saturating_sub(KEPT_CONNECTIONS_PER_PEER_MAX);
             for ((connection, is_kept), is_surplus) in connections.iter_mut().zip(kept).zip(is_surplus) {
-                if !connection.closing && !is_kept && (is_surplus || excess > 0) {
+                // One that is doubted may be the better one yet, and is closed by who doubts it.
+                let is_decided = is_surplus && connection.health.is_trusted();
+                if !connection.closing && !is_kept && (is_decided || excess > 0) {
                     connection.closing = true;
                     excess = excess.saturating_sub(1);
                     surplus.push(connection.id);
                 }
             }
-            let may_go =
-                |known: &&mut ConnectionInfo| !known.closing && (known.is_held() || !known.health.is_trusted());
-            for connection in connections.iter_mut().filter(may_go) {
+            for connection in connections.iter_mut().filter(|connection| connection.is_held() && !connection.closing) {
                 if excess == 0 {
                     break;
                 }
@@ -379,7 +384,7 @@ fn kind(connections: &[ConnectionInfo]) -> Option<PeerKind> {
 }
 
 /// Whether a connection stays though it is an old one: it is held, or the newest of its transport that leads to a Hyprspace
-/// node; or nobody knows yet whether it is dead, and then it is closed by who asked.
+/// node.
 fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
     let connection = &connections[at];
     let replaces = |newer: &ConnectionInfo| {
@@ -388,7 +393,6 @@ fn is_kept(connections: &[ConnectionInfo], at: usize) -> bool {
             && (newer.relayed, newer.transport) == (connection.relayed, connection.transport)
     };
     connection.is_held()
-        || !connection.health.is_trusted()
         || kind(connections) == Some(PeerKind::Hyprspace) && !connections[at + 1..].iter().any(replaces)
 }
 
@@ -400,15 +404,15 @@ fn settled(connections: &[ConnectionInfo]) -> Option<(usize, Instant)> {
     let candidates = connections.iter().enumerate().rev().filter(|(_, connection)| usable(connection));
     let (keep, _) = candidates.min_by_key(|(_, connection)| connection.rank())?;
     let replaced = surplus_of(connections, Some(keep));
-    let surplus =
-        (0..connections.len()).any(|at| replaced[at] && !connections[at].closing && !is_kept(connections, at));
+    let is_decided = |at: usize| !connections[at].closing && connections[at].health.is_trusted();
+    let surplus = (0..connections.len()).any(|at| replaced[at] && is_decided(at) && !is_kept(connections, at));
     surplus.then(|| (keep, connections[keep].established + SURPLUS_GRACE))
 }
 
 /// Which connections the one to keep replaces: those that are older, and those that are of a worse kind.
 fn surplus_of(connections: &[ConnectionInfo], keep: Option<usize>) -> Vec<bool> {
     let is_replaced = |(at, connection): (usize, &ConnectionInfo)| {
-        keep.is_some_and(|keep| at < keep || at > keep && connection.rank() > connections[keep].rank())
+        keep.is_some_and(|keep| at < keep || at > keep && connection.kind_rank() > connections[keep].kind_rank())
     };
     connections.iter().enumerate().map(is_replaced).collect()
 }
@@ -533,6 +537,75 @@ mod tests {
             assert_eq!(table.poll_timeout(), Some(now + SURPLUS_GRACE));
             assert_eq!(table.poll_surplus(now + SURPLUS_GRACE), [ConnectionId::new_unchecked(relayed)]);
             assert_eq!(table.poll_timeout(), None);
+        }
+    }
+
+    /// Has time pass for a connection that is doubted until it is a suspect.
+    fn let_down(table: &mut Connections, peer: &PeerId, id: usize, now: Instant) -> Vec<HealthNews> {
+        let id = ConnectionId::new_unchecked(id);
+        assert!(table.get_mut(peer, id).unwrap().health.doubt(now));
+        let mut news = Vec::new();
+        while let Some(at) = table.get_mut(peer, id).and_then(|known| known.health.poll_timeout(known.rtt)) {
+            news.extend(table.poll_doubts(at).into_iter().map(|(_, of, news)| {
+                assert_eq!(of, id);
+                news
+            }));
+        }
+        news
+    }
+
+    #[test]
+    fn a_connection_that_does_not_answer_is_left_for_a_relay_and_stays_until_it_does_or_is_given_up() {
+        let now = Instant::now();
+        let [(mut table, peer), _] = pair();
+        table.insert(connection(1, peer, now));
+        table.insert(ConnectionInfo { relayed: true, ..connection(2, peer, now) });
+        let best = |table: &Connections| table.best(&peer).unwrap().id;
+        assert_eq!(best(&table), ConnectionId::new_unchecked(1));
+        assert_eq!(let_down(&mut table, &peer, 1, now), [HealthNews::Late, HealthNews::Suspect]);
+        assert_eq!(best(&table), ConnectionId::new_unchecked(2));
+        let later = now + SURPLUS_GRACE;
+        assert!(table.poll_surplus(later).is_empty(), "neither is given up for the other");
+        assert!(table.get_mut(&peer, ConnectionId::new_unchecked(1)).unwrap().health.handle_heard());
+        assert_eq!(best(&table), ConnectionId::new_unchecked(1));
+        assert_eq!(table.poll_surplus(later), [ConnectionId::new_unchecked(2)]);
+    }
+
+    #[test]
+    fn too_many_connections_cost_the_oldest_and_not_the_one_that_is_known_to_be_alive() {
+        let now = Instant::now();
+        for (mut table, peer) in pair() {
+            for id in 0..=KEPT_CONNECTIONS_PER_PEER_MAX {
+                table.insert(connection(id, peer, now));
+                if id < KEPT_CONNECTIONS_PER_PEER_MAX {
+                    table.get_mut(&peer, ConnectionId::new_unchecked(id)).unwrap().health.doubt(now);
+                }
+            }
+            assert_eq!(table.poll_surplus(now), [ConnectionId::new_unchecked(0)]);
+        }
+    }
+
+    #[test]
+    fn a_websocket_goes_when_there_is_something_plain_and_is_better_than_a_relay() {
+        let now = Instant::now();
+        for order in [[1, 2, 3], [3, 2, 1], [2, 1, 3]] {
+            let [(mut table, peer), _] = pair();
+            for id in order {
+                let transport = Some(if id == 2 { TransportName::Wss } else { TransportName::Tcp });
+                table.insert(ConnectionInfo { transport, relayed: id == 3, ..connection(id, peer, now) });
+            }
+            let best = |table: &Connections| table.best(&peer).unwrap().id;
+            assert_eq!(best(&table), ConnectionId::new_unchecked(1));
+            let mut gone = table.poll_surplus(now + SURPLUS_GRACE);
+            gone.sort();
+            assert_eq!(gone, [2, 3].map(ConnectionId::new_unchecked));
+            table.remove(&peer, ConnectionId::new_unchecked(1));
+            let mut web = Connections::new(table.local);
+            for id in order.into_iter().filter(|id| *id != 1) {
+                let transport = Some(TransportName::Wss);
+                web.insert(ConnectionInfo { transport, relayed: id == 3, ..connection(id, peer, now) });
+            }
+            assert_eq!(best(&web), ConnectionId::new_unchecked(2));
         }
     }
 

@@ -220,6 +220,7 @@ impl Lane {
         while let Some(action) = self.liveness.poll(now, self.rtt.patience()) {
             match action {
                 LivenessAction::Ask => drop(self.ask(None, route_mtu, now, out)),
+                LivenessAction::Late => {}
                 LivenessAction::Silent => out.changes.push(LaneChange::Silent),
                 LivenessAction::Heard => out.changes.push(LaneChange::Heard),
                 LivenessAction::Dead => {

@@ -259,6 +259,7 @@ impl<E: Engine> Worker<E> {
             match action {
                 // One that could not leave is one that was lost.
                 LivenessAction::Ask => drop(self.ask(slot, None, now)),
+                LivenessAction::Late => self.tell(slot, LaneChange::Late),
                 LivenessAction::Silent => {
                     lane.carriage.handle_silent(now);
                     self.tell(slot, LaneChange::Silent);

@@ -457,7 +457,7 @@ fn a_lane_whose_peer_has_stopped_answering_is_silent_and_heard_again_or_ends() {
     changes(&mut bed);
     bed.leave(100);
     turns(&mut bed, 1000, 0);
-    assert_eq!(changes(&mut bed), [LaneChange::Silent]);
+    assert_eq!(changes(&mut bed), [LaneChange::Late, LaneChange::Silent]);
     assert!(bed.lane().gauges.is_silent());
     bed.send_record(1, 100);
     turns(&mut bed, 2, 0);

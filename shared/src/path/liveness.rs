@@ -7,6 +7,7 @@
 //!   +----------------------------------+-----------------------------+
 //!                      a packet or a reply arrives
 //! ```
+//! - **Late** is said of a lane that has waited for a third of the way to silence, for who has something to prepare.
 //! - **Waiting** begins with the first packets that leave after the peer was last heard. If it is not heard for 150 ms we
 //!   ask; if that is not answered either, 18 times more in quick succession. That many, because on a path that loses 30 %
 //!   of all datagrams each way half of the requests are not answered: all 19 fail once in 360 000 times.
@@ -29,6 +30,8 @@ const ASK_AFTER: Duration = Duration::from_millis(150);
 /// Requests that must be unanswered before a lane is silent, and the time between them, but for the first.
 const REQUESTS: u32 = 19;
 const REQUEST_GAP: Duration = Duration::from_millis(25);
+/// Requests that must be unanswered before a lane is late.
+const REQUESTS_LATE: u32 = 7;
 /// How long a lane must be unheard to be silent.
 const SILENT_AFTER: Duration = Duration::from_millis(900);
 /// From one request to the next while silent, at first and at last.
@@ -44,6 +47,8 @@ const STOPPED_FOR: Duration = Duration::from_secs(1);
 pub enum LivenessAction {
     /// Send an echo request.
     Ask,
+    /// The peer takes long to answer: told once of each wait, a good while before [`Self::Silent`], if it comes to that.
+    Late,
     /// The peer has stopped answering.
     Silent,
     /// It answers again.
@@ -63,6 +68,8 @@ pub struct Liveness {
     waiting: Option<Waiting>,
     is_silent: bool,
     was_silent: bool,
+    /// To be told.
+    is_late: bool,
 }
 
 #[derive(Debug)]
@@ -75,8 +82,8 @@ struct Waiting {
 impl Liveness {
     /// Of a lane whose peer was just heard. `chance` is random, and differs from lane to lane.
     pub fn new(keep_alive: Duration, chance: u64, now: Instant) -> Self {
-        let (waiting, is_silent, was_silent) = (None, false, false);
-        let mut liveness = Self { keep_alive, chance, quiet_until: now, waiting, is_silent, was_silent };
+        let (waiting, is_silent, was_silent, is_late) = (None, false, false, false);
+        let mut liveness = Self { keep_alive, chance, quiet_until: now, waiting, is_silent, was_silent, is_late };
         liveness.note_heard(now);
         liveness
     }
@@ -116,6 +123,9 @@ impl Liveness {
         if std::mem::take(&mut self.was_silent) {
             return Some(LivenessAction::Heard);
         }
+        if std::mem::take(&mut self.is_late) && !self.is_silent && self.waiting.is_some() {
+            return Some(LivenessAction::Late);
+        }
         let due = self.poll_timeout();
         let was_stopped = now.saturating_duration_since(due) > STOPPED_FOR;
         if now < due {
@@ -139,6 +149,7 @@ impl Liveness {
             return None;
         }
         waiting.requests += 1;
+        self.is_late = waiting.requests == REQUESTS_LATE;
         waiting.next_at = now
             + match waiting.requests {
                 1 => patience,

@@ -92,6 +92,8 @@ pub enum PlaneEvent {
 /// What is different about a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LaneChange {
+    /// The peer has not answered for a moment: perhaps it soon turns out to be silent.
+    Late,
     /// The peer does not answer what we send. The lane lives on for a while; another path may be found.
     Silent,
     /// The peer answers again.

@@ -19,6 +19,8 @@ struct Bed {
     is_dead: bool,
     random: u64,
     under_way: BinaryHeap<Reverse<(Instant, Instant)>>,
+    /// When it was late.
+    late: Vec<Instant>,
     asked: u32,
     /// What has happened, and when.
     events: Vec<(Instant, LivenessAction)>,
@@ -32,7 +34,19 @@ impl Bed {
         let mut rtt = Rtt::default();
         rtt.add(delay);
         let under_way = BinaryHeap::new();
-        Self { liveness, rtt, now, delay, lost: 0, is_dead: false, random, under_way, asked: 0, events: Vec::new() }
+        Self {
+            liveness,
+            rtt,
+            now,
+            delay,
+            lost: 0,
+            is_dead: false,
+            random,
+            under_way,
+            late: Vec::new(),
+            asked: 0,
+            events: Vec::new(),
+        }
     }
 
     fn is_lost(&mut self) -> bool {
@@ -59,6 +73,10 @@ impl Bed {
                 self.liveness.note_sent(self.now);
             }
             while let Some(action) = self.liveness.poll(self.now, self.rtt.patience()) {
+                if action == LivenessAction::Late {
+                    self.late.push(self.now);
+                    continue;
+                }
                 if action != LivenessAction::Ask {
                     self.events.push((self.now, action));
                     continue;
@@ -96,6 +114,8 @@ fn a_dead_peer_is_noticed_within_a_second_while_packets_leave() {
             let [(silent, LivenessAction::Silent), (dead, LivenessAction::Dead), ..] = bed.events[..] else {
                 panic!("seed {seed}: {:?}", bed.events);
             };
+            let [.., late] = bed.late[..] else { panic!("seed {seed}: never late") };
+            assert!(late > died && late + MS(200) < silent, "seed {seed}, {delay:?}: {:?}", late - died);
             assert!(silent - died < MS(1000), "seed {seed}, {delay:?}: {:?}", silent - died);
             assert!((MS(7_500)..MS(9_500)).contains(&(dead - died)), "seed {seed}, {delay:?}: {:?}", dead - died);
         }
@@ -110,6 +130,7 @@ fn losing_a_third_of_all_datagrams_silences_nobody() {
         bed.lost = 300;
         bed.run(MS(60_000), true);
         assert_eq!(bed.events, [], "seed {seed}");
+        assert!(bed.late.len() <= 60, "seed {seed}: late {} times in a minute", bed.late.len());
         asked += bed.asked;
     }
     assert!(asked > 200 * 60, "they did ask: {asked}");

@@ -71,11 +71,11 @@ const INTERRUPTED: Upheaval = (
 );
 
 const DIRECT_LOST: Upheaval =
-    (Event::DirectLost, Pair::Apart(Kind::PortRestricted, Kind::Public), Duration::from_secs(5));
+    (Event::DirectLost, Pair::Apart(Kind::PortRestricted, Kind::Public), Duration::from_secs(3));
 const DIRECT_FOUND: Upheaval =
     (Event::DirectFound, Pair::Apart(Kind::PortRestricted, Kind::Public), Duration::from_secs(2));
 const RELAY_KILLED: Upheaval =
-    (Event::RelayKilled, Pair::Apart(Kind::PortRestricted, Kind::Public), Duration::from_secs(10));
+    (Event::RelayKilled, Pair::Apart(Kind::PortRestricted, Kind::Public), Duration::from_secs(3));
 
 const ALL: [Upheaval; 10] = [
     CONE_FORGETS,

@@ -15,6 +15,7 @@
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
 //! | [`packets`] | packets on libp2p streams, for peers that no lane leads to |
 //! | [`routes`] | networks behind peers: who routes them, and who of several does |
+//! | [`udp_relay`] | lanes relayed at the speed of UDP: for others, and by others |
 //! | [`underlay`] | what keeps our own traffic out of the tunnel |
 //! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
 //! | [`store`] | the identity key and the peer cache on disk |
@@ -40,4 +41,5 @@ pub mod services;
 mod signals;
 pub mod store;
 pub mod swarm;
+pub mod udp_relay;
 pub mod underlay;

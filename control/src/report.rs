@@ -6,6 +6,7 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use ringlane_shared::config::{PeerSettings, Settings};
+use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::limits::{
@@ -20,11 +21,12 @@ use crate::admin::status::{
     AddressStatus, Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo,
     NodeStatus, PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
 };
+use crate::admin::udp_relay::{AllotmentStatus, ForwardingStatus};
 use crate::admin::underlay::UnderlayStatus;
 use crate::coordinator::publisher::builtin_prefixes;
 use crate::coordinator::{Coordinator, LaneUp};
 use crate::exchange::ExchangeCounters;
-use crate::lanes::{ListenerDrops, MovementCounters};
+use crate::lanes::{LaneEngine, ListenerDrops, MovementCounters};
 use crate::netlink::TransmitQueue;
 use crate::packets::{Packets, StreamInfo};
 use crate::portmap::PortMapper;
@@ -42,6 +44,7 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) coordinator: &'a Coordinator<T>,
     pub(crate) node: &'a Node,
     pub(crate) packets: &'a Packets,
+    pub(crate) engine: &'a LaneEngine,
     pub(crate) movement: MovementCounters,
     pub(crate) nat: NatStatus,
     pub(crate) exchange: ExchangeCounters,
@@ -177,11 +180,16 @@ impl<T> Reporter<'_, T> {
 
     fn peer(&self, index: PeerIndex, peer: &PeerSettings) -> PeerStatus {
         let link = self.coordinator.link(index);
-        let lanes: Vec<LaneStatus> =
-            link.iter().flat_map(|link| link.lanes()).map(|(index, lane)| lane_status(index.get(), lane)).collect();
+        let lanes = link.iter().flat_map(|link| link.lanes());
+        let lanes =
+            lanes.map(|(index, lane)| LaneStatus { relay: self.relay_of(lane), ..lane_status(index.get(), lane) });
+        let lanes: Vec<LaneStatus> = lanes.collect();
         let carrier = self.carrier(index);
         let state = match (carrier, link.is_some_and(|link| link.is_connected())) {
             (Some(Carrier::Stream), _) if self.is_relayed(index, &peer.id) => PeerState::Relayed,
+            (Some(Carrier::Lane | Carrier::Quic), _) if lanes.iter().all(|lane| lane.relay.is_some()) => {
+                PeerState::Relayed
+            }
             (Some(_), _) => PeerState::Direct,
             (None, true) => PeerState::Connecting,
             (None, false) => PeerState::Offline,
@@ -274,6 +282,36 @@ impl<T> Reporter<'_, T> {
             circuits_ended: report.counters.circuits,
             circuit_bytes: report.counters.bytes,
             requests_refused: report.counters.refused,
+            forwarding: self.forwarding(),
+        }
+    }
+
+    /// Who forwards a lane, if anybody does.
+    fn relay_of(&self, lane: &LaneUp) -> Option<String> {
+        let relay = self.settings.peers.get(self.engine.relay_of(lane.local)?.position())?;
+        Some(if relay.name.is_empty() { relay.id.to_string() } else { relay.name.clone() })
+    }
+
+    fn forwarding(&self) -> ForwardingStatus {
+        let book = self.engine.relayed_for_others();
+        let node = |peer: PeerIndex| {
+            self.settings.peers.get(peer.position()).map(|peer| self.relay_node(&peer.id)).unwrap_or_default()
+        };
+        let allotments = book.allotments().map(|allotment| {
+            let [source, target] = allotment.peers.map(node);
+            AllotmentStatus { source, target, lanes: allotment.lanes, open: allotment.open }
+        });
+        let counters = book.counters();
+        let sum = |figure: fn(&WorkerCounters) -> u64| self.workers.iter().map(|worker| figure(worker)).sum();
+        ForwardingStatus {
+            allotments: allotments.collect(),
+            allotments_given: counters.allotted,
+            allotments_refused: counters.refused,
+            lanes_begun: counters.forwards,
+            ends_moved: counters.moves,
+            datagrams: sum(|worker| worker.forwarded.datagrams.get()),
+            bytes: sum(|worker| worker.forwarded.bytes.get()),
+            datagrams_over_rate: sum(|worker| worker.drops.get(DropReason::ForwardRate)),
         }
     }
 
@@ -345,6 +383,7 @@ fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
         local: lane.local,
         remote: lane.remote,
         rtt_us: (rtt_us > 0).then_some(rtt_us),
+        relay: None,
         mtu_bytes: (mtu_bytes > 0).then_some(mtu_bytes),
         state: if lane.gauges.is_silent() { LaneState::Silent } else { LaneState::Up },
         carrier: carrier_of(lane),

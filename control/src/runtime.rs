@@ -17,6 +17,7 @@ mod portmap;
 mod routes;
 mod services;
 mod start;
+mod udp_relay;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -58,6 +59,7 @@ use crate::swarm::rates::Rates;
 use crate::swarm::swarm_key::SwarmKeyError;
 use crate::swarm::web::WebError;
 use crate::swarm::{ExchangeId, ExchangeToken, Node, NodeError, NodeEvent, OpenId};
+use crate::udp_relay::{self as relayed, UdpRelay};
 
 /// How long workers may take to close their lanes and end.
 const WORKERS_STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -222,6 +224,7 @@ struct Control {
     admin: AdminServer,
     metrics: Option<MetricsServer>,
     nat: Nat,
+    udp_relay: UdpRelay,
     /// Answers questions as long as it is there.
     _names: Option<NameServer>,
     cache: PeerCache,
@@ -242,6 +245,7 @@ enum Happening {
     Admin(AdminRequest),
     Scrape(ScrapeRequest),
     NatIsDue,
+    UdpRelay(relayed::Progress),
     Deadline,
     CacheIsDue,
     WatchdogIsDue,
@@ -257,6 +261,7 @@ impl Control {
         loop {
             self.make_detours().await;
             self.look_at_routers(Instant::now());
+            self.look_at_relayed_lanes(Instant::now());
             if let Err(error) = self.carry_out() {
                 // A worker that takes no orders may have said why.
                 self.handle_plane(Instant::now())?;
@@ -277,6 +282,7 @@ impl Control {
                 request = self.admin.next() => Happening::Admin(request),
                 request = MetricsServer::next(self.metrics.as_mut()) => Happening::Scrape(request),
                 () = self.nat.next() => Happening::NatIsDue,
+                progress = self.udp_relay.next() => Happening::UdpRelay(progress),
                 () = wait_until(deadline) => Happening::Deadline,
                 _ = cache_timer.tick() => Happening::CacheIsDue,
                 _ = watchdog_timer.tick() => Happening::WatchdogIsDue,
@@ -305,6 +311,7 @@ impl Control {
                 }
                 Happening::Scrape(request) => request.send(self.exposition().await),
                 Happening::NatIsDue => self.plan_nat(now),
+                Happening::UdpRelay(progress) => self.handle_udp_relay(progress, now),
                 Happening::Deadline => self.coordinator.handle_timeout(now),
                 Happening::CacheIsDue => {
                     self.save_cache();

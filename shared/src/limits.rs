@@ -772,3 +772,28 @@ const _: () = assert!(2 * CIRCUITS_MAX * CIRCUIT_BUFFER_BYTES <= 32 << 20);
 pub const CIRCUIT_BYTES_PER_SECOND: u64 = 64 << 20;
 /// Addresses through relays that one dial tries.
 pub const CIRCUITS_DIALED_MAX: usize = 4;
+/// Allotments that a node which relays others' lanes has made at once; each is of one link of two peers.
+pub const ALLOTMENTS_MAX: usize = 1024;
+/// Allotments that one peer is an end of.
+pub const ALLOTMENTS_PER_PEER_MAX: usize = 64;
+/// Lanes in those.
+pub const ALLOTTED_LANES_PER_PEER_MAX: usize = 256;
+/// How long an allotment lasts unless it is renewed.
+pub const ALLOTMENT_SECONDS: u32 = 60;
+/// Binds of one end of one relayed lane that are looked at, at once and per second after that.
+pub const BINDS_PER_END: (u32, u32) = (16, 8);
+/// Times that one end of a relayed lane may move, at once and per second after that.
+pub const BIND_MOVES_PER_END: (u32, u32) = (4, 1);
+/// Ways to a relay that are tried for one lane.
+pub const PASSAGE_ROUTES_MAX: usize = 4;
+/// Passages that one node has at once: relayed lanes, or lanes that could be.
+pub const PASSAGES_MAX: usize = 1024;
+/// Relays that one link holds allotments of at once: the one it uses, and the one that replaces it.
+pub const RELAYS_PER_LINK_MAX: usize = 2;
+/// Streams of `/ringlane/relay/1` that one peer may have open.
+pub const RELAY_STREAMS_PER_PEER_MAX: usize = 16;
+/// Bytes that wait in each direction of each socket of a relayed lane: what a gigabit brings in 4 ms. More would wait where
+/// its ends cannot see it.
+pub const FORWARD_SOCKET_BYTES: usize = 512 << 10;
+/// Highest value of `relay.rate_mbit`; the lowest is 1.
+pub const RELAY_RATE_MBIT_MAX: u32 = RATE_MBIT_MAX;

@@ -883,9 +883,12 @@ fn relays_are_peers_whose_addresses_become_the_peers_own() {
     let text = |relay: &str| format!("[[peers]]\nid = \"{ID_B}\"\n[relay]\n{relay}\n");
     let read = |relay: &str| parse_toml(&text(relay), Path::new("net.toml"));
     let address = format!("/ip4/192.0.2.1/tcp/8001/p2p/{ID_B}");
-    let settings = read(&format!("serve = \"never\"\nmax = 1\naddresses = [\"{address}\", \"{address}\"]")).unwrap();
+    let settings =
+        read(&format!("serve = \"never\"\nmax = 1\nrate_mbit = 20\naddresses = [\"{address}\", \"{address}\"]"))
+            .unwrap();
     let id = parse_peer_id(ID_B).unwrap();
-    assert_eq!(settings.relay, RelaySettings { serve: RelayServe::Never, preferred: vec![id], max: 1 });
+    let expected = RelaySettings { serve: RelayServe::Never, preferred: vec![id], max: 1, rate_mbit: 20 };
+    assert_eq!(settings.relay, expected);
     assert_eq!(settings.peers[0].addresses, ["/ip4/192.0.2.1/tcp/8001".parse().unwrap()]);
     assert_eq!(read("").unwrap().relay, RelaySettings::default());
     let hyprspace = parse_hyprspace(HYPRSPACE_EXAMPLE, Path::new("net.json")).unwrap();
@@ -893,6 +896,7 @@ fn relays_are_peers_whose_addresses_become_the_peers_own() {
     for (relay, problem) in [
         ("serve = \"yes\"", "relay.serve"),
         ("max = 9", "relay.max"),
+        ("rate_mbit = 0", "relay.rate_mbit"),
         (&format!("addresses = [\"/ip4/192.0.2.1/tcp/8001/p2p/{ID_C}\"]"), "relay.addresses[0]"),
         ("addresses = [\"/ip4/192.0.2.1/tcp/8001\"]", "relay.addresses[0]"),
         ("address = []", "relay.address"),

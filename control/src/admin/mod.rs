@@ -22,6 +22,7 @@ pub mod nat;
 pub mod relay;
 mod server;
 pub mod status;
+pub mod udp_relay;
 pub mod underlay;
 
 use std::path::PathBuf;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::udp_relay::ForwardingStatus;
+
 /// Relays.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct RelayStatus {
@@ -25,6 +27,9 @@ pub struct RelayStatus {
     pub circuit_bytes: u64,
     /// Requests to it that were not granted.
     pub requests_refused: u64,
+    /// Lanes of others that it forwards, datagram by datagram.
+    #[serde(default)]
+    pub forwarding: ForwardingStatus,
 }
 
 /// A node, by name.

@@ -262,6 +262,9 @@ pub struct LaneStatus {
     pub remote: SocketAddr,
     /// Smoothed round-trip time.
     pub rtt_us: Option<u64>,
+    /// The name of the peer that relays it, or its id if it has none; `null` if none does.
+    #[serde(default)]
+    pub relay: Option<String>,
     /// Largest UDP payload its path is known to carry.
     pub mtu_bytes: Option<u16>,
     /// Whether the peer answers.

@@ -184,6 +184,11 @@ impl Link {
         !self.up.is_empty() && self.up.values().all(|lane| lane.gauges.is_silent())
     }
 
+    /// The lanes that the link should have and that do not stand.
+    pub fn lacking(&self) -> LaneSet {
+        LaneSet(self.expected.0 & !self.standing().0)
+    }
+
     /// What the peer's stream takes, while packets can reach it by one. They do while [`Self::carries`] says no.
     pub fn stream(&self) -> Option<StreamForm> {
         self.stream

@@ -26,13 +26,18 @@ impl LaneEngine {
         if datagram.len() > self.datagram_bytes_max {
             return self.drops.count(ListenerDrop::Unrecognised);
         }
-        let dropped = match DatagramKind::of(datagram) {
+        let kind = DatagramKind::of(datagram);
+        if self.relayed.refuses(path, kind) {
+            return self.drops.count(ListenerDrop::Unrecognised);
+        }
+        let dropped = match kind {
             DatagramKind::Quic => self.handle_quic(path, datagram, now),
             DatagramKind::Probe => self.handle_probe(path, datagram, now),
             DatagramKind::Record => self.handle_record(path, datagram, now),
             DatagramKind::Sentinel => Ok(()),
             DatagramKind::Stun => self.handle_stun(path, datagram, now),
-            DatagramKind::Bind | DatagramKind::Unknown => Err(ListenerDrop::Unrecognised),
+            DatagramKind::Bind => self.handle_bind(path, datagram, now),
+            DatagramKind::Unknown => Err(ListenerDrop::Unrecognised),
         };
         if let Err(reason) = dropped {
             self.drops.count(reason);
@@ -89,8 +94,9 @@ impl LaneEngine {
         let probe = link.probe_key.verify(&unverified).map_err(|_| ListenerDrop::BadProbe)?;
         let pair = Pair { local: path.local.ip(), remote: path.remote };
         // Not even an authentic request may lead a lane through Ringlane's own networks, or to another worker's port.
-        let usable = path.local.port() == self.local_port(probe.lane)
-            && !self.policy.pairs(&[pair.local], [pair.remote]).is_empty();
+        let is_lanes =
+            path.local.port() == self.local_port(probe.lane) || self.relayed.leads((link.peer, probe.lane), path);
+        let usable = is_lanes && !self.policy.pairs(&[pair.local], [pair.remote]).is_empty();
         let setup = self.setups.get_mut(&(link.peer, probe.lane));
         let Some(setup) = setup.filter(|setup| usable && Rc::ptr_eq(&setup.link, link)) else {
             return if usable { self.handle_scouted(link, &probe, path, now) } else { Err(ListenerDrop::UnknownProbe) };

@@ -24,15 +24,18 @@ pub enum ListenerDrop {
     UnknownRecord,
     /// A record of a lane in the making that already has as many waiting as are kept.
     TooEarly,
+    /// A bind of no relayed lane that we know, in either part, or from where it cannot be.
+    BadBind,
     /// For a lane that has been handed over: it was on its way to the listener when the lane's socket took over.
     Late,
-    /// A record that names a lane of ours, from an address that is not the lane's: more of them than its worker looks at.
+    /// A record that names a lane of ours, from an address that is not the lane's: more of them than its worker looks at. Or more
+    /// binds of an end than are looked at.
     TooMany,
 }
 
 impl ListenerDrop {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Unrecognised,
         Self::UnknownToken,
         Self::UnknownConnection,
@@ -43,6 +46,7 @@ impl ListenerDrop {
         Self::BadProbe,
         Self::UnknownRecord,
         Self::TooEarly,
+        Self::BadBind,
         Self::Late,
         Self::TooMany,
     ];
@@ -60,6 +64,7 @@ impl ListenerDrop {
             Self::BadProbe => "bad_probe",
             Self::UnknownRecord => "unknown_record",
             Self::TooEarly => "too_early",
+            Self::BadBind => "bad_bind",
             Self::Late => "late",
             Self::TooMany => "too_many",
         }

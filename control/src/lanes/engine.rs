@@ -30,8 +30,10 @@ use super::handshake::Path;
 use super::listener::{ListenError, Listeners};
 use super::movement::{Standing, candidates_of};
 use super::quic::QuicConfig;
+use super::relayed::Relayed;
+use super::relaying::Relaying;
 use super::scouting::{ProbeRate, Scouting};
-use super::setup::{Crypto, LaneFailure, LaneSetup, Link, Step, path_of};
+use super::setup::{Crypto, LaneFailure, LaneSetup, Link, Step};
 use super::stun::Stun;
 use super::tls::{LaneTls, PublicKeyInfo, TlsError};
 
@@ -114,6 +116,8 @@ pub enum LaneOutcome {
         /// Which peer.
         peer: PeerIndex,
     },
+    /// Lanes that could go by a relay cannot any more.
+    PassagesChanged,
     /// What is known of our NAT, or what others see of our ports, is other than it was.
     NatChanged,
     /// Something about a lane that stands is for its worker. It may be dropped if that takes no orders for now.
@@ -166,6 +170,10 @@ pub struct LaneEngine {
     pub(super) orders: usize,
     pub(super) drops: ListenerDrops,
     pub(super) stun: Stun,
+    /// Lanes of ours that others relay.
+    pub(super) relayed: Relayed,
+    /// Others' that we relay.
+    pub(super) relaying: Relaying,
     serials: u64,
     buffer: Vec<u8>,
     /// A lane's socket has been made since all sockets were last read.
@@ -203,6 +211,8 @@ impl LaneEngine {
             orders: 0,
             drops: ListenerDrops::default(),
             stun: Stun::new(port, workers, now()),
+            relayed: Relayed::default(),
+            relaying: Relaying::new(port, workers),
             serials: 0,
             // One byte more than the largest datagram tells that one from a truncated larger one.
             buffer: vec![0; datagram_bytes_max + 1],
@@ -216,6 +226,7 @@ impl LaneEngine {
     pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Vec<ListenError>> {
         let policy = &self.policy;
         let opened = self.listeners.set_ips(addresses.iter().copied().filter(|ip| policy.admits(*ip)));
+        self.close_lost_passages();
         self.search_anew(now());
         opened
     }
@@ -320,6 +331,7 @@ impl LaneEngine {
         let setups = self.setups.values().map(LaneSetup::poll_timeout);
         let others =
             self.standing.poll_timeout().into_iter().chain(self.scouts_timeout()).chain(self.stun.poll_timeout());
+        let others = others.chain(self.relayed.poll_timeout()).chain(self.relaying.poll_timeout());
         let Some(deadline) = setups.chain(others).min() else { return Poll::Pending };
         let deadline = tokio::time::Instant::from_std(deadline);
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
@@ -331,7 +343,7 @@ impl LaneEngine {
 
     /// Reads every socket. Returns whether one has more than its budget allowed.
     fn receive(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
-        let listeners = self.listeners.locals().map(Source::Listener);
+        let listeners = self.listeners.locals().chain(self.listeners.passages()).map(Source::Listener);
         let lanes = self.paths.iter().map(|(path, key)| Source::Lane(path.local, *key));
         let sources: Vec<Source> = listeners.chain(lanes).collect();
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -366,6 +378,8 @@ impl LaneEngine {
         self.search(now);
         self.tick_scouts(now);
         self.ask_stun(now);
+        self.tick_relayed(now);
+        self.tick_relaying(now);
         let due: Vec<Key> =
             self.setups.iter().filter(|(_, setup)| setup.poll_timeout() <= now).map(|(key, _)| *key).collect();
         for key in due {
@@ -385,7 +399,6 @@ impl LaneEngine {
     }
 
     fn send_probes(&mut self, key: Key, now: Instant) {
-        let port = self.local_port(key.1);
         let Some(setup) = self.setups.get_mut(&key).filter(|setup| setup.path().is_none()) else { return };
         let link = Rc::clone(&setup.link);
         let mut requests = Vec::new();
@@ -393,12 +406,12 @@ impl LaneEngine {
             requests.push(request);
         }
         for request in requests {
-            self.send_probe(&link, key, path_of(request.pair, port), request.transaction, now);
+            self.send_probe(&link, key, self.path_for(key, request.pair), request.transaction, now);
         }
     }
 
     fn dial(&mut self, key: Key, pair: Pair, now: Instant) {
-        let path = path_of(pair, self.local_port(key.1));
+        let path = self.path_for(key, pair);
         let Some(setup) = self.setups.get_mut(&key) else { return };
         if self.paths.len() >= LANE_HANDSHAKES_MAX || self.paths.contains_key(&path) {
             return setup.postpone_dial(now);
@@ -415,6 +428,11 @@ impl LaneEngine {
     /// A handshake has begun, with a socket of its own.
     pub(super) fn begin_path(&mut self, path: Path, key: Key) {
         self.paths.insert(path, key);
+        self.note_socket_added();
+    }
+
+    /// A socket has been made that has not been read yet.
+    pub(super) fn note_socket_added(&mut self) {
         self.socket_added = true;
     }
 
@@ -428,6 +446,7 @@ impl LaneEngine {
                 self.remember_path(Path { local: lane.local, remote: lane.remote }, serial);
                 let worker = key.1.owner(self.workers);
                 self.standing.insert(&lane, worker, is_client, candidates, &self.on_link, now());
+                self.tell_passages(key);
                 self.review(key.0, false, now());
                 let handshake_at = SystemTime::now();
                 self.outcomes.push_back(LaneOutcome::Established { worker, lane, handshake_at });
@@ -505,6 +524,7 @@ impl LaneEngine {
             LaneOutcome::Established { .. }
             | LaneOutcome::Order { .. }
             | LaneOutcome::NatChanged
+            | LaneOutcome::PassagesChanged
             | LaneOutcome::Improve { .. } => true,
         });
     }

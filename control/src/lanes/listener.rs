@@ -41,6 +41,8 @@ pub(super) struct Listeners {
     port: u16,
     workers: u8,
     sockets: BTreeMap<SocketAddr, UdpSocket>,
+    /// Ports of lanes that another node relays, beside the workers'.
+    passages: BTreeMap<SocketAddr, UdpSocket>,
     /// Addresses we listen at with at least one worker's port.
     ips: Vec<IpAddr>,
     /// Ports that were found unused, and since then shared with nobody but our own lanes' sockets.
@@ -49,7 +51,14 @@ pub(super) struct Listeners {
 
 impl Listeners {
     pub(super) fn new(port: u16, workers: u8) -> Self {
-        Self { port, workers, sockets: BTreeMap::new(), ips: Vec::new(), checked: BTreeSet::new() }
+        Self {
+            port,
+            workers,
+            sockets: BTreeMap::new(),
+            passages: BTreeMap::new(),
+            ips: Vec::new(),
+            checked: BTreeSet::new(),
+        }
     }
 
     /// Opens what is missing at `ips` and closes what is elsewhere.
@@ -95,7 +104,23 @@ impl Listeners {
     }
 
     pub(super) fn get(&self, local: SocketAddr) -> Option<&UdpSocket> {
-        self.sockets.get(&local)
+        self.sockets.get(&local).or_else(|| self.passages.get(&local))
+    }
+
+    /// Opens a port of its own for a relayed lane.
+    pub(super) fn open_passage(&mut self, ip: IpAddr) -> io::Result<SocketAddr> {
+        let (local, socket) = socket::passage(ip)?;
+        self.passages.insert(local, socket);
+        Ok(local)
+    }
+
+    pub(super) fn close_passage(&mut self, local: SocketAddr) {
+        self.passages.remove(&local);
+    }
+
+    /// The ports of relayed lanes.
+    pub(super) fn passages(&self) -> impl Iterator<Item = SocketAddr> {
+        self.passages.keys().copied()
     }
 
     pub(super) fn locals(&self) -> impl Iterator<Item = SocketAddr> {

@@ -14,7 +14,8 @@
 //! unconnected UDP *listener*; it sees everything that no connected socket wants: probes, first Initials, and whatever
 //! strangers send, which gets no answer. An established lane's socket is bound to the same address and port and
 //! connected, so the kernel gives it its own datagrams. When its peer moves they come to the listener again, and
-//! `movement` helps the lane after it. [`tls`] says who may be on the other side.
+//! `movement` helps the lane after it. A lane that another node relays has a port of its own for that (`relayed`); `relaying`
+//! has the sockets of those that we relay. [`tls`] says who may be on the other side.
 
 mod dispatch;
 mod drops;
@@ -23,6 +24,8 @@ mod handshake;
 mod listener;
 mod movement;
 mod quic;
+mod relayed;
+mod relaying;
 mod scouting;
 mod setup;
 mod socket;

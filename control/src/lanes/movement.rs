@@ -89,6 +89,8 @@ pub(super) struct StandingLane {
     is_silent: bool,
     search: Option<Search>,
     pub(super) gauges: Arc<LaneGauges>,
+    /// Those of its paths that relays forward.
+    pub(super) passages: Vec<Path>,
     passed: Budget,
     passed_anyhow: Budget,
     tried: Budget,
@@ -150,6 +152,7 @@ impl Standing {
             is_silent: false,
             search: None,
             gauges: Arc::clone(&lane.gauges),
+            passages: Vec::new(),
             passed: Budget::default(),
             passed_anyhow: Budget::default(),
             tried: Budget::default(),
@@ -183,6 +186,11 @@ impl Standing {
     /// The newest lane of a peer with this index.
     pub(super) fn find(&self, (peer, index): Key) -> Option<&StandingLane> {
         self.lanes_of(peer).filter(|lane| lane.index == index).max_by_key(|lane| lane.serial.0)
+    }
+
+    /// Whether a lane goes by this path.
+    pub(super) fn leads(&self, path: Path) -> bool {
+        self.lanes.values().any(|lane| lane.path == path)
     }
 
     /// Those with a lane that stands.
@@ -259,11 +267,12 @@ impl LaneEngine {
     pub fn handle_lane_changed(&mut self, serial: LaneSerial, change: LaneChange, now: Instant) {
         let (ips, on_link) = (self.listeners.ips(), &self.on_link);
         let Some(lane) = self.standing.get_mut(serial) else { return };
-        let peer = lane.peer;
+        let (peer, index) = (lane.peer, lane.index);
         match change {
             LaneChange::Silent => {
                 lane.is_silent = true;
                 lane.search = lane.search.or(Search::at(now));
+                self.hurry_passages(peer, index, now);
             }
             LaneChange::Heard => {
                 lane.is_silent = false;
@@ -357,6 +366,7 @@ impl LaneEngine {
         let Some(lane) = self.standing.get_mut(serial) else { return };
         let (path, index) = (lane.path, lane.index);
         let proven = lane.book.others();
+        let passages = lane.passages.clone();
         let named = lane.candidates.iter().map(|(_, address)| *address);
         let remotes: Vec<_> = std::iter::once(path.remote).chain(named).collect();
         let (ips, port) = (self.listeners.ips(), self.local_port(index));
@@ -365,6 +375,7 @@ impl LaneEngine {
         let mut paths: Vec<_> = proven
             .filter(|path| ips.contains(&path.local.ip()) && path.local.port() == port)
             .take(PROVEN_FIRST)
+            .chain(passages.into_iter().filter(|passage| *passage != path))
             .collect();
         let others = other_paths(&self.policy, ips, &remotes, path, port);
         let others: Vec<_> = others.into_iter().filter(|path| !paths.contains(path)).collect();

@@ -122,10 +122,9 @@ impl LaneEngine {
                 continue;
             }
             let (serial, own, class) = (lane.serial, lane.path, lane.book.class());
-            let port = self.local_port(key.1);
             let ranked = self.ranked_of(&link, key);
             let is_worth =
-                |ranked: &RankedPair| !class.is_better_than(ranked.class) && path_of(ranked.pair, port) != own;
+                |ranked: &RankedPair| !class.is_better_than(ranked.class) && self.path_for(key, ranked.pair) != own;
             let ranked: Vec<_> = ranked.into_iter().filter(is_worth).take(SCOUT_PAIRS_MAX).collect();
             let pairs: Vec<_> = ranked.iter().map(|ranked| ranked.pair).collect();
             let classes = ranked.iter().map(|ranked| (ranked.pair, ranked.class)).collect();
@@ -139,7 +138,10 @@ impl LaneEngine {
 
     /// The pairs of a lane, those of the best class first.
     pub(super) fn ranked_of(&self, link: &Link, key: Key) -> Vec<RankedPair> {
-        lane_pairs(&self.policy, self.listeners.ips(), [&link.ours, &link.theirs], key.1, &self.on_link)
+        let offers = [&link.ours, &link.theirs];
+        let mut ranked = lane_pairs(&self.policy, self.listeners.ips(), offers, key.1, &self.on_link);
+        self.add_passage_pairs(key, &mut ranked);
+        ranked
     }
 
     /// A probe of a lane that stands.
@@ -204,7 +206,6 @@ impl LaneEngine {
     }
 
     fn drive_scout(&mut self, key: Key, now: Instant) {
-        let port = self.local_port(key.1);
         let mut requests = Vec::new();
         let Some(scout) = self.scouting.scouts.get_mut(&key) else { return };
         let link = Rc::clone(&scout.link);
@@ -222,11 +223,12 @@ impl LaneEngine {
         let decides = scout.decide_at.take_if(|at| *at <= now || is_over).is_some();
         let classes: Vec<_> = measured.iter().map(|found| scout.classes.get(&found.pair).copied()).collect();
         for request in requests {
-            self.send_probe(&link, key, path_of(request.pair, port), request.transaction, now);
+            self.send_probe(&link, key, self.path_for(key, request.pair), request.transaction, now);
         }
+        let paths: Vec<_> = measured.iter().map(|found| self.path_for(key, found.pair)).collect();
         let on_link = &self.on_link;
         if let Some(lane) = self.standing.get_mut(serial) {
-            for (found, class) in measured.into_iter().zip(classes) {
+            for ((found, class), path) in measured.into_iter().zip(classes).zip(paths) {
                 let (local, remote) = (found.pair.local, found.pair.remote.ip());
                 let class = class.unwrap_or_else(|| PathClass::of(local, remote, None, on_link));
                 let measurement = Measurement { rtt: found.rtt, loss_percent: 0 };
@@ -235,7 +237,7 @@ impl LaneEngine {
                     us => Duration::from_micros(us),
                 };
                 let own = Measurement { rtt: own_rtt, loss_percent: 0 };
-                lane.book.handle_measured(path_of(found.pair, port).into(), class, measurement, own, now);
+                lane.book.handle_measured(path.into(), class, measurement, own, now);
             }
             let chosen = lane.book.choose(FRESH, now).filter(|_| decides && link.is_client() && lane.taking.is_none());
             if let Some(ends) = chosen {
@@ -309,6 +311,9 @@ impl StandingLane {
     }
 
     pub(super) fn class_of(&self, path: Path, on_link: &[IpNet]) -> PathClass {
+        if self.passages.contains(&path) {
+            return PathClass::Relay;
+        }
         let kind = self.candidates.iter().find(|(_, address)| *address == path.remote).map(|(kind, _)| *kind);
         PathClass::of(path.local.ip(), path.remote.ip(), kind, on_link)
     }

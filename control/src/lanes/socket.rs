@@ -9,7 +9,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use ringlane_shared::limits::{LANE_BUFFER_BYTES, LISTENER_BUFFER_BYTES};
+use ringlane_shared::limits::{FORWARD_SOCKET_BYTES, LANE_BUFFER_BYTES, LISTENER_BUFFER_BYTES};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
     set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force,
@@ -29,6 +29,26 @@ pub(super) fn connected(local: SocketAddr, remote: SocketAddr) -> io::Result<Udp
     let socket = bound(local, LANE_BUFFER_BYTES)?;
     socket.connect(&remote.into())?;
     into_tokio(socket)
+}
+
+/// One half of a lane that is relayed for others: as [`connected`], but what waits in it no end can see.
+pub(super) fn forward(local: SocketAddr, remote: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = bound(local, FORWARD_SOCKET_BYTES)?;
+    socket.connect(&remote.into())?;
+    Ok(socket.into())
+}
+
+/// A port of `ip` that nobody holds, and its socket.
+///
+/// The kernel is asked for one without `SO_REUSEPORT`: with it, it may choose one that we have already.
+pub(super) fn passage(ip: IpAddr) -> io::Result<(SocketAddr, UdpSocket)> {
+    let probe = Socket::new(Domain::for_address((ip, 0).into()), Type::DGRAM, Some(Protocol::UDP))?;
+    own_family_only(&probe, (ip, 0).into())?;
+    probe.bind(&SocketAddr::new(ip, 0).into())?;
+    let local = probe.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    drop(probe);
+    let local = SocketAddr::new(ip, local.port());
+    Ok((local, into_tokio(bound(local, LISTENER_BUFFER_BYTES)?)?))
 }
 
 /// Whether nobody holds the port: with `SO_REUSEPORT` alone, a second process of the same user could share it and

@@ -46,6 +46,7 @@ impl Control {
             coordinator: &self.coordinator,
             node: &self.node,
             packets: &self.packets,
+            engine: &self.engine,
             movement: self.engine.movement(),
             nat: self.nat_status(),
             exchange: self.exchange.counters(),

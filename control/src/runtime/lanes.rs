@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ringlane_shared::id::{LaneIndex, PeerIndex};
 use ringlane_shared::limits::PLANE_QUEUE_MESSAGES;
-use ringlane_shared::plane::{CarrierChoice, LaneCarrier, LaneChange, LaneEnd, PlaneCommand, PlaneEvent};
+use ringlane_shared::plane::{CarrierChoice, LaneCarrier, LaneChange, LaneEnd, PlaneCommand, PlaneEvent, QueueFull};
 use tracing::{debug, info, warn};
 
 use super::{Control, ControlError};
@@ -65,11 +65,14 @@ impl Control {
                 self.coordinator.handle_lane_failed(peer, index, problem, now);
             }
             LaneOutcome::Improve { peer } => self.coordinator.handle_improve(peer, now),
+            // The loop looks before it waits.
+            LaneOutcome::PassagesChanged => {}
             LaneOutcome::NatChanged => self.handle_nat_change(now),
             LaneOutcome::Order { worker, command } => {
                 // A worker that busy does without: whoever needs its lane to move says so again.
-                if let Some(commands) = self.workers.commands.get(worker.position()) {
-                    let _ = commands.try_send(command);
+                let refused = self.workers.commands.get(worker.position()).map(|commands| commands.try_send(command));
+                if let Some(Err(QueueFull(PlaneCommand::AddForward(forward)))) = refused {
+                    self.engine.handle_forward_ended(forward.id);
                 }
             }
         }
@@ -108,8 +111,10 @@ impl Control {
                     self.engine.handle_path_seen(serial, local, from, now);
                 }
                 PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
-                // Nobody has been allotted one yet.
-                PlaneEvent::ForwardEnded { worker, id, end } => debug!(%worker, ?id, ?end, "forward ended"),
+                PlaneEvent::ForwardEnded { worker, id, end } => {
+                    debug!(%worker, ?id, ?end, "forward ended");
+                    self.engine.handle_forward_ended(id);
+                }
                 PlaneEvent::Failed { worker, message } => {
                     self.stopped |= 1 << worker.0;
                     return Err(ControlError::WorkerFailed { worker, message });

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use super::{Control, body};
 use crate::coordinator::{AskFailure, AskId};
 use crate::swarm::NodeEvent;
+use crate::udp_relay;
 
 impl Control {
     pub(super) fn ask(&mut self, peer: PeerIndex, ask: AskId, offer: &Offer, now: Instant) {
@@ -99,7 +100,9 @@ impl Control {
             }
             NodeEvent::Identified { peer, kind } => self.handle_identified(&peer, kind),
             NodeEvent::StreamInbound { peer, connection, protocol, stream } => {
-                if protocol.as_ref() == SERVICE_PROTOCOL {
+                if protocol == udp_relay::PROTOCOL {
+                    self.handle_relay_stream(&peer, stream);
+                } else if protocol.as_ref() == SERVICE_PROTOCOL {
                     self.handle_service_stream(&peer, connection, stream);
                 } else {
                     self.handle_packet_stream(&peer, connection, &protocol, stream);
@@ -108,6 +111,8 @@ impl Control {
             NodeEvent::StreamOpened { id, result } => {
                 if let Some(opening) = self.service_streams.remove(&id) {
                     self.handle_service_opened(opening, result);
+                } else if self.udp_relay.has_opening(id) {
+                    self.udp_relay.handle_opened(id, result.map(|(_, stream)| stream));
                 } else if self.packets.has_opening(id) {
                     self.packets.handle_opened(id, result.map(|(protocol, stream)| (protocol, stream as _)));
                 }

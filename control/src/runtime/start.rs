@@ -41,6 +41,7 @@ use crate::swarm::address::overlay_networks;
 use crate::swarm::rates::Rates;
 use crate::swarm::web::Web;
 use crate::swarm::{Accepted, Node, NodeConfig, Resolver};
+use crate::udp_relay::{self, UdpRelay};
 
 /// How long the lane sockets of a killed node may outlive it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -227,11 +228,13 @@ impl Control {
             admin,
             metrics: None,
             nat,
+            udp_relay: UdpRelay::new(),
             _names: names,
             cache,
             cache_file,
         };
         control.serve_metrics();
+        control.limit_forwards();
         control.publish_routes();
         Ok(Some(control))
     }
@@ -297,7 +300,11 @@ async fn look_at_host(netlink: &Netlink) -> Result<(Vec<(IpNet, String)>, Vec<Ho
 
 /// The protocols whose streams peers may open, beyond the offers of links.
 fn accepted() -> Vec<Accepted> {
-    packets::accepted().into_iter().chain([services::accepted()]).chain(exchange::accepted()).collect()
+    packets::accepted()
+        .into_iter()
+        .chain([services::accepted(), udp_relay::accepted()])
+        .chain(exchange::accepted())
+        .collect()
 }
 
 /// What we are willing to seal records with, here.
@@ -323,7 +330,7 @@ fn has_aes() -> bool {
 }
 
 /// Fills `bytes` from the system's generator. Without one there is no security to be had, so the process ends.
-fn random(bytes: &mut [u8]) {
+pub(super) fn random(bytes: &mut [u8]) {
     if aws_lc_rs::rand::fill(bytes).is_err() {
         error!("the system gives no random numbers");
         std::process::exit(1);

@@ -61,7 +61,7 @@ impl From<io::Error> for ExchangeError {
 }
 
 /// Asks: sends the question, waits for the answer.
-pub(super) async fn ask<S>(mut stream: S, question: &[u8]) -> Result<Vec<u8>, ExchangeError>
+pub(crate) async fn ask<S>(mut stream: S, question: &[u8]) -> Result<Vec<u8>, ExchangeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -74,12 +74,12 @@ where
 }
 
 /// Reads the question of a stream the peer opened.
-pub(super) async fn read_question<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, ExchangeError> {
+pub(crate) async fn read_question<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, ExchangeError> {
     bounded(EXCHANGE_TIMEOUT, read_message(stream)).await
 }
 
 /// Sends the answer and ends the stream.
-pub(super) async fn send_answer<S: AsyncWrite + Unpin>(stream: &mut S, answer: &[u8]) -> Result<(), ExchangeError> {
+pub(crate) async fn send_answer<S: AsyncWrite + Unpin>(stream: &mut S, answer: &[u8]) -> Result<(), ExchangeError> {
     bounded(EXCHANGE_TIMEOUT, async {
         write_message(stream, answer).await?;
         Ok(stream.close().await?)

@@ -31,7 +31,7 @@ pub use self::error::{ConfigError, Problem};
 pub use self::hyprspace::parse_hyprspace;
 pub use self::metrics::{METRICS_PORT_VARIABLE, MetricsSettings};
 pub use self::nat::{NatSettings, StunServer};
-pub use self::relay::{RelayServe, RelaySettings};
+pub use self::relay::{RELAY_RATE_MBIT_DEFAULT, RelayServe, RelaySettings};
 pub use self::routes::{RouteSettings, parse_network};
 pub use self::services::{ServiceSettings, ServiceTarget};
 pub use self::toml::{carrier_word, cipher_word, parse_toml};

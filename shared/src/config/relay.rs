@@ -5,7 +5,12 @@ use super::tree::{Placed, Table};
 use super::validate::PeerDraft;
 use super::{bootstrap_address, value};
 use crate::id::PeerId;
-use crate::limits::{ADDRESSES_PER_PEER_MAX, RELAY_ADDRESSES_CONFIGURED_MAX, RELAY_RESERVATIONS_MAX};
+use crate::limits::{
+    ADDRESSES_PER_PEER_MAX, RELAY_ADDRESSES_CONFIGURED_MAX, RELAY_RATE_MBIT_MAX, RELAY_RESERVATIONS_MAX,
+};
+
+/// What [`RelaySettings::rate_mbit`] is unless configured.
+pub const RELAY_RATE_MBIT_DEFAULT: u32 = 1000;
 
 /// Whether a node is a relay for its configured peers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -31,11 +36,14 @@ pub struct RelaySettings {
     pub preferred: Vec<PeerId>,
     /// How many relays to be reachable through at once while we are not known to be public; 0 for none.
     pub max: u8,
+    /// How much all lanes relayed for others may carry together, in Mbit/s, outer headers included, both directions
+    /// together; 1 to [`RELAY_RATE_MBIT_MAX`].
+    pub rate_mbit: u32,
 }
 
 impl Default for RelaySettings {
     fn default() -> Self {
-        Self { serve: RelayServe::default(), preferred: Vec::new(), max: 2 }
+        Self { serve: RelayServe::default(), preferred: Vec::new(), max: 2, rate_mbit: RELAY_RATE_MBIT_DEFAULT }
     }
 }
 
@@ -47,6 +55,10 @@ pub(super) fn read(table: &Table<'_>, peers: &mut [PeerDraft], report: &mut Repo
     }
     if let Some(max) = table.get("max").and_then(|item| item.integer(0..=RELAY_RESERVATIONS_MAX, "a number", report)) {
         settings.max = max;
+    }
+    let rates = 1..=RELAY_RATE_MBIT_MAX;
+    if let Some(rate) = table.get("rate_mbit").and_then(|item| item.integer(rates, "Mbit/s", report)) {
+        settings.rate_mbit = rate;
     }
     let Some(list) = table.get("addresses").and_then(|item| item.list(RELAY_ADDRESSES_CONFIGURED_MAX, report)) else {
         return settings;

@@ -67,7 +67,7 @@ const SCHEMA: [(&str, &[&str]); 13] = [
     ("dns", &["enabled", "domain", "resolved", "listen"]),
     ("metrics", &["listen"]),
     ("nat", &["stun_servers", "port_mapping"]),
-    ("relay", &["serve", "addresses", "max"]),
+    ("relay", &["serve", "addresses", "max", "rate_mbit"]),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
     ("peers.routes", &["net", "metric"]),
     ("services", &services::KEYS),
@@ -166,7 +166,7 @@ fn read(root: &Node, report: &mut Report<'_>) -> Draft {
                 web::refuse_beyond_lan(&item, key, report);
             }
         }
-        draft.relay = RelaySettings { serve: RelayServe::Never, preferred: Vec::new(), max: 0 };
+        draft.relay = RelaySettings { serve: RelayServe::Never, max: 0, ..RelaySettings::default() };
     }
     draft
 }

@@ -165,6 +165,9 @@ fn lane_line(lane: &LaneStatus) -> String {
     if lane.carrier == Carrier::Quic {
         line.push_str(", in QUIC datagrams");
     }
+    if let Some(relay) = &lane.relay {
+        let _ = write!(line, ", relayed by {}", text::printable(relay));
+    }
     let _ = write!(line, ", for {}", text::span(lane.age_s));
     if lane.state == LaneState::Silent {
         line.push_str(", silent");
@@ -322,6 +325,7 @@ mod tests {
                     local: "10.201.0.1:8100".parse().unwrap(),
                     remote: "10.201.0.2:8100".parse().unwrap(),
                     rtt_us: Some(350),
+                    relay: None,
                     mtu_bytes: Some(1452),
                     state: LaneState::Up,
                     carrier: Carrier::Lane,
@@ -340,6 +344,7 @@ mod tests {
                     local: "[2001:db8::1]:8101".parse().unwrap(),
                     remote: "[2001:db8::2]:8101".parse().unwrap(),
                     rtt_us: None,
+                    relay: None,
                     mtu_bytes: None,
                     state: LaneState::Silent,
                     carrier: Carrier::Quic,

@@ -9,6 +9,7 @@
 //! | [`nodes`] | four nodes in a lab, and which way packets take between A and B |
 //! | [`matrix`] | which way is found for which pair, how soon, and what is expected |
 //! | [`punch`] | that lanes come soon where both have a NAT |
+//! | [`udp_relay`] | lanes that R or S relays, where no direct path is |
 //! | [`upheaval`] | what happens to paths while a transfer runs, and the gaps it leaves |
 //! | [`table`] | the tables of `docs/nat.md` |
 
@@ -20,4 +21,5 @@ mod nodes;
 mod punch;
 mod rules;
 mod table;
+mod udp_relay;
 mod upheaval;

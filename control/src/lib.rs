@@ -9,6 +9,7 @@
 //! | [`lanes`] | listeners, probes and handshakes that make lanes |
 //! | [`services`] | TCP services with addresses of their own: those of peers, and ours |
 //! | [`environment`] | Hyprspace's environment variables |
+//! | `obstacle` | why no lane leads to a peer from node to node |
 //! | `routing` | delegated routers and a Kubo node, asked over HTTP where peers are |
 //! | [`dns`] | the name server, and systemd-resolved told of it |
 //! | [`metrics`] | what Prometheus reads |
@@ -30,6 +31,7 @@ pub mod lanes;
 pub mod metrics;
 mod nat;
 pub mod netlink;
+mod obstacle;
 pub mod packets;
 mod portmap;
 mod ready;

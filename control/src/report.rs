@@ -16,6 +16,7 @@ use ringlane_shared::plane::{CarrierChoice, LaneCarrier, StreamForm, WorkerCount
 
 use crate::admin::discovery::DiscoveryStatus;
 use crate::admin::nat::NatStatus;
+use crate::admin::obstacle::ObstacleStatus;
 use crate::admin::relay::{CircuitStatus, RelayNode, RelayPeer, RelayStatus, RelayedPeer};
 use crate::admin::status::{
     AddressStatus, Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo,
@@ -56,6 +57,8 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) routing: &'a Routing,
     pub(crate) offers_refused: u64,
     pub(crate) portmap: Option<&'a PortMapper>,
+    /// What keeps each peer from being reached by lanes from node to node.
+    pub(crate) obstacles: Vec<Option<ObstacleStatus>>,
 }
 
 fn movement_status(counters: MovementCounters) -> MovementStatus {
@@ -207,6 +210,7 @@ impl<T> Reporter<'_, T> {
             state,
             carrier,
             problem: unconnected.or(of_stream).or(of_lanes).map(str::to_owned),
+            obstacle: self.obstacles.get(index.position()).cloned().flatten(),
             known_addresses: self.node.learnt_addresses(&peer.id).into_iter().map(address_status).collect(),
             rtt_us: lanes.iter().filter_map(|lane| lane.rtt_us).min(),
             mtu_bytes: carrier.map(|carrier| match (carrier, link.and_then(|link| link.stream())) {

@@ -12,6 +12,7 @@ mod lanes;
 mod links;
 mod metrics;
 mod nat;
+mod obstacle;
 mod packets;
 mod portmap;
 mod routes;
@@ -39,6 +40,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 pub(crate) use self::routes::Routing;
+use self::obstacle::Ends;
 use self::services::ServiceOpening;
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminError, AdminRequest, AdminServer};
@@ -225,6 +227,8 @@ struct Control {
     metrics: Option<MetricsServer>,
     nat: Nat,
     udp_relay: UdpRelay,
+    /// What is known of peers for as long as no lane leads to them.
+    ends: Ends,
     /// Answers questions as long as it is there.
     _names: Option<NameServer>,
     cache: PeerCache,

@@ -19,6 +19,7 @@ mod client;
 pub mod discovery;
 pub mod mappings;
 pub mod nat;
+pub mod obstacle;
 pub mod relay;
 mod server;
 pub mod status;

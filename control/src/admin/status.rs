@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::discovery::DiscoveryStatus;
 use super::mappings::MappingsStatus;
 use super::nat::NatStatus;
+use super::obstacle::ObstacleStatus;
 use super::relay::RelayStatus;
 use super::underlay::UnderlayStatus;
 
@@ -195,6 +196,9 @@ pub struct PeerStatus {
     /// What was last seen to keep it from being connected, or from having all its lanes: a text for people.
     #[serde(default)]
     pub problem: Option<String>,
+    /// What keeps it from being reached by lanes from one node to the other; `null` while it is.
+    #[serde(default)]
+    pub obstacle: Option<ObstacleStatus>,
     /// Every address of it that the node knows, wherever from.
     #[serde(default)]
     pub known_addresses: Vec<AddressStatus>,
@@ -569,6 +573,7 @@ mod tests {
             state: PeerState::Offline,
             carrier: None,
             problem: None,
+            obstacle: None,
             known_addresses: Vec::new(),
             lanes: Vec::new(),
             streams: Vec::new(),
@@ -589,7 +594,7 @@ mod tests {
         };
         peer.set_traffic(&workers);
 
-        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"known_addresses":[],"lanes":[],"streams":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"stream_packets_sent":0,"stream_packets_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
+        let expected = r#"{"name":"site-b","id":"12D3KooW","addresses":[],"routes":[],"state":"offline","carrier":null,"problem":null,"obstacle":null,"known_addresses":[],"lanes":[],"streams":[],"rtt_us":null,"mtu_bytes":null,"packets_sent":3,"packets_received":0,"bytes_sent":0,"bytes_received":1500,"records_sent":0,"records_received":0,"quic_datagrams_sent":0,"quic_datagrams_received":0,"stream_packets_sent":0,"stream_packets_received":0,"last_handshake_unix_s":null,"drops":{"replayed":7,"source_not_allowed":1}}"#;
         assert_eq!(serde_json::to_string(&peer).unwrap(), expected);
     }
 }

@@ -171,6 +171,10 @@ impl Standing {
         }
     }
 
+    pub(super) fn get(&self, serial: LaneSerial) -> Option<&StandingLane> {
+        self.lanes.get(self.ids.get(&serial)?)
+    }
+
     pub(super) fn get_mut(&mut self, serial: LaneSerial) -> Option<&mut StandingLane> {
         self.lanes.get_mut(self.ids.get(&serial)?)
     }

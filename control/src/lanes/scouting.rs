@@ -18,6 +18,7 @@ use ringlane_shared::limits::{PROBES_PER_ADDRESS_MAX, PROBES_PER_PEER_MAX, SCOUT
 use ringlane_shared::path::candidate::Pair;
 use ringlane_shared::path::choice::{Ends, Measurement, PathClass, RankedPair, Retry, lane_pairs, ranked_pairs};
 use ringlane_shared::path::prober::Prober;
+use ringlane_shared::wire::offer::CandidateKind;
 use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction};
 
 use super::drops::ListenerDrop;
@@ -184,6 +185,13 @@ impl LaneEngine {
     }
 
     /// When to call [`Self::tick_scouts`] next.
+    /// What a lane's path is like, and what the peer says of its end of it; `None` for a lane that does not stand.
+    pub fn path_of(&self, serial: LaneSerial) -> Option<(PathClass, Option<CandidateKind>)> {
+        let lane = self.standing.get(serial)?;
+        let told = lane.candidates.iter().find(|(_, address)| *address == lane.path.remote);
+        Some((lane.book.class(), told.map(|(kind, _)| *kind)))
+    }
+
     pub(super) fn scouts_timeout(&self) -> Option<Instant> {
         let scouts = self.scouting.scouts.values();
         let scouts = scouts.filter_map(|scout| scout.prober.poll_timeout().into_iter().chain(scout.decide_at).min());

@@ -1,5 +1,7 @@
 //! Answers to the command line.
 
+use std::time::Instant;
+
 use tracing::warn;
 
 use super::Control;
@@ -57,6 +59,7 @@ impl Control {
             routing: &self.routing,
             offers_refused: self.offers_refused,
             portmap: self.portmap.as_ref(),
+            obstacles: self.obstacles(Instant::now()),
         }
     }
 }

@@ -90,6 +90,7 @@ impl Control {
                     self.engine.handle_lane_ended(serial);
                     if self.coordinator.handle_lane_ended(peer, index, serial, now) {
                         self.seek_if_lost(peer, &end);
+                        self.ends.handle_lane_ended(peer, now);
                         let end = match end {
                             LaneEnd::Retired => "retired".to_owned(),
                             LaneEnd::Worn => "its key has sealed as many records as it may".to_owned(),

@@ -72,6 +72,7 @@ impl Control {
                     Ok(offer) => {
                         self.engine.set_candidates(index, &offer, now);
                         self.nat.handle_offer(index, &offer, now);
+                        self.ends.handle_offer(index, &offer);
                         self.coordinator.handle_offer(index, offer, token, now);
                     }
                     Err(error) => {
@@ -91,6 +92,7 @@ impl Control {
                 if let Ok(Answer::Offer(theirs)) = &answer {
                     self.engine.set_candidates(peer, theirs, now);
                     self.nat.handle_offer(peer, theirs, now);
+                    self.ends.handle_offer(peer, theirs);
                 }
                 self.coordinator.handle_answer(peer, ask, answer, now);
             }

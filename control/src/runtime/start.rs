@@ -229,6 +229,7 @@ impl Control {
             metrics: None,
             nat,
             udp_relay: UdpRelay::new(),
+            ends: Default::default(),
             _names: names,
             cache,
             cache_file,

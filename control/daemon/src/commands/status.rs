@@ -86,6 +86,7 @@ fn for_people(status: &NodeStatus, now_unix_s: u64) -> String {
 fn peer_details(out: &mut String, peer: &PeerStatus, relayed: &[RelayedPeer]) {
     let _ = writeln!(out, "\n{}", text::name_or_id(&peer.name, &peer.id));
     detail(out, "problem", peer.problem.as_deref().unwrap_or_default());
+    detail(out, "obstacle", peer.obstacle.as_ref().map(|obstacle| obstacle.text.as_str()).unwrap_or_default());
     detail(out, "relay", &relay_of(peer, relayed));
     detail(out, "id", &peer.id);
     detail(out, "addresses", &text::list(&peer.addresses));
@@ -274,6 +275,7 @@ mod tests {
     use ringlane_control::admin::discovery::DiscoveryStatus;
     use ringlane_control::admin::mappings::MappingsStatus;
     use ringlane_control::admin::nat::NatStatus;
+    use ringlane_control::admin::obstacle::ObstacleStatus;
     use ringlane_control::admin::underlay::UnderlayStatus;
 
     use super::*;
@@ -287,6 +289,10 @@ mod tests {
             state: PeerState::Offline,
             carrier: None,
             problem: Some("no address of it is known here; it has to dial us".to_owned()),
+            obstacle: Some(ObstacleStatus {
+                code: "not_connected".to_owned(),
+                text: "nothing connects this node to it: \u{1b}[31mno packets pass".to_owned(),
+            }),
             known_addresses: Vec::new(),
             lanes: Vec::new(),
             streams: Vec::new(),
@@ -316,6 +322,7 @@ mod tests {
             state: PeerState::Direct,
             carrier: Some(Carrier::Lane),
             problem: None,
+            obstacle: None,
             known_addresses: Vec::new(),
             streams: Vec::new(),
             lanes: vec![
@@ -470,6 +477,7 @@ site-b
 
 12D3KooWCarol
   problem     no address of it is known here; it has to dial us
+  obstacle    nothing connects this node to it: \u{fffd}[31mno packets pass
   id          12D3KooWCarol
   addresses   100.64.9.9
   sent        0 packets in 0 records

@@ -1,0 +1,112 @@
+//! What the loop knows of why a peer is not reached by lanes from node to node.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ringlane_shared::config::{PeerSettings, Scope};
+use ringlane_shared::id::PeerIndex;
+use ringlane_shared::path::choice::PathClass;
+use ringlane_shared::plane::CarrierChoice;
+use ringlane_shared::wire::offer::Offer;
+
+use super::Control;
+use crate::admin::obstacle::ObstacleStatus;
+use crate::obstacle::{Detour, End, Facts, StreamOnly, obstacle};
+use crate::swarm::PeerKind;
+use crate::underlay::source_to;
+
+/// Addresses that are nobody's (RFC 5737, RFC 3849), by which the kernel is asked whether there is a way out of its
+/// networks. Nothing is ever sent there.
+const FAR_AWAY: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+
+/// What peers' offers tell of their ends, and when each lost a lane. At most one of each for a configured peer.
+#[derive(Default)]
+pub(super) struct Ends {
+    offered: BTreeMap<PeerIndex, End>,
+    lost: BTreeMap<PeerIndex, Instant>,
+}
+
+impl Ends {
+    pub(super) fn handle_offer(&mut self, peer: PeerIndex, offer: &Offer) {
+        self.offered.insert(peer, End::of_offer(offer));
+    }
+
+    pub(super) fn handle_lane_ended(&mut self, peer: PeerIndex, now: Instant) {
+        self.lost.insert(peer, now);
+    }
+}
+
+impl Control {
+    /// What keeps each peer from being reached by lanes from node to node, in the configuration's order.
+    pub(super) fn obstacles(&self, now: Instant) -> Vec<Option<ObstacleStatus>> {
+        let here = End::here(&self.nat_status().hosts, self.ways_out());
+        let peers = self.settings.peers.iter().zip(0..);
+        peers.map(|(peer, index)| self.obstacle(PeerIndex(index), peer, here, now)).collect()
+    }
+
+    /// Whether we have routes to far addresses of IPv4 and IPv6, outside the tunnel.
+    pub(super) fn ways_out(&self) -> [bool; 2] {
+        FAR_AWAY.map(|ip| {
+            let source = source_to(SocketAddr::new(ip, 9), true);
+            source.is_some_and(|source| self.engine.local_ips().contains(&source))
+        })
+    }
+
+    fn obstacle(
+        &self,
+        index: PeerIndex,
+        peer: &PeerSettings,
+        here: End,
+        now: Instant,
+    ) -> Option<ObstacleStatus> {
+        let link = self.coordinator.link(index)?;
+        let is_relayed = |(class, _)| class == PathClass::Relay;
+        let mut lanes = link.lanes().map(|(_, lane)| self.engine.path_of(lane.serial).is_some_and(is_relayed));
+        let carries = link.carries();
+        if carries && lanes.any(|is_relayed| !is_relayed) {
+            return None;
+        }
+        let mut connections = self.node.connections(&peer.id);
+        let first = connections.next();
+        let connected = connections.chain(first).map(|connection| connection.established).min();
+        let since = connected.into_iter().chain(self.ends.lost.get(&index).copied()).max();
+        let facts = Facts {
+            here,
+            there: self.ends.offered.get(&index).copied(),
+            stream_only: self.stream_only_reason(peer),
+            is_connected: connected.is_some(),
+            since: since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            is_lan_only: self.settings.control.web.scope == Scope::Lan,
+            punches: true,
+            problem: self.node.problem(&peer.id).filter(|_| connected.is_none()).or(link.problem()),
+            detour: if carries { Detour::RelayedLanes } else { self.detour(index, peer) },
+        };
+        Some(obstacle(&facts))
+    }
+
+    fn stream_only_reason(&self, peer: &PeerSettings) -> Option<StreamOnly> {
+        if peer.carrier.unwrap_or(self.settings.dataplane.carrier) == CarrierChoice::Stream {
+            return Some(StreamOnly::Configured);
+        }
+        (self.node.kind(&peer.id) == Some(PeerKind::Hyprspace)).then_some(StreamOnly::Hyprspace)
+    }
+
+    /// How packets go that no lane takes.
+    fn detour(&self, index: PeerIndex, peer: &PeerSettings) -> Detour {
+        let has_stream = self.coordinator.link(index).is_some_and(|link| link.stream().is_some());
+        let way = self.node.packet_way(&peer.id).filter(|_| has_stream);
+        let taken = way.and_then(|way| self.node.connections(&peer.id).find(|known| known.id == way.connection));
+        let Some(taken) = taken else { return Detour::Nothing };
+        let transport = taken.transport.map(|transport| transport.name());
+        if !taken.relayed {
+            return Detour::Stream { transport: transport.unwrap_or("an unknown transport") };
+        }
+        let relay = taken.relay.map(|relay| {
+            let known = self.settings.peers.iter().find(|peer| peer.id == relay && !peer.name.is_empty());
+            known.map_or_else(|| relay.to_string(), |peer| peer.name.clone())
+        });
+        Detour::RelayedStream { transport, relay }
+    }
+}

@@ -14,6 +14,7 @@ mod metrics;
 mod nat;
 mod obstacle;
 mod packets;
+mod ping;
 mod portmap;
 mod routes;
 mod services;
@@ -39,8 +40,9 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
-pub(crate) use self::routes::Routing;
 use self::obstacle::Ends;
+use self::ping::{PingEvent, Pings};
+pub(crate) use self::routes::Routing;
 use self::services::ServiceOpening;
 use crate::addresses::ListenPlan;
 use crate::admin::{AdminError, AdminRequest, AdminServer};
@@ -229,6 +231,7 @@ struct Control {
     udp_relay: UdpRelay,
     /// What is known of peers for as long as no lane leads to them.
     ends: Ends,
+    pings: Pings,
     /// Answers questions as long as it is there.
     _names: Option<NameServer>,
     cache: PeerCache,
@@ -247,6 +250,7 @@ enum Happening {
     Addresses,
     Portmap(PortmapEvent),
     Admin(AdminRequest),
+    Ping(PingEvent),
     Scrape(ScrapeRequest),
     NatIsDue,
     UdpRelay(relayed::Progress),
@@ -284,6 +288,7 @@ impl Control {
                 () = self.changes.next() => Happening::Addresses,
                 event = PortMapper::next(self.portmap.as_mut()) => Happening::Portmap(event),
                 request = self.admin.next() => Happening::Admin(request),
+                event = self.pings.next() => Happening::Ping(event),
                 request = MetricsServer::next(self.metrics.as_mut()) => Happening::Scrape(request),
                 () = self.nat.next() => Happening::NatIsDue,
                 progress = self.udp_relay.next() => Happening::UdpRelay(progress),
@@ -313,6 +318,7 @@ impl Control {
                         return Ok(());
                     }
                 }
+                Happening::Ping(event) => self.handle_ping(event, now),
                 Happening::Scrape(request) => request.send(self.exposition().await),
                 Happening::NatIsDue => self.plan_nat(now),
                 Happening::UdpRelay(progress) => self.handle_udp_relay(progress, now),

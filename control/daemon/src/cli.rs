@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Down(InterfaceArgs),
     /// Show a running node: itself, its offloads and drops, and its peers
     Status(InterfaceArgs),
+    /// Ask a peer whether it is there, path by path, until a direct one answers
+    Ping(PingArgs),
     /// Show every libp2p connection of a running node
     Peers(InterfaceArgs),
     /// Show and change a running node's routes
@@ -115,6 +117,28 @@ pub(crate) struct InterfaceArgs {
     /// How to print
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Arguments of `ping`.
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    /// The peer: @NAME, NAME, the beginning of its id, or a built-in address of it
+    pub(crate) peer: String,
+    /// How often to ask [default: until a direct path answers, 10 times at most]
+    #[arg(short = 'n', long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Ask until a direct path answers, COUNT times at most if that is given; exit code 3 if none does
+    #[arg(long)]
+    pub(crate) until_direct: bool,
+    /// From one question to the next, in milliseconds
+    #[arg(long = "interval", value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
+    pub(crate) interval_ms: u64,
+    /// How long to wait for answers, in milliseconds
+    #[arg(long = "timeout", value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=8000))]
+    pub(crate) timeout_ms: u64,
+    /// Which node, and how to print
+    #[command(flatten)]
+    pub(crate) node: InterfaceArgs,
 }
 
 /// Arguments of `route`.

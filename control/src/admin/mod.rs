@@ -20,6 +20,7 @@ pub mod discovery;
 pub mod mappings;
 pub mod nat;
 pub mod obstacle;
+pub mod ping;
 pub mod relay;
 mod server;
 pub mod status;
@@ -67,6 +68,14 @@ pub enum AdminCommand {
         /// Whose route; all to this network unless said.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<String>,
+    },
+    /// Ask a peer whether it is there, on every path that packets take: [`ping::PingStatus`], when all have answered or time is
+    /// up.
+    Ping {
+        /// `@name`, a name, the beginning of an id, or a built-in address.
+        peer: String,
+        /// How long to wait for answers, within bounds.
+        timeout_ms: u64,
     },
     /// End the node: answered with `null`, then the node takes its interface down and removes its socket last.
     Stop,

@@ -1,6 +1,6 @@
 //! Answers to the command line.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -24,6 +24,9 @@ impl Control {
             }
             AdminCommand::RouteDel { net, peer } => {
                 answer(request.reply, self.delete_route(&net, peer.as_deref()).await);
+            }
+            AdminCommand::Ping { peer, timeout_ms } => {
+                self.ping(&peer, Duration::from_millis(timeout_ms), request.reply, Instant::now());
             }
             AdminCommand::Stop => {
                 request.reply.send(());

@@ -111,6 +111,7 @@ impl Control {
                 PlaneEvent::PathSeen { serial, local, from } => {
                     self.engine.handle_path_seen(serial, local, from, now);
                 }
+                PlaneEvent::LaneAnswered { serial, ask, rtt } => self.handle_lane_answered(serial, ask, rtt, now),
                 PlaneEvent::Stray(stray) => self.engine.handle_stray(stray, now),
                 PlaneEvent::ForwardEnded { worker, id, end } => {
                     debug!(%worker, ?id, ?end, "forward ended");

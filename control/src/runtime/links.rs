@@ -115,6 +115,8 @@ impl Control {
                     self.handle_service_opened(opening, result);
                 } else if self.udp_relay.has_opening(id) {
                     self.udp_relay.handle_opened(id, result.map(|(_, stream)| stream));
+                } else if self.pings.has_opening(id) {
+                    self.pings.handle_opened(id, result);
                 } else if self.packets.has_opening(id) {
                     self.packets.handle_opened(id, result.map(|(protocol, stream)| (protocol, stream as _)));
                 }

@@ -46,6 +46,12 @@ impl Control {
         peers.map(|(peer, index)| self.obstacle(PeerIndex(index), peer, here, now)).collect()
     }
 
+    /// What keeps one peer from being reached so.
+    pub(super) fn obstacle_to(&self, index: PeerIndex, now: Instant) -> Option<ObstacleStatus> {
+        let peer = self.settings.peers.get(index.position())?;
+        self.obstacle(index, peer, End::here(&self.nat_status().hosts, self.ways_out()), now)
+    }
+
     /// Whether we have routes to far addresses of IPv4 and IPv6, outside the tunnel.
     pub(super) fn ways_out(&self) -> [bool; 2] {
         FAR_AWAY.map(|ip| {
@@ -54,13 +60,7 @@ impl Control {
         })
     }
 
-    fn obstacle(
-        &self,
-        index: PeerIndex,
-        peer: &PeerSettings,
-        here: End,
-        now: Instant,
-    ) -> Option<ObstacleStatus> {
+    fn obstacle(&self, index: PeerIndex, peer: &PeerSettings, here: End, now: Instant) -> Option<ObstacleStatus> {
         let link = self.coordinator.link(index)?;
         let is_relayed = |(class, _)| class == PathClass::Relay;
         let mut lanes = link.lanes().map(|(_, lane)| self.engine.path_of(lane.serial).is_some_and(is_relayed));

@@ -230,6 +230,7 @@ impl Control {
             nat,
             udp_relay: UdpRelay::new(),
             ends: Default::default(),
+            pings: Default::default(),
             _names: names,
             cache,
             cache_file,

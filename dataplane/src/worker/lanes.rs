@@ -53,6 +53,11 @@ impl<E: Engine> Worker<E> {
             }
             PlaneCommand::PassOn(passed) => self.take_passed_on(*passed, now),
             PlaneCommand::TryPath(trial) => self.try_path(*trial, now)?,
+            PlaneCommand::AskLane { serial, ask } => {
+                if let Some(slot) = self.state.lanes.find(serial) {
+                    self.ask_for_control(slot, ask, now);
+                }
+            }
             PlaneCommand::AddForward(forward) => self.add_forward(*forward, now)?,
             PlaneCommand::RemoveForward(id) => self.remove_forward(id, ForwardEnd::Removed)?,
             PlaneCommand::LimitForwards(rate) => self.limit_forwards(rate, now),

@@ -109,6 +109,8 @@ struct Asked {
     sent_at: Instant,
     /// How large the datagram was, if its size is in question.
     bytes: Option<u16>,
+    /// What control calls it, if it wants to know.
+    ask: Option<u64>,
 }
 
 impl LanePath {
@@ -342,16 +344,31 @@ impl<E: Engine> Worker<E> {
             return Ok(());
         }
         let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
-        let Some(Asked { sent_at, bytes, .. }) = lane.path.take_asked(token) else { return Ok(()) };
+        let Some(Asked { sent_at, bytes, ask, .. }) = lane.path.take_asked(token) else { return Ok(()) };
         lane.gauges.echoes_answered.add(1);
-        lane.path.rtt.add(now.saturating_duration_since(sent_at));
+        let sample = now.saturating_duration_since(sent_at);
+        lane.path.rtt.add(sample);
         if let Some(rtt) = lane.path.rtt.smoothed() {
             lane.gauges.set_rtt(rtt);
         }
         if !is_datagram {
             lane.path.mtu.handle_answer(bytes, sent_at, now);
         }
+        if let Some(ask) = ask {
+            let serial = lane.serial;
+            self.tell_if_room(PlaneEvent::LaneAnswered { serial, ask, rtt: sample });
+        }
         self.drive_path(slot, now)
+    }
+
+    /// Asks a lane's peer because control wants to know. What could not leave is what was lost.
+    pub(super) fn ask_for_control(&mut self, slot: SocketSlot, ask: u64, now: Instant) {
+        let is_sent = self.ask(slot, None, now).is_ok();
+        if let Some(lane) = self.state.lanes.get_mut(slot).filter(|_| is_sent)
+            && let Some(last) = lane.path.asked.back_mut()
+        {
+            last.ask = Some(ask);
+        }
     }
 
     /// Sends a request on a lane's own path, in a datagram of so many bytes or as short as can be.
@@ -364,7 +381,7 @@ impl<E: Engine> Worker<E> {
         }
         if let Some(lane) = self.state.lanes.get_mut(slot) {
             lane.gauges.echoes_sent.add(1);
-            lane.path.note_asked(Asked { token, sent_at: now, bytes });
+            lane.path.note_asked(Asked { token, sent_at: now, bytes, ask: None });
         }
         Ok(())
     }

@@ -395,6 +395,36 @@ fn a_request_is_answered_once_and_in_short_and_nothing_else_is() {
 }
 
 #[test]
+fn what_control_asks_is_asked_at_once_and_its_answer_told_with_the_time_it_took() {
+    let mut bed = Bed::new(0);
+    bed.settle(1400);
+    let answered = |bed: &mut Bed| {
+        std::iter::from_fn(|| bed.events.try_recv()).find_map(|event| match event {
+            PlaneEvent::LaneAnswered { serial: SERIAL, ask, rtt } => Some((ask, rtt)),
+            _ => None,
+        })
+    };
+    for serial in [LaneSerial(99), SERIAL] {
+        bed.commands.try_send(PlaneCommand::AskLane { serial, ask: serial.0 }).unwrap();
+    }
+    let started = Instant::now();
+    // The others ask for the path MTU, in larger records.
+    let token = bed.until(|bed| {
+        bed.echoes().into_iter().find_map(|asked| match asked {
+            (Echo::Request(token), ECHO_RECORD_BYTES) => Some(token),
+            _ => None,
+        })
+    });
+    bed.send_echo(Echo::Reply(token + 1), ECHO_RECORD_BYTES);
+    bed.send_echo(Echo::Reply(token), ECHO_RECORD_BYTES);
+    bed.send_echo(Echo::Reply(token), ECHO_RECORD_BYTES);
+    let (ask, rtt) = bed.until(answered);
+    assert!(ask == SERIAL.0 && rtt <= started.elapsed(), "{ask}, {rtt:?}");
+    bed.until(|bed| (bed.counters[0].records_received.get() == 3).then_some(()));
+    assert_eq!(answered(&mut bed), None, "it is told once");
+}
+
+#[test]
 fn who_asks_too_often_is_not_answered_and_counted() {
     let mut bed = Bed::new(0);
     (0..300).for_each(|token| {

@@ -29,6 +29,14 @@ pub enum PlaneCommand {
     PassOn(Box<PassedOn>),
     /// Find out whether this lane's peer answers on another path, and move there if it does.
     TryPath(Box<TrialPath>),
+    /// Ask this lane's peer at once whether it is there. Answered with [`super::PlaneEvent::LaneAnswered`], or not at all: for
+    /// an unknown serial, and when question or answer is lost.
+    AskLane {
+        /// Which lane.
+        serial: LaneSerial,
+        /// Comes back with the answer.
+        ask: u64,
+    },
     /// Relay this lane of two others from now on. Answered with [`super::PlaneEvent::ForwardEnded`] when it ends, at once if
     /// it cannot begin.
     AddForward(Box<Forward>),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::batch::PacketBatch;
 use super::counters::LaneCarrier;
@@ -62,6 +63,15 @@ pub enum PlaneEvent {
         local: SocketAddr,
         /// Where it came from.
         from: SocketAddr,
+    },
+    /// The peer has answered what [`super::PlaneCommand::AskLane`] had it asked, on the lane's own path.
+    LaneAnswered {
+        /// Which lane of all.
+        serial: LaneSerial,
+        /// What control called the question.
+        ask: u64,
+        /// From the question to the answer.
+        rtt: Duration,
     },
     /// A datagram that a lane's socket received and that is not the lane's: a probe, a handshake, or a stranger's
     /// packet from before the socket was connected. Bounded by the queue; dropped when that is full.

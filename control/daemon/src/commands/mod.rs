@@ -10,6 +10,7 @@ mod mappings;
 pub(crate) mod metrics;
 mod nat;
 pub(crate) mod peers;
+pub(crate) mod ping;
 pub(crate) mod route;
 pub(crate) mod status;
 pub(crate) mod text;

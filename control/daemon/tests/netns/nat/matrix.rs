@@ -18,34 +18,36 @@ use std::time::{Duration, Instant};
 
 use super::kinds::{Kind, Pair};
 use super::lab::NatLab;
-use super::nodes::{Setups, Way};
+use super::nodes::{Medium, Setups, Way};
 use super::table;
 use crate::lab::{PATIENCE, Site};
 use crate::traffic::{receiver, sender, uninterrupted};
 
-/// How a pair is connected in the end, from worse to better.
+/// How a pair is connected in the end, from worse to better: lanes are taken as soon as there are any, also relayed ones.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Expect {
     Unreachable,
-    Relayed,
-    Direct,
+    RelayedStream,
+    DirectStream,
+    RelayedLanes,
+    DirectLanes,
 }
 
-/// What holds for each pair of [`Kind::ALL`], rows and columns in its order, D direct, R relayed, - unreachable. The other
-/// half is the same, as who is called A makes no difference.
+/// What holds for each pair of [`Kind::ALL`], rows and columns in its order: L direct lanes, R relayed lanes, s a direct
+/// stream, r a relayed one, - unreachable. The other half is the same, as who is called A makes no difference.
 const EXPECTED: [&str; Kind::ALL.len()] = [
-    "D",            // public
-    "D-",           // full cone
-    "D--",          // address-restricted
-    "D---",         // port-restricted
-    "D----",        // symmetric
-    "D-----",       // symmetric, sequential
-    "D------",      // double NAT
-    "D-------",     // CGNAT and home
-    "D--------",    // UDP blocked
-    "----------",   // TCP 443 only
-    "D---------D",  // IPv6 only
-    "D---------DD", // IPv6 and NAT
+    "L",            // public
+    "LL",           // full cone
+    "LLL",          // address-restricted
+    "LLLL",         // port-restricted
+    "LLLRR",        // symmetric
+    "LLLRRR",       // symmetric, sequential
+    "LLLLRRL",      // double NAT
+    "LLLLRRLL",     // CGNAT and home
+    "ssrrrrrrr",    // UDP blocked
+    "rrrrrrrrrr",   // TCP 443 only
+    "LRRRRRRRrrL",  // IPv6 only
+    "LLLLRRLRrrLL", // IPv6 and NAT
 ];
 
 const _: () = {
@@ -58,9 +60,9 @@ const _: () = {
 
 /// The same for pairs that are not apart.
 const EXPECTED_TOGETHER: [(Pair, Expect); 3] = [
-    (Pair::SameLan, Expect::Direct),
-    (Pair::SameNat { hairpins: true }, Expect::Unreachable),
-    (Pair::SameNat { hairpins: false }, Expect::Unreachable),
+    (Pair::SameLan, Expect::DirectLanes),
+    (Pair::SameNat { hairpins: true }, Expect::DirectLanes),
+    (Pair::SameNat { hairpins: false }, Expect::RelayedLanes),
 ];
 
 /// How long two nodes that are not to find each other are watched.
@@ -92,8 +94,10 @@ impl Way {
     fn reaches(&self) -> Expect {
         match self {
             Self::Nothing => Expect::Unreachable,
-            Self::Relayed(_) => Expect::Relayed,
-            Self::Direct(_) => Expect::Direct,
+            Self::Relayed(Medium::Stream { .. }) => Expect::RelayedStream,
+            Self::Direct(Medium::Stream { .. }) => Expect::DirectStream,
+            Self::Relayed(Medium::Lanes { .. }) => Expect::RelayedLanes,
+            Self::Direct(Medium::Lanes { .. }) => Expect::DirectLanes,
         }
     }
 }
@@ -114,8 +118,10 @@ fn expected(pair: Pair) -> Expect {
     let place = |kind| Kind::ALL.iter().position(|other| *other == kind).expect("ALL has all");
     let (row, column) = (place(a).max(place(b)), place(a).min(place(b)));
     match EXPECTED[row].as_bytes()[column] {
-        b'D' => Expect::Direct,
-        b'R' => Expect::Relayed,
+        b'L' => Expect::DirectLanes,
+        b'R' => Expect::RelayedLanes,
+        b's' => Expect::DirectStream,
+        b'r' => Expect::RelayedStream,
         b'-' => Expect::Unreachable,
         other => panic!("{} stands for nothing", char::from(other)),
     }
@@ -215,7 +221,7 @@ impl Echoes {
 fn holds(pair: Pair) {
     let expected = expected(pair);
     let watched = if expected == Expect::Unreachable { WATCHED } else { PATIENCE };
-    run(pair, watched, expected.max(Expect::Relayed), |row| {
+    run(pair, watched, expected.max(Expect::RelayedStream), |row| {
         println!("{}", table::line(row));
         assert!(row.found() >= expected, "{expected:?} was expected, not {row:?}");
         if row.found() > expected {
@@ -291,7 +297,7 @@ fn all_pairs() {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     pairs.get(at).map(|pair| (at, *pair))
                 } {
-                    let row = run(pair, WATCHED_LONG, Expect::Direct, |_| ()).expect("a table needs labs");
+                    let row = run(pair, WATCHED_LONG, Expect::DirectLanes, |_| ()).expect("a table needs labs");
                     println!("{}", table::line(&row));
                     rows.lock().expect("no thread has panicked")[at] = Some(row);
                 }

@@ -48,8 +48,10 @@ fn overview(rows: &[Row]) -> String {
             let row = rows.iter().find(|row| row.pair == Pair::Apart(a, b) || row.pair == Pair::Apart(b, a));
             let cell = match row.map(Row::found) {
                 None => "",
-                Some(Expect::Direct) => "direct",
-                Some(Expect::Relayed) => "relay",
+                Some(Expect::DirectLanes) => "lanes",
+                Some(Expect::DirectStream) => "stream",
+                Some(Expect::RelayedLanes) => "relayed lanes",
+                Some(Expect::RelayedStream) => "relayed stream",
                 Some(Expect::Unreachable) => "–",
             };
             let _ = write!(text, " {cell} |");

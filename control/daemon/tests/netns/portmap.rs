@@ -27,7 +27,7 @@ const AGE: Duration = Duration::from_secs(8);
 
 /// What the gateway speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Speaks {
+pub(crate) enum Speaks {
     Pcp,
     /// miniupnpd has no switch for one of the two, so PCP's requests are swallowed.
     NatPmp,
@@ -47,7 +47,7 @@ impl Speaks {
 }
 
 /// The gateway's daemon. Dropping it ends it.
-struct Miniupnpd {
+pub(crate) struct Miniupnpd {
     child: Child,
     started: Instant,
     configuration: PathBuf,
@@ -55,7 +55,7 @@ struct Miniupnpd {
 }
 
 impl Miniupnpd {
-    fn start(lab: &Lab, speaks: Speaks, lifetime_max: u32) -> Self {
+    pub(crate) fn start(lab: &Lab, speaks: Speaks, lifetime_max: u32) -> Self {
         let (natpmp, upnp) = (speaks != Speaks::Upnp, speaks == Speaks::Upnp);
         let word = |switch| if switch { "yes" } else { "no" };
         let configuration = lab.directory().join("miniupnpd.conf");
@@ -111,7 +111,7 @@ impl Drop for Miniupnpd {
 }
 
 /// The lab above, without miniupnpd. `None`, with the reason on stderr, where that is impossible and not required.
-fn lab(speaks: Speaks) -> Option<Lab> {
+pub(crate) fn lab(speaks: Speaks) -> Option<Lab> {
     if !Path::new(MINIUPNPD).exists() {
         let missing = "miniupnpd is missing: run scripts/setup";
         assert!(env::var_os("RINGLANE_REQUIRE_NETNS").is_none_or(|value| value != "1"), "{missing}");
@@ -199,7 +199,7 @@ fn translated(lab: &Lab) -> usize {
     wanted
 }
 
-fn gateway_of(node: &Node) -> Option<Value> {
+pub(crate) fn gateway_of(node: &Node) -> Option<Value> {
     let status = node.try_status()?;
     status.gateways().first().cloned()
 }

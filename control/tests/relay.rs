@@ -275,3 +275,24 @@ async fn nonsense_on_the_relays_protocol_is_answered_as_such_and_harms_nobody() 
     assert_eq!(say(&mut nodes, 1, &r, &connect).await, [5, 0x08, 2, 0x28, 0xcc, 0x01], "no reservation");
     ask(&mut nodes, 1, &b, b"still there").await;
 }
+
+#[tokio::test]
+async fn a_relay_serves_no_stranger_and_a_peer_takes_no_circuit_from_whom_it_does_not_know() {
+    let [r, b, c, stranger] = [Site::new(), Site::new(), Site::new(), Site::new()];
+    let mut nodes = vec![
+        r.listening(&[(&b, false), (&c, false)], RelayServe::Always),
+        b.node(&[(&r, true)], RelayServe::Auto),
+        c.node(&[(&r, true), (&b, false)], RelayServe::Auto),
+        stranger.node(&[(&r, true), (&b, false)], RelayServe::Auto),
+    ];
+    let not_configured = |node: &Node| node.refused().get("not_configured").copied().unwrap_or(0);
+    run_until("both refusals", &mut nodes, |nodes| not_configured(&nodes[0]) > 0 && not_configured(&nodes[1]) > 0)
+        .await;
+    let refused = not_configured(&nodes[0]);
+    run_until("another try", &mut nodes, |nodes| not_configured(&nodes[0]) > refused).await;
+    let report = nodes[0].relay_report();
+    assert!(report.reserved_here.contains(&b.id) && !report.reserved_here.contains(&stranger.id));
+    assert!(report.circuits.iter().all(|circuit| circuit.source == c.id));
+    assert!(nodes[2].best_connection(&b.id).is_none() && nodes[3].best_connection(&r.id).is_none());
+    assert!(nodes[1].best_connection(&c.id).is_none() && nodes[1].best_connection(&stranger.id).is_none());
+}

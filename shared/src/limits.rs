@@ -361,6 +361,14 @@ pub const FORWARDS_BURST_BYTES: u64 = 1_000_000;
 pub const RELAY_MESSAGE_BYTES_MAX: usize = 4096;
 /// Addresses of a relay in one of them, each of one of its workers.
 pub const RELAY_ADDRESSES_MAX: usize = 64;
+/// Binds that control is given at once of the two ends of one forward: each end's, and those sent again.
+pub const BINDS_PER_FORWARD_BURST: u32 = 32;
+/// And per second after that.
+pub const BINDS_PER_FORWARD_PER_SECOND: u32 = 4;
+/// The same of all forwards of a worker.
+pub const BINDS_BURST: u32 = 64;
+/// And per second after that.
+pub const BINDS_PER_SECOND: u32 = 640;
 /// Largest datagram that is forwarded: the largest that any lane sends.
 pub const FORWARD_DATAGRAM_BYTES_MAX: usize = datagram_bytes_max(INNER_MTU_MAX);
 /// Send buffers of one worker. The last one that came back is the next to be filled, so few of them are ever touched

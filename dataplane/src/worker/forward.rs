@@ -12,19 +12,20 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringlane_shared::bucket::{ByteBucket, ByteRate};
+use ringlane_shared::bucket::{Bucket, ByteBucket, ByteRate};
 use ringlane_shared::drop_reason::DropReason;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{
-    FORWARD_DATAGRAM_BYTES_MAX, FORWARD_RECEIVES_IN_FLIGHT, FORWARD_TURN_BYTES, FORWARDS_BURST_BYTES,
-    FORWARDS_BYTES_PER_SECOND, FORWARDS_PER_WORKER_MAX, OUTER_HEADER_BYTES_MAX,
+    BINDS_BURST, BINDS_PER_FORWARD_BURST, BINDS_PER_FORWARD_PER_SECOND, BINDS_PER_SECOND, FORWARD_DATAGRAM_BYTES_MAX,
+    FORWARD_RECEIVES_IN_FLIGHT, FORWARD_TURN_BYTES, FORWARDS_BURST_BYTES, FORWARDS_BYTES_PER_SECOND,
+    FORWARDS_PER_WORKER_MAX, OUTER_HEADER_BYTES_MAX,
 };
 use ringlane_shared::plane::{Forward, ForwardCounters, ForwardEnd, ForwardId, PlaneEvent};
 use ringlane_shared::wire::bind::is_bind;
 
+use super::Worker;
 use super::movement::Ends;
 use super::receiving::{hand_back, is_same_address};
-use super::{State, Worker};
 use crate::sys::datagram::Datagram;
 use crate::sys::ring::{Engine, ForwardBuffer, SendTag, SocketSlot, ToForward, Train};
 
@@ -45,6 +46,8 @@ struct Relayed {
     id: ForwardId,
     halves: [Half; 2],
     bucket: ByteBucket,
+    /// How many binds of its ends control is given.
+    binds: Bucket,
     idle: Duration,
     heard_at: Instant,
     counters: Arc<ForwardCounters>,
@@ -72,6 +75,8 @@ pub(crate) struct Forwards {
     by_slot: Vec<Option<Place>>,
     /// What all of them together may carry.
     bucket: ByteBucket,
+    /// How many binds control is given, of all of them: none of those strays that are for the node itself.
+    binds: Bucket,
     /// Sockets whose receive has ended for want of buffers, in the order of their turns.
     waiting: VecDeque<SocketSlot>,
     /// Those of them that got none of the buffers when it was their turn.
@@ -89,6 +94,7 @@ impl Forwards {
             by_id: BTreeMap::new(),
             by_slot: Vec::new(),
             bucket: ByteBucket::new(rate, now),
+            binds: Bucket::new(BINDS_BURST, BINDS_PER_SECOND, now),
             waiting: VecDeque::new(),
             unserved: Vec::new(),
             deadline: None,
@@ -201,7 +207,8 @@ impl<E: Engine> Worker<E> {
         // One that has no room for a datagram would never pass it.
         let burst = rate.burst.max(FORWARD_DATAGRAM_BYTES_MAX as u64 + HEADERS);
         let bucket = ByteBucket::new(ByteRate { burst, ..rate }, now);
-        self.state.forwards.insert(Relayed { id, halves, bucket, idle, heard_at: now, counters });
+        let binds = Bucket::new(BINDS_PER_FORWARD_BURST, BINDS_PER_FORWARD_PER_SECOND, now);
+        self.state.forwards.insert(Relayed { id, halves, bucket, binds, idle, heard_at: now, counters });
         Ok(())
     }
 
@@ -261,14 +268,14 @@ impl<E: Engine> Worker<E> {
         datagram: &Datagram,
         now: Instant,
     ) -> io::Result<()> {
-        let State { forwards, strays, .. } = &mut self.state;
-        let all_left = forwards.bucket.left(now);
+        let forwards = &mut self.state.forwards;
+        let (all_left, mut all_binds) = (forwards.bucket.left(now), forwards.binds);
         let Some((relayed, from)) = forwards.of_socket(socket) else {
             // Removed meanwhile.
             self.ring.drop_forward(buffer);
             return Ok(());
         };
-        let Relayed { halves, bucket, counters, heard_at, .. } = relayed;
+        let Relayed { halves, bucket, binds, counters, heard_at, .. } = relayed;
         let (to, half) = (halves[1 - from].socket, &mut halves[from]);
         let drops = |reason, datagrams| {
             counters.drops.count_many(reason, datagrams);
@@ -291,11 +298,13 @@ impl<E: Engine> Worker<E> {
         *heard_at = now;
         // An end that has not heard our answer asks again; it is we who are asked.
         if is_bind(&self.ring.forward_bytes(&buffer)[datagram.range.clone()]) {
-            match strays.take(now) {
+            // Its own share first, so that an end that floods takes nothing from the others.
+            match binds.take(now) && all_binds.take(now) {
                 true => {
                     let ends = Ends { local: half.local, remote: half.remote };
                     let bytes = &self.ring.forward_bytes(&buffer)[datagram.range.clone()];
                     hand_back(&self.events, ends, datagram.from, bytes);
+                    self.state.forwards.binds = all_binds;
                 }
                 false => drops(DropReason::InboundMalformed, 1),
             }
@@ -397,6 +406,7 @@ pub(crate) mod books {
             id,
             halves: sockets.map(|socket| Half { socket, local: address, remote: address, overflow: 0 }),
             bucket: ByteBucket::new(RATE, now),
+            binds: Bucket::new(1, 1, now),
             idle: Duration::from_secs(3600),
             heard_at: now,
             counters: Arc::default(),

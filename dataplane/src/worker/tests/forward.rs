@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use ringlane_shared::bucket::ByteRate;
 use ringlane_shared::limits::{
-    FORWARD_DATAGRAM_BYTES_MAX, FORWARD_RECEIVES_IN_FLIGHT, FORWARD_TURN_BYTES, FORWARDS_PER_WORKER_MAX,
-    OUTER_HEADER_BYTES_MAX, TRAIN_BYTES_MAX, TRAIN_RECORDS_MAX,
+    BINDS_PER_FORWARD_BURST, FORWARD_DATAGRAM_BYTES_MAX, FORWARD_RECEIVES_IN_FLIGHT, FORWARD_TURN_BYTES,
+    FORWARDS_PER_WORKER_MAX, OUTER_HEADER_BYTES_MAX, TRAIN_BYTES_MAX, TRAIN_RECORDS_MAX,
 };
 use ringlane_shared::packet::marks::Ecn;
 use ringlane_shared::plane::{Forward, ForwardCounters, ForwardEnd, ForwardHalf, ForwardId};
@@ -477,6 +477,28 @@ fn an_end_that_shows_itself_again_is_controls_and_what_no_lane_sends_goes_nowher
     let lengths: Vec<_> = bed.until_received(&b, 2).iter().map(Vec::len).collect();
     assert_eq!(lengths, [FORWARD_DATAGRAM_BYTES_MAX, BIND_BYTES - 1]);
     assert_eq!(bed.forward_end(), None);
+}
+
+#[test]
+fn an_end_that_shows_itself_without_end_keeps_no_other_from_it_and_takes_nothing_from_lanes() {
+    let mut bed = Bed::new(0);
+    let [flooding, other] = [1, 2].map(|id| bed.relay(id));
+    let bind = BindToken::new([1; 16]).keys().seal(&Bind { number: 1, kind: BindKind::Request });
+    let (now, lanes, sent) = (Instant::now(), bed.worker.state.strays, 200);
+    for _ in 0..sent {
+        // One by one, so that none finds the socket full.
+        flooding.ends[0].send(&bind).unwrap();
+        bed.worker.turn(now).unwrap();
+    }
+    let dropped = || flooding.counters.drops.get(DropReason::InboundMalformed);
+    bed.until_at(now, |_| dropped() + u64::from(BINDS_PER_FORWARD_BURST) == sent);
+    other.ends[0].send(&bind).unwrap();
+    let from = other.ends[0].local_addr().unwrap();
+    bed.until(|bed| {
+        let mut told = std::iter::from_fn(|| bed.events.try_recv());
+        told.any(|event| matches!(event, PlaneEvent::Stray(stray) if stray.from == from)).then_some(())
+    });
+    assert_eq!(bed.worker.state.strays, lanes);
 }
 
 /// Sockets told apart by hand, as no ring gives so many.

@@ -37,8 +37,7 @@ fn slow_twin(answer: &[u8]) -> Result<Reading, ConnectError> {
     }
     let is_end = |at: &usize| {
         let before = &answer[..*at];
-        let line = before.rsplit(|byte| *byte == b'\n').next().unwrap_or(before);
-        answer[*at] == b'\n' && *at >= pattern.len() && (line.is_empty() || line == b"\r")
+        answer[*at] == b'\n' && [&b"\n"[..], b"\n\r"].iter().any(|end| before.ends_with(end))
     };
     match (pattern.len()..answer.len().min(PROXY_ANSWER_BYTES_MAX)).find(is_end) {
         Some(end) => match std::str::from_utf8(&answer[9..12]).ok().and_then(|status| status.parse().ok()) {

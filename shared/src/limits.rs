@@ -763,10 +763,14 @@ pub const UPNP_PATH_BYTES_MAX: usize = 512;
 pub const CIRCUIT_MESSAGE_BYTES_MAX: usize = 4096;
 /// Addresses of ours that a reservation tells.
 pub const CIRCUIT_ADDRESSES_MAX: usize = 16;
+/// Addresses of ours behind one relay that we tell, of those that the relay says: a hundred bytes each of identify's message,
+/// which has 4096 and is lost whole when it is longer.
+pub const ADDRESSES_PER_RELAY_MAX: usize = 4;
 /// Relays that a node can be told to use.
 pub const RELAY_ADDRESSES_CONFIGURED_MAX: usize = 64;
 /// Relays that a node has reservations with at once, at most.
 pub const RELAY_RESERVATIONS_MAX: u8 = 8;
+const _: () = assert!(RELAY_RESERVATIONS_MAX as usize * ADDRESSES_PER_RELAY_MAX * 100 < 4096 * 4 / 5);
 /// Circuits that we carry at once, all peers together.
 pub const CIRCUITS_MAX: usize = 512;
 /// Circuits that we carry at once of what one peer has asked for, and of those that lead to one peer.

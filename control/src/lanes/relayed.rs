@@ -96,11 +96,13 @@ impl LaneEngine {
             remotes.sort_by_key(|remote| !self.on_link.iter().any(|network| network.contains(&remote.ip())));
             let mut routes = Vec::new();
             for remote in remotes {
-                let source = sources.entry(remote.ip()).or_insert_with(|| source_to(remote, true));
-                let Some(local) = source.filter(|local| self.listeners.ips().contains(local)) else { continue };
-                if routes.len() == PASSAGE_ROUTES_MAX || self.policy.pairs(&[local], [remote]).is_empty() {
+                let pairs = self.policy.pairs(self.listeners.ips(), [remote]);
+                // Where lanes listen on other addresses than the kernel would choose, one of those has to do.
+                let source = *sources.entry(remote.ip()).or_insert_with(|| source_to(remote, true));
+                let routed = pairs.iter().find(|pair| Some(pair.local) == source).or(pairs.first());
+                let Some(local) = routed.map(|pair| pair.local).filter(|_| routes.len() < PASSAGE_ROUTES_MAX) else {
                     continue;
-                }
+                };
                 if let Ok(local) = self.listeners.open_passage(local) {
                     self.relayed.by_local.insert(local, (key, relay, routes.len()));
                     routes.push(Path { local, remote });

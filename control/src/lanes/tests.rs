@@ -3,6 +3,7 @@
 mod by_hand;
 mod moving;
 mod rekey;
+mod relayed;
 mod scouting;
 
 use std::io;

@@ -19,16 +19,25 @@ fn part(lab: &Lab) {
     }
 }
 
+/// Lets no datagram in to any worker.
+fn shut_lane_ports(lab: &Lab, site: Site) {
+    let router = lab.router(site);
+    router.run("nft add table ip ports");
+    router.run("nft add chain ip ports input { type filter hook input priority 0 ; }");
+    router.run("nft add rule ip ports input udp dport 8100-8163 drop");
+}
+
 fn unite(lab: &Lab) {
     for site in [Site::A, Site::B] {
         lab.router(site).run("nft delete table ip relay");
     }
 }
 
-/// A and B, parted, and C, which is a relay for both.
+/// A and B, parted, and C, which is a relay for both: of connections only, as its lanes' ports are shut.
 fn parted() -> Option<(Lab, [Setup; 3])> {
     let lab = Lab::up(3)?;
     part(&lab);
+    shut_lane_ports(&lab, Site::C);
     let mut setups = mesh(&lab, [(Site::A, 1), (Site::B, 1), (Site::C, 1)]);
     setups[2].set("relay", "serve", "always");
     setups[2].write();

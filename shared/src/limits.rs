@@ -799,7 +799,7 @@ pub const BIND_MOVES_PER_END: (u32, u32) = (4, 1);
 /// Ways to a relay that are tried for one lane.
 pub const PASSAGE_ROUTES_MAX: usize = 4;
 /// Passages that one node has at once: relayed lanes, or lanes that could be.
-pub const PASSAGES_MAX: usize = 1024;
+pub const PASSAGES_MAX: usize = 512;
 /// Relays that one link holds allotments of at once: the one it uses, and the one that replaces it.
 pub const RELAYS_PER_LINK_MAX: usize = 2;
 /// Streams of `/ringlane/relay/1` that one peer may have open.

@@ -184,6 +184,11 @@ impl Link {
         !self.up.is_empty() && self.up.values().all(|lane| lane.gauges.is_silent())
     }
 
+    /// The lanes that the link should have; none before both ends have made offers.
+    pub fn expected(&self) -> LaneSet {
+        self.expected
+    }
+
     /// The lanes that the link should have and that do not stand.
     pub fn lacking(&self) -> LaneSet {
         LaneSet(self.expected.0 & !self.standing().0)

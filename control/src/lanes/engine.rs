@@ -446,7 +446,7 @@ impl LaneEngine {
                 self.remember_path(Path { local: lane.local, remote: lane.remote }, serial);
                 let worker = key.1.owner(self.workers);
                 self.standing.insert(&lane, worker, is_client, candidates, &self.on_link, now());
-                self.tell_passages(key);
+                self.note_relayed_lane(key);
                 self.review(key.0, false, now());
                 let handshake_at = SystemTime::now();
                 self.outcomes.push_back(LaneOutcome::Established { worker, lane, handshake_at });

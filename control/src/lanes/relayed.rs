@@ -55,6 +55,13 @@ impl Relayed {
         of_lane.filter_map(|(_, passage)| passage.open_path())
     }
 
+    /// The names of all passages to a peer.
+    fn of_peer(&self, peer: PeerIndex) -> impl Iterator<Item = (Key, PeerIndex)> {
+        let first = LaneIndex::all(1, 1).next().map(|lane| ((peer, lane), PeerIndex(0)));
+        let from_there = first.into_iter().flat_map(|first| self.passages.range(first..));
+        from_there.map(|(name, _)| *name).take_while(move |((of, _), _)| *of == peer)
+    }
+
     /// All ways to relays of a lane.
     fn routes(&self, key: Key) -> impl Iterator<Item = Path> {
         let of_lane = self.passages.range((key, PeerIndex(0))..=(key, PeerIndex(u16::MAX)));
@@ -125,8 +132,8 @@ impl LaneEngine {
 
     /// Forgets all passages through a relay to a peer. A lane that goes there is silent soon.
     pub fn remove_passages(&mut self, peer: PeerIndex, relay: PeerIndex) {
-        let of_relay = self.relayed.passages.keys().filter(|((of, _), by)| *of == peer && *by == relay);
-        for (key, relay) in of_relay.copied().collect::<Vec<_>>() {
+        let of_relay = self.relayed.of_peer(peer).filter(|(_, by)| *by == relay);
+        for (key, relay) in of_relay.collect::<Vec<_>>() {
             self.remove_passage(key, relay);
         }
     }
@@ -143,10 +150,8 @@ impl LaneEngine {
     /// The lanes to a peer that could go by each relay, or are about to be bound there.
     pub fn passages_to(&self, peer: PeerIndex) -> BTreeMap<PeerIndex, LaneSet> {
         let mut passages = BTreeMap::<_, LaneSet>::new();
-        for (_, lane, relay) in
-            self.relayed.passages.keys().map(|((of, lane), relay)| (of, lane, relay)).filter(|(of, ..)| **of == peer)
-        {
-            passages.entry(*relay).or_default().0 |= 1 << lane.get();
+        for ((_, lane), relay) in self.relayed.of_peer(peer) {
+            passages.entry(relay).or_default().0 |= 1 << lane.get();
         }
         passages
     }
@@ -159,7 +164,10 @@ impl LaneEngine {
     /// Our addresses are others: passages from those that are gone are too.
     pub(super) fn close_lost_passages(&mut self) {
         let ips: BTreeSet<IpAddr> = self.listeners.ips().iter().copied().collect();
-        let is_lost = |passage: &Passage| passage.routes.iter().any(|route| !ips.contains(&route.local.ip()));
+        // Those of its routes that were not chosen are closed already.
+        let is_open = |route: &&Path| self.relayed.by_local.contains_key(&route.local);
+        let is_lost =
+            |passage: &Passage| passage.routes.iter().filter(is_open).any(|route| !ips.contains(&route.local.ip()));
         let lost: Vec<_> =
             self.relayed.passages.iter().filter(|(_, passage)| is_lost(passage)).map(|(name, _)| *name).collect();
         for (key, relay) in lost {
@@ -178,14 +186,17 @@ impl LaneEngine {
         for (name, passage) in &mut self.relayed.passages {
             while let Some(request) = passage.binder.poll_transmit(now) {
                 let bind = passage.keys.seal(&Bind { number: request.number, kind: BindKind::Request });
-                requests.extend(passage.routes.get(request.route).map(|route| (*route, bind)));
+                requests.extend(passage.routes.get(request.route).map(|route| (name.1, *route, bind)));
             }
             if passage.binder.has_failed() {
                 failed.push(*name);
             }
         }
-        for (path, bind) in requests {
-            if let Some(listener) = self.listeners.get(path.local) {
+        for (relay, path, bind) in requests {
+            // What a relay says are its addresses may be a third party's.
+            if let Some(listener) = self.listeners.get(path.local)
+                && self.probe_rate.take(relay, path.remote.ip(), now)
+            {
                 socket::send_to(listener, path.remote, &bind);
             }
         }
@@ -238,14 +249,24 @@ impl LaneEngine {
                 self.try_path(serial, path, false, now);
             }
             Some((_, false)) => {}
-            None => {
-                let peer = key.0;
-                let is_asked =
-                    |outcome: &LaneOutcome| matches!(outcome, LaneOutcome::Improve { peer: of } if *of == peer);
-                if !self.outcomes.iter().any(is_asked) {
-                    self.outcomes.push_back(LaneOutcome::Improve { peer });
-                }
-            }
+            None => self.ask_for_exchange(key.0),
+        }
+    }
+
+    /// A lane has come up. One that goes by a relay does so because nothing else was found in time: it is looked for at once,
+    /// and not when a better path is looked for anyhow.
+    pub(super) fn note_relayed_lane(&mut self, key: Key) {
+        self.tell_passages(key);
+        let lane = self.standing.find(key);
+        if lane.is_some_and(|lane| lane.is_client && lane.book.class() == PathClass::Relay) {
+            self.ask_for_exchange(key.0);
+        }
+    }
+
+    fn ask_for_exchange(&mut self, peer: PeerIndex) {
+        let is_asked = |outcome: &LaneOutcome| matches!(outcome, LaneOutcome::Improve { peer: of } if *of == peer);
+        if !self.outcomes.iter().any(is_asked) {
+            self.outcomes.push_back(LaneOutcome::Improve { peer });
         }
     }
 

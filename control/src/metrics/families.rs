@@ -136,6 +136,63 @@ pub const FAMILIES: &[Family] = &[
         let relay = &scrape.status.relay;
         out.add(&[], relay.circuit_bytes + carried(relay));
     }),
+    gauge(
+        "ringlane_relay_allotments",
+        NONE,
+        "Links of other nodes with lanes that this one may forward",
+        |scrape, out| {
+            out.add(&[], scrape.status.relay.forwarding.allotments.len() as u64);
+        },
+    ),
+    gauge("ringlane_relay_forwards", NONE, "Lanes of other nodes that this one forwards", |scrape, out| {
+        let allotments = scrape.status.relay.forwarding.allotments.iter();
+        out.add(&[], allotments.map(|allotment| allotment.open as u64).sum::<u64>());
+    }),
+    counter(
+        "ringlane_relay_given_allotments",
+        NONE,
+        "Links whose lanes this node has agreed to forward",
+        |scrape, out| {
+            out.add(&[], scrape.status.relay.forwarding.allotments_given);
+        },
+    ),
+    counter(
+        "ringlane_relay_refused_allotments",
+        NONE,
+        "Those that it has not, as there were too many",
+        |scrape, out| {
+            out.add(&[], scrape.status.relay.forwarding.allotments_refused);
+        },
+    ),
+    counter("ringlane_relay_begun_forwards", NONE, "Lanes of other nodes that began to be forwarded", |scrape, out| {
+        out.add(&[], scrape.status.relay.forwarding.lanes_begun);
+    }),
+    counter(
+        "ringlane_relay_moved_ends",
+        NONE,
+        "Ends of such lanes that were found at another address",
+        |scrape, out| {
+            out.add(&[], scrape.status.relay.forwarding.ends_moved);
+        },
+    ),
+    counter(
+        "ringlane_relay_forwarded_datagrams",
+        NONE,
+        "Datagrams of such lanes, both ways together",
+        |scrape, out| {
+            out.add(&[], scrape.status.relay.forwarding.datagrams);
+        },
+    ),
+    counter("ringlane_relay_forwarded_bytes", NONE, "Bytes of their UDP payloads", |scrape, out| {
+        out.add(&[], scrape.status.relay.forwarding.bytes);
+    }),
+    counter("ringlane_relay_dropped_datagrams", NONE, "Those dropped because there is a rate", |scrape, out| {
+        out.add(&[], scrape.status.relay.forwarding.datagrams_over_rate);
+    }),
+    gauge("ringlane_relayed_lanes", NONE, "Lanes of this node that another one forwards", |scrape, out| {
+        let lanes = scrape.status.peers.iter().flat_map(|peer| &peer.lanes);
+        out.add(&[], lanes.filter(|lane| lane.relay.is_some()).count() as u64);
+    }),
     counter("ringlane_relay_refused_requests", NONE, "Requests to this relay that were not granted", |scrape, out| {
         let relay = &scrape.status.relay;
         out.add(&[], relay.requests_refused);

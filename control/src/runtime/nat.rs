@@ -29,6 +29,8 @@ impl Control {
             let index = PeerIndex(u16::try_from(position).ok()?);
             let direct = self.node.connections(&peer.id).filter(|connection| !connection.relayed);
             let lanes = self.coordinator.link(index).into_iter().flat_map(|link| link.lanes());
+            // Where a relay is the peer is not.
+            let lanes = lanes.filter(|(_, lane)| self.engine.relay_of(lane.local).is_none());
             let ips: BTreeSet<IpAddr> = direct
                 .filter_map(|connection| ip_of(&connection.remote))
                 .chain(lanes.map(|(_, lane)| lane.remote.ip()))

@@ -63,8 +63,11 @@ impl Control {
     fn link_views(&self) -> Vec<LinkView> {
         let peers = self.settings.peers.iter().zip(0..).map(|(peer, index)| (PeerIndex(index), peer));
         let views = peers.filter_map(|(index, peer)| {
-            let link = self.coordinator.link(index).filter(|link| link.is_connected())?;
-            let is_ours = self.node.kind(&peer.id) == Some(PeerKind::Ringlane) && self.stream_only(index).is_none();
+            let link = self.coordinator.link(index)?;
+            // Lanes that stand need no connection, and neither does it take one to have them relayed.
+            let is_linked = link.lanes().next().is_some()
+                || (link.is_connected() && self.node.kind(&peer.id) == Some(PeerKind::Ringlane));
+            let is_ours = is_linked && self.stream_only(index).is_none();
             is_ours.then(|| {
                 let mut relayed = BTreeMap::<PeerIndex, LaneSet>::new();
                 for (lane, relay) in link.lanes().filter_map(|(lane, up)| Some((lane, self.engine.relay_of(up.local)?)))
@@ -76,6 +79,7 @@ impl Control {
                 LinkView {
                     peer: index,
                     is_client: !link.is_server(),
+                    all: link.expected(),
                     missing: link.lacking(),
                     silent,
                     relayed,
@@ -265,7 +269,11 @@ impl Control {
     }
 
     fn take_allotment(&mut self, peer: PeerIndex, relay: PeerIndex, allotment: &Allotment, now: Instant) -> LaneSet {
-        let lanes = self.engine.add_passages(peer, relay, allotment, now);
+        // No sockets for lanes that there will never be.
+        let expected = self.coordinator.link(peer).map(|link| link.expected()).unwrap_or_default();
+        let mut allotment = allotment.clone();
+        allotment.lanes.retain(|lane| expected.contains(lane.lane));
+        let lanes = self.engine.add_passages(peer, relay, &allotment, now);
         if !lanes.is_empty() {
             info!(
                 peer = self.name(peer),

@@ -1,8 +1,8 @@
 //! An end's side: which links have lanes relayed, and by whom.
 //!
 //! A lane is in *need* while it does not stand, is silent, or goes by a relay that we are not connected to any more. After a
-//! moment, which is longer for the link's server, so that usually only one end asks, a relay is asked for the lanes in
-//! need: one after the other, those first that are asked for first. What has not been used for a while is given back.
+//! moment, which is longer for the link's server, so that usually only one end asks, a relay is asked for all lanes of
+//! the link: one after the other, those first that are asked for first. What has not been used for a while is given back.
 //!
 //! ```text
 //! need --> Allocate --> allotted: held --> Renew ... --> not used: Release
@@ -43,7 +43,9 @@ pub struct LinkView {
     pub peer: PeerIndex,
     /// Whether we are its client.
     pub is_client: bool,
-    /// The lanes that it should have and that do not stand.
+    /// The lanes that it should have.
+    pub all: LaneSet,
+    /// Those of them that do not stand.
     pub missing: LaneSet,
     /// Those that stand and are silent.
     pub silent: LaneSet,
@@ -277,7 +279,8 @@ impl LinkRelays {
             least.into_iter().for_each(|relay| self.release(peer, relay, steps));
         }
         self.asking = Some((relay, now));
-        steps.push_back(AskerStep::Allocate { relay, peer, lanes: needed });
+        // Where one lane is in need the others soon are.
+        steps.push_back(AskerStep::Allocate { relay, peer, lanes: LaneSet(view.all.0 | needed.0) });
     }
 
     fn end_expired(&mut self, peer: PeerIndex, now: Instant, steps: &mut VecDeque<AskerStep>) {

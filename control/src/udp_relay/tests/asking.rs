@@ -19,7 +19,15 @@ const BOTH: LaneSet = LaneSet(0b11);
 const NONE: LaneSet = LaneSet(0);
 
 fn view(missing: LaneSet, silent: LaneSet) -> LinkView {
-    LinkView { peer: B, is_client: true, missing, silent, relayed: BTreeMap::new(), passages: BTreeMap::new() }
+    LinkView {
+        peer: B,
+        is_client: true,
+        all: BOTH,
+        missing,
+        silent,
+        relayed: BTreeMap::new(),
+        passages: BTreeMap::new(),
+    }
 }
 
 fn ms(milliseconds: u64) -> Duration {
@@ -248,4 +256,11 @@ fn whatever_relays_do_one_is_found_and_none_is_pestered() {
     for seed in 1..=200 {
         run(seed);
     }
+}
+
+#[test]
+fn where_one_lane_is_in_need_all_are_asked_for() {
+    let (mut asker, start) = (Asker::default(), Instant::now());
+    let asked = looks(&mut asker, &view(NONE, LaneSet(0b10)), &[R], start);
+    assert_eq!(asked, [AskerStep::Allocate { relay: R, peer: B, lanes: BOTH }]);
 }

@@ -34,7 +34,7 @@ fn lane_set(count: u8) -> LaneSet {
 }
 
 fn allot(book: &mut Book, peers: [PeerIndex; 2], lanes: u8, now: Instant) -> Result<NewAllotment, RelayRefusal> {
-    let mut random = Random::of(u64::from(peers[0].0) << 32 | u64::from(peers[1].0) << 16 | u64::from(lanes) + 7);
+    let mut random = Random::of(u64::from(peers[0].0) << 32 | u64::from(peers[1].0) << 16 | (u64::from(lanes) + 7));
     book.allocate(peers, lane_set(lanes), now, |bytes| random.fill(bytes))
 }
 

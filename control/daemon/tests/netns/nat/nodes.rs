@@ -51,6 +51,14 @@ impl Setups {
         self.0.iter().find(|setup| setup.site == site).expect("all four sites have one")
     }
 
+    /// Has A and B send packets on libp2p's streams alone.
+    pub(crate) fn only_streams(&mut self) {
+        for setup in self.0.iter_mut().filter(|setup| !is_third(setup.site)) {
+            setup.set("dataplane", "carrier", "stream");
+            setup.write();
+        }
+    }
+
     /// Starts R and S, and waits until they have each other.
     pub(crate) fn third_up(&self) -> [Node; 2] {
         let mut nodes = [Site::R, Site::S].map(|site| Node::up(self.of(site)));

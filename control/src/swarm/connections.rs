@@ -566,7 +566,7 @@ mod tests {
         assert_eq!(best(&table), ConnectionId::new_unchecked(2));
         let later = now + SURPLUS_GRACE;
         assert!(table.poll_surplus(later).is_empty(), "neither is given up for the other");
-        assert!(table.get_mut(&peer, ConnectionId::new_unchecked(1)).unwrap().health.handle_heard());
+        assert!(table.get_mut(&peer, ConnectionId::new_unchecked(1)).unwrap().health.handle_heard(now));
         assert_eq!(best(&table), ConnectionId::new_unchecked(1));
         assert_eq!(table.poll_surplus(later), [ConnectionId::new_unchecked(2)]);
     }

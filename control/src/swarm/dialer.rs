@@ -28,6 +28,8 @@ use self::pace::PAUSE_MIN;
 use self::peer::{Known, Peer, is_tcp};
 use super::{address, names};
 
+/// Between two times that a connected peer is looked for at once, and not as patiently as one that is missing.
+const SEEK_SPACING: Duration = Duration::from_secs(2);
 /// How long a peer that a relay leads to may take to reach us directly by itself, before we try.
 const DIRECT_DELAY: Duration = Duration::from_millis(500);
 /// A connection that lived this long was a real one: when it is lost, pauses start from the shortest again. A peer that
@@ -200,8 +202,11 @@ impl Dialer {
     pub(super) fn seek(&mut self, now: Instant, peer: &PeerId, is_sought: bool) {
         let Some(state) = self.peers.get_mut(peer) else { return };
         if is_sought && !state.is_sought && state.connected_since.is_some() {
-            state.direct.begin(now);
-            state.circuits.begin(now);
+            // Where connections seem to die one after the other, it is more likely somebody who has too much to do.
+            let at = state.sought_at.map_or(now, |last| now.max(last + SEEK_SPACING));
+            state.direct.begin(at);
+            state.circuits.begin(at);
+            state.sought_at = Some(at);
         }
         state.is_sought = is_sought;
     }

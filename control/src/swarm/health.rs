@@ -15,7 +15,7 @@
 //! - **Suspect**: it is used no more, if there is any other. It stays open, as it may come back to life, until a question
 //!   to it has come to nothing for good ([`super::streams`] has the limit).
 //!
-//! On a path with a long round trip all of it takes longer. Nothing is asked while a question is under way, so that doubts
+//! On a path with a long round trip, and of a peer that has been slow to answer, all of it takes longer. Nothing is asked while a question is under way, so that doubts
 //! cost little, however many there are.
 
 use std::time::{Duration, Instant};
@@ -28,6 +28,13 @@ const SUSPECT_AFTER: Duration = Duration::from_millis(500);
 const LATE_AFTER_RTTS: u32 = 3;
 /// See [`LATE_AFTER_RTTS`].
 const SUSPECT_AFTER_RTTS: u32 = 6;
+
+/// In times that the peer has taken for answers lately: one that is busy is not dead.
+const LATE_AFTER_ANSWERS: u32 = 2;
+/// See [`LATE_AFTER_ANSWERS`].
+const SUSPECT_AFTER_ANSWERS: u32 = 4;
+/// More than this counts for the path, which was interrupted, and not for the peer.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
 
 /// What is news of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +52,8 @@ pub(super) struct Health {
     asked: Option<Instant>,
     is_late: bool,
     is_suspect: bool,
+    /// How long answers took lately.
+    took: Duration,
 }
 
 impl Health {
@@ -56,8 +65,10 @@ impl Health {
     }
 
     /// The peer was heard on it. Whether it was suspect.
-    pub(super) fn handle_heard(&mut self) -> bool {
-        std::mem::take(self).is_suspect
+    pub(super) fn handle_heard(&mut self, now: Instant) -> bool {
+        let took = self.asked.map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked));
+        let took = took.min(ANSWER_MAX).max(self.took * 7 / 8);
+        std::mem::replace(self, Self { took, ..Self::default() }).is_suspect
     }
 
     /// A question has come to nothing. One that was not even late has hit another limit, and says nothing.
@@ -69,7 +80,7 @@ impl Health {
     /// What time has brought, of a connection with this round trip.
     pub(super) fn poll(&mut self, now: Instant, rtt: Option<Duration>) -> Option<HealthNews> {
         let waited = now.saturating_duration_since(self.asked?);
-        let [late_after, suspect_after] = limits(rtt);
+        let [late_after, suspect_after] = self.limits(rtt);
         if waited >= late_after && !self.is_late {
             self.is_late = true;
             return Some(HealthNews::Late);
@@ -84,12 +95,19 @@ impl Health {
     /// When [`Self::poll`] should be asked again.
     pub(super) fn poll_timeout(&self, rtt: Option<Duration>) -> Option<Instant> {
         let asked = self.asked?;
-        let [late_after, suspect_after] = limits(rtt);
+        let [late_after, suspect_after] = self.limits(rtt);
         match (self.is_late, self.is_suspect) {
             (false, _) => Some(asked + late_after),
             (true, false) => Some(asked + suspect_after),
             (true, true) => None,
         }
+    }
+
+    fn limits(&self, rtt: Option<Duration>) -> [Duration; 2] {
+        let rtt = rtt.unwrap_or_default();
+        let late_after = LATE_AFTER.max(rtt * LATE_AFTER_RTTS).max(self.took * LATE_AFTER_ANSWERS);
+        let suspect_after = SUSPECT_AFTER.max(rtt * SUSPECT_AFTER_RTTS).max(self.took * SUSPECT_AFTER_ANSWERS);
+        [late_after, suspect_after]
     }
 
     /// Whether anything else is better.
@@ -101,11 +119,6 @@ impl Health {
     pub(super) fn is_trusted(&self) -> bool {
         self.asked.is_none() && !self.is_suspect
     }
-}
-
-fn limits(rtt: Option<Duration>) -> [Duration; 2] {
-    let rtt = rtt.unwrap_or_default();
-    [LATE_AFTER.max(rtt * LATE_AFTER_RTTS), SUSPECT_AFTER.max(rtt * SUSPECT_AFTER_RTTS)]
 }
 
 #[cfg(test)]
@@ -133,7 +146,7 @@ mod tests {
         let news = unanswered(&mut health, now, Some(MS));
         assert_eq!(news, [(LATE_AFTER, HealthNews::Late), (SUSPECT_AFTER, HealthNews::Suspect)]);
         assert!(health.is_suspect() && health.poll(now + SUSPECT_AFTER * 9, None).is_none());
-        assert!(health.handle_heard() && !health.handle_heard(), "it answers after all");
+        assert!(health.handle_heard(now) && !health.handle_heard(now), "it answers after all");
         assert!(health.is_trusted());
     }
 
@@ -143,7 +156,7 @@ mod tests {
         let mut health = Health::default();
         health.doubt(now);
         assert_eq!(health.poll(now + LATE_AFTER - MS, None), None);
-        assert!(!health.handle_heard() && health.poll(now + SUSPECT_AFTER, None).is_none());
+        assert!(!health.handle_heard(now) && health.poll(now + SUSPECT_AFTER, None).is_none());
         let rtt = Duration::from_millis(300);
         health.doubt(now);
         let news = unanswered(&mut health, now, Some(rtt));
@@ -161,6 +174,28 @@ mod tests {
             assert!(health.is_suspect() && health.doubt(now));
             assert_eq!(unanswered(&mut health, now, None), [(LATE_AFTER, HealthNews::Late)]);
         }
-        assert!(health.handle_heard());
+        assert!(health.handle_heard(now));
+    }
+
+    #[test]
+    fn who_has_been_slow_to_answer_has_more_time_for_a_while_and_never_much() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        let limits = |health: &mut Health, now| {
+            health.doubt(now);
+            let [(late, _), (suspect, _)] = unanswered(health, now, None)[..] else { panic!("{health:?}") };
+            (late, suspect)
+        };
+        health.doubt(now);
+        health.handle_heard(now + 180 * MS);
+        assert_eq!(limits(&mut health, now), (360 * MS, 720 * MS));
+        health.handle_heard(now + Duration::from_secs(60));
+        assert_eq!(limits(&mut health, now), (ANSWER_MAX * 2, ANSWER_MAX * 4), "an interruption says little");
+        for _ in 0..20 {
+            health.handle_heard(now);
+            health.doubt(now);
+        }
+        health.handle_heard(now);
+        assert_eq!(limits(&mut health, now), (LATE_AFTER, SUSPECT_AFTER));
     }
 }

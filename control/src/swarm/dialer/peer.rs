@@ -31,6 +31,8 @@ pub(super) struct Peer {
     pub(super) connected_since: Option<Instant>,
     /// A further connection is wanted.
     pub(super) is_sought: bool,
+    /// When that began last.
+    pub(super) sought_at: Option<Instant>,
     /// A TCP connection is wanted.
     pub(super) is_tcp_sought: bool,
     /// A better connection is wanted.
@@ -60,6 +62,7 @@ impl Peer {
             addresses: Vec::new(),
             connected_since: None,
             is_sought: false,
+            sought_at: None,
             is_tcp_sought: false,
             better_sought: None,
             direct: Schedule::new(now),

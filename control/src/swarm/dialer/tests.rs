@@ -123,6 +123,7 @@ fn a_connected_peer_is_dialled_while_it_is_sought_and_until_it_answers() {
     dialer.seek(later, &peer, false);
     assert_eq!(dialer.poll_timeout(), None);
     dialer.seek(later, &peer, true);
+    assert_eq!(dialer.poll_timeout(), Some(later + SEEK_SPACING), "not at once again and again");
     dialer.handle_connected(later, &peer);
     assert_eq!(dialer.poll_timeout(), None);
 }

@@ -56,7 +56,7 @@ impl Node {
         if known.health.is_trusted() {
             return;
         }
-        if known.health.handle_heard() {
+        if known.health.handle_heard(Instant::now()) {
             tracing::debug!(%peer, %connection, "a connection that seemed dead answers");
         }
         self.seek_better(*peer);

@@ -782,6 +782,12 @@ pub const CIRCUIT_BUFFER_BYTES: usize = 32 << 10;
 const _: () = assert!(2 * CIRCUITS_MAX * CIRCUIT_BUFFER_BYTES <= 32 << 20);
 /// Bytes that one circuit carries per second, both directions together.
 pub const CIRCUIT_BYTES_PER_SECOND: u64 = 64 << 20;
+/// Addresses of a peer that are dialled, one after the other, when it asks whether it can be reached: all have its own IP.
+pub const AUTONAT_ADDRESSES_MAX: usize = 8;
+/// How often a peer may ask that within half a minute.
+pub const AUTONAT_DIALS_PER_PEER_MAX: usize = 3;
+/// And all of them together.
+pub const AUTONAT_DIALS_MAX: usize = 30;
 /// Addresses through relays that one dial tries.
 pub const CIRCUITS_DIALED_MAX: usize = 4;
 /// Allotments that a node which relays others' lanes has made at once; each is of one link of two peers.

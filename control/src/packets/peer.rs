@@ -168,11 +168,9 @@ impl PeerStreams {
 
     /// A connection answers after all: perhaps it is better than that of the stream that packets leave by.
     pub(super) fn handle_connection_heard(&mut self, connection: ConnectionId, now: Instant) {
-        let mut was_suspect = false;
-        for stream in self.streams.iter_mut().filter(|stream| stream.connection == connection) {
-            was_suspect |= std::mem::take(&mut stream.is_suspect);
-        }
-        if was_suspect {
+        let streams = self.streams.iter_mut().filter(|stream| stream.connection == connection);
+        streams.for_each(|stream| stream.is_suspect = false);
+        if self.sending_connection().is_some_and(|sending| sending != connection) {
             self.handle_connected(now);
         }
     }

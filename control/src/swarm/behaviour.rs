@@ -8,8 +8,8 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{PeerId, autonat, dcutr, identify, ping, relay};
 use ringlane_shared::limits::{
-    CONNECTIONS_PER_PEER_MAX, DHT_CONTACTS_MAX, DIALS_PER_PEER_MAX, LINK_STREAMS_PER_PEER_MAX,
-    PENDING_INBOUND_CONNECTIONS_MAX,
+    AUTONAT_ADDRESSES_MAX, AUTONAT_DIALS_MAX, AUTONAT_DIALS_PER_PEER_MAX, CONNECTIONS_PER_PEER_MAX, DHT_CONTACTS_MAX,
+    DIALS_PER_PEER_MAX, LINK_STREAMS_PER_PEER_MAX, PENDING_INBOUND_CONNECTIONS_MAX,
 };
 
 use super::address::AddressPolicy;
@@ -30,6 +30,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const AUTONAT_BOOT_DELAY: Duration = Duration::from_secs(5);
 /// How often it asks until it has heard the same three times.
 const AUTONAT_RETRY: Duration = Duration::from_secs(30);
+/// How long the same peer is not asked again: less than that, or who has one peer would not know whom to ask.
+const AUTONAT_SAME_PEER: Duration = Duration::from_secs(20);
+/// Dials on behalf of others in any so long time.
+const AUTONAT_PERIOD: Duration = Duration::from_secs(30);
 
 /// Everything that sees the swarm's connections. The order matters: what is denied by the gate costs the others
 /// nothing.
@@ -80,12 +84,19 @@ impl Behaviour {
 }
 
 /// Peers tell each other whether they can be reached from outside, as Hyprspace's do: only those that meet at addresses that
-/// mean the same everywhere. Who asks is dialled back at the address it comes from and no other.
+/// mean the same everywhere. Who asks is dialled back at the IP address it comes from and no other, at a few of the ports it
+/// names and one after the other; one dial for each peer at a time, and few of all in any [`AUTONAT_PERIOD`]. So what a peer
+/// can have sent, to itself or to who shares its address, is less than what it sends by itself as soon as it dials.
 fn autonat_config() -> autonat::v1::Config {
     autonat::v1::Config {
         boot_delay: AUTONAT_BOOT_DELAY,
         retry_interval: AUTONAT_RETRY,
-        throttle_server_period: AUTONAT_RETRY,
+        throttle_server_period: AUTONAT_SAME_PEER,
+        max_peer_addresses: AUTONAT_ADDRESSES_MAX,
+        throttle_clients_period: AUTONAT_PERIOD,
+        throttle_clients_peer_max: AUTONAT_DIALS_PER_PEER_MAX,
+        throttle_clients_global_max: AUTONAT_DIALS_MAX,
+        only_global_ips: true,
         ..autonat::v1::Config::default()
     }
 }

@@ -307,7 +307,10 @@ impl Connections {
         let connections = self.by_peer.get(peer)?;
         let kind = kind(connections)?;
         if kind == PeerKind::Ringlane {
-            return Some(best(connections)?.way(kind));
+            // Packets that have no stream yet need not wait until it is certain that a connection is dead.
+            let open =
+                connections.iter().rev().filter(|connection| !connection.closing && !connection.health.is_late());
+            return Some(open.min_by_key(|connection| connection.rank()).or(best(connections))?.way(kind));
         }
         let open = connections.iter().rev().filter(|connection| !connection.closing);
         let ways = open.filter(|connection| match connection.way(kind).quality {

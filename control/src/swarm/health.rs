@@ -115,6 +115,11 @@ impl Health {
         self.is_suspect
     }
 
+    /// Whether the peer is taking long to answer, or is a suspect already.
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late || self.is_suspect
+    }
+
     /// Whether the peer has answered all that it was asked.
     pub(super) fn is_trusted(&self) -> bool {
         self.asked.is_none() && !self.is_suspect

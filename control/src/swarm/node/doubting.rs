@@ -36,7 +36,7 @@ impl Node {
 
     /// Whether a connection of the peer's answers.
     pub fn is_answered_by(&self, peer: &PeerId) -> bool {
-        self.connections.best(peer).is_some_and(|connection| connection.health.is_trusted())
+        self.connections.of(peer).any(|connection| connection.health.is_trusted())
     }
 
     /// A stream that was to be opened is, or could not be; whether it was only to see whether the peer is there.

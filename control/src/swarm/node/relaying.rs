@@ -197,7 +197,14 @@ impl Node {
                 if !renewal {
                     tracing::info!(%relay, "reachable through this relay");
                 }
-                self.relaying.auto.handle_reserved(relay, Instant::now());
+                if let Some(slower) = self.relaying.auto.handle_reserved(relay, Instant::now()) {
+                    tracing::info!(relay = %slower, "reachable through this relay no more: there is a much faster one");
+                    let listeners = self.relaying.listeners.iter();
+                    let ended: Vec<_> = listeners.filter(|(_, of)| **of == slower).map(|(id, _)| *id).collect();
+                    for listener in ended {
+                        self.swarm.remove_listener(listener);
+                    }
+                }
             }
             client::Event::OutboundCircuitEstablished { .. } | client::Event::InboundCircuitEstablished { .. } => {}
         }

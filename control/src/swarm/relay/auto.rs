@@ -4,6 +4,10 @@
 //! protocol: first those that the configuration names, of the others those that refused least and answer fastest. One that
 //! is lost is replaced at once, if there is another candidate, or asked again soon; one that refuses is left alone for a
 //! time that doubles. One that takes long to answer does not keep the next from being asked.
+//!
+//! At the start nobody knows who is fast, and later who was may have too much to do: both show in the round trip. When a
+//! relay answers much faster than one that we are reachable through, it is asked too, and once it has agreed the slower one is
+//! let go: not often, as others may be connected by it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -19,6 +23,12 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// A reservation that stood so long was a real one.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Between two changes to a faster relay, and after the first reservation.
+const CHANGE_PAUSE: Duration = Duration::from_secs(120);
+/// How many times faster a relay must be to take the place of another.
+const MUCH_FASTER: u32 = 2;
+/// And by how much.
+const MUCH_FASTER_BY: Duration = Duration::from_millis(20);
 
 /// How far we are with a relay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,13 +58,17 @@ pub(crate) struct Auto {
     is_wanted: bool,
     /// At most one for each configured peer.
     candidates: BTreeMap<PeerId, Candidate>,
+    /// When a faster relay may take the place of another.
+    change_at: Option<Instant>,
+    /// Which one leaves when the one that was asked in its place has agreed.
+    changing: Option<(PeerId, PeerId)>,
 }
 
 impl Auto {
     /// At most `max` reservations at once; of `preferred` relays first.
     pub(crate) fn new(max: u8, preferred: &[PeerId], now: Instant) -> Self {
         let candidates = preferred.iter().map(|peer| (*peer, Candidate::new(true, now))).collect();
-        Self { max: max.into(), is_wanted: false, candidates }
+        Self { max: max.into(), is_wanted: false, candidates, change_at: None, changing: None }
     }
 
     /// Whether reservations are of any use. Those there are stay when they are not.
@@ -88,8 +102,11 @@ impl Auto {
 
     /// The next relay to ask. Ends in [`Self::handle_reserved`] or [`Self::handle_ended`].
     pub(crate) fn poll(&mut self, now: Instant) -> Option<PeerId> {
-        if !self.is_wanted || self.active(now) >= self.max {
+        if !self.is_wanted {
             return None;
+        }
+        if self.active(now) >= self.max {
+            return self.poll_change(now);
         }
         let ready =
             self.candidates.iter_mut().filter(|(_, candidate)| candidate.is_ready() && candidate.not_before <= now);
@@ -99,6 +116,28 @@ impl Auto {
         let (peer, candidate) = ready.min_by_key(|(_, candidate)| worth(candidate))?;
         candidate.stage = Stage::Asking { since: now };
         Some(*peer)
+    }
+
+    /// A relay to ask though there are enough, because it is much faster than one of them.
+    fn poll_change(&mut self, now: Instant) -> Option<PeerId> {
+        if self.changing.is_some() || self.change_at.is_none_or(|at| at > now) {
+            return None;
+        }
+        // Not before all have had time to be measured again.
+        self.change_at = Some(now + CHANGE_PAUSE);
+        let is_reserved = |candidate: &Candidate| matches!(candidate.stage, Stage::Reserved { .. });
+        let measured =
+            || self.candidates.iter().filter_map(|(peer, candidate)| Some((peer, candidate, candidate.rtt?)));
+        let replaceable = measured().filter(|(_, candidate, _)| is_reserved(candidate) && !candidate.preferred);
+        let (&slow, _, slow_rtt) = replaceable.max_by_key(|(_, _, rtt)| *rtt)?;
+        let ready = measured().filter(|(_, candidate, _)| candidate.is_ready() && candidate.not_before <= now);
+        let (&fast, _, fast_rtt) = ready.min_by_key(|(_, _, rtt)| *rtt)?;
+        if fast_rtt * MUCH_FASTER > slow_rtt || fast_rtt + MUCH_FASTER_BY > slow_rtt {
+            return None;
+        }
+        self.changing = Some((slow, fast));
+        self.candidates.get_mut(&fast)?.stage = Stage::Asking { since: now };
+        Some(fast)
     }
 
     /// When [`Self::poll`] should be asked again.
@@ -113,20 +152,24 @@ impl Auto {
         let ready = self.candidates.values().filter(|candidate| candidate.is_ready());
         let has_room = self.active(now) < self.max;
         let due = ready.map(|candidate| candidate.not_before).filter(|_| has_room);
-        due.chain(impatient).min()
+        let change = self.change_at.filter(|_| !has_room && self.changing.is_none());
+        due.chain(impatient).chain(change).min()
     }
 
-    /// A relay has granted a reservation, or renewed it.
-    pub(crate) fn handle_reserved(&mut self, peer: &PeerId, now: Instant) {
-        if let Some(candidate) = self.candidates.get_mut(peer)
-            && let Stage::Asking { .. } = candidate.stage
-        {
+    /// A relay has granted a reservation, or renewed it. The relay whose reservation is to be ended now, if there is one.
+    pub(crate) fn handle_reserved(&mut self, peer: &PeerId, now: Instant) -> Option<PeerId> {
+        let candidate = self.candidates.get_mut(peer)?;
+        if let Stage::Asking { .. } = candidate.stage {
             candidate.stage = Stage::Reserved { since: now };
+            self.change_at.get_or_insert(now + CHANGE_PAUSE);
         }
+        let (slow, _) = self.changing.take_if(|(_, fast)| fast == peer)?;
+        (self.reserved().count() > self.max).then_some(slow)
     }
 
     /// A relay has refused a reservation, or one that it granted has ended.
     pub(crate) fn handle_ended(&mut self, peer: &PeerId, now: Instant) {
+        self.changing.take_if(|(slow, fast)| slow == peer || fast == peer);
         let Some(candidate) = self.candidates.get_mut(peer) else { return };
         let stood = match candidate.stage {
             Stage::Reserved { since } => now.saturating_duration_since(since),
@@ -171,6 +214,8 @@ impl Candidate {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::swarm::dialer::Jitter;
 
@@ -195,9 +240,40 @@ mod tests {
         auto.handle_reserved(&relays[3], now);
         auto.handle_reserved(&relays[1], now);
         assert_eq!(auto.reserved().count(), 2);
-        assert_eq!((auto.poll(now), auto.poll_timeout(now)), (None, None));
+        assert_eq!((auto.poll(now), auto.poll_timeout(now)), (None, Some(now + CHANGE_PAUSE)));
         auto.handle_ended(&relays[1], now + STABLE_AFTER);
         assert_eq!(auto.poll(now + STABLE_AFTER), Some(relays[2]), "another takes its place at once");
+    }
+
+    #[test]
+    fn a_much_faster_relay_takes_the_place_of_a_slow_one_once_it_has_agreed_and_not_often() {
+        let now = Instant::now();
+        let relays = peers(4);
+        let mut auto = Auto::new(2, &relays[..1], now);
+        auto.set_wanted(true);
+        for (relay, ms) in relays.iter().zip([900, 100, 80]) {
+            auto.set_offered(*relay, true, now);
+            auto.set_rtt(relay, Duration::from_millis(ms));
+        }
+        auto.set_rtt(&relays[1], Duration::from_millis(70));
+        for _ in 0..2 {
+            let asked = auto.poll(now).unwrap();
+            assert_eq!(auto.handle_reserved(&asked, now), None);
+        }
+        assert_eq!(auto.reserved().collect::<BTreeSet<_>>(), [relays[0], relays[1]].into());
+        auto.set_rtt(&relays[1], Duration::from_millis(100));
+        let later = auto.poll_timeout(now).unwrap();
+        assert_eq!(later, now + CHANGE_PAUSE);
+        assert_eq!(auto.poll(later), None, "it is not much faster");
+        auto.set_offered(relays[3], true, later);
+        auto.set_rtt(&relays[3], Duration::from_millis(10));
+        assert_eq!(auto.poll(later + PAUSE_MIN), None, "not so soon again");
+        let later = later + CHANGE_PAUSE;
+        assert_eq!((auto.poll(later), auto.poll(later)), (Some(relays[3]), None));
+        assert_eq!(auto.handle_reserved(&relays[3], later), Some(relays[1]), "not the one that was configured");
+        auto.handle_ended(&relays[1], later);
+        assert_eq!(auto.reserved().collect::<BTreeSet<_>>(), [relays[0], relays[3]].into());
+        assert_eq!(auto.poll(later + CHANGE_PAUSE), None);
     }
 
     #[test]
@@ -244,6 +320,7 @@ mod tests {
                 match random.next() % 4 {
                     0 if !calm => auto.set_offered(relay, random.next().is_multiple_of(2), now),
                     1 if !calm => auto.handle_ended(&relay, now),
+                    2 => auto.set_rtt(&relay, Duration::from_millis(random.next() % 200)),
                     _ if calm => auto.set_offered(relay, true, now),
                     _ => {}
                 }
@@ -252,7 +329,9 @@ mod tests {
                 }
                 for relay in asked.drain(..) {
                     if calm || random.next().is_multiple_of(2) {
-                        auto.handle_reserved(&relay, now)
+                        if let Some(slow) = auto.handle_reserved(&relay, now) {
+                            auto.handle_ended(&slow, now);
+                        }
                     } else {
                         auto.handle_ended(&relay, now)
                     }

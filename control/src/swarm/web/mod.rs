@@ -9,6 +9,7 @@
 //! trusts public authorities only, and forgets the name that an address was looked up from, by which servers tell sites
 //! apart.
 
+mod certificate;
 mod proxy;
 mod stream;
 mod tls;

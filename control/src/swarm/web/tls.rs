@@ -6,18 +6,18 @@
 //! encrypted and authenticated handshake, to pass on or to break off. To insist on public authorities would only keep out
 //! peers with a certificate that nobody signed, and those behind a proxy that opens TLS.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use ringlane_shared::config::CertificateFiles;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs::default_provider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::WantsServerCert;
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::WebError;
+use super::certificate::FileCertificate;
 
 /// What a WebSocket's handshake is written in.
 const ALPN: &[u8] = b"http/1.1";
@@ -32,19 +32,13 @@ pub(in crate::swarm) struct OuterTls {
 }
 
 impl OuterTls {
-    /// Reads the files, or is ready to do without.
+    /// Reads the files, now and when they have changed, or is ready to do without.
     pub(super) fn new(files: Option<&CertificateFiles>) -> Result<Self, WebError> {
         let Some(files) = files else { return Ok(Self::default()) };
-        let unreadable =
-            |key, file: &Path, error: String| WebError::File { key, file: file.display().to_string(), error };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&files.certificate).and_then(Iterator::collect);
-        let chain = chain.map_err(|error| unreadable("tls_certificate", &files.certificate, error.to_string()))?;
-        if chain.is_empty() {
-            return Err(unreadable("tls_certificate", &files.certificate, "there is no certificate in it".to_owned()));
-        }
-        let key = PrivateKeyDer::from_pem_file(&files.key)
-            .map_err(|error| unreadable("tls_key", &files.key, error.to_string()))?;
-        let config = server_config(chain, key).map_err(|error| WebError::Certificate(error.to_string()))?;
+        let provider = Arc::new(default_provider());
+        let certificate = Arc::new(FileCertificate::new(files, Arc::clone(&provider))?);
+        let config = server_config(provider, |builder| Ok(builder.with_cert_resolver(certificate)));
+        let config = config.map_err(|error| WebError::Certificate(error.to_string()))?;
         Ok(Self { server: Some(config) })
     }
 
@@ -55,7 +49,9 @@ impl OuterTls {
         }
         let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).map_err(|error| error.to_string())?;
         let key = PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
-        let server = server_config(vec![made.cert.der().clone()], key.into()).map_err(|error| error.to_string())?;
+        let chain = vec![made.cert.der().clone()];
+        let server = server_config(Arc::new(default_provider()), |builder| builder.with_single_cert(chain, key.into()));
+        let server = server.map_err(|error| error.to_string())?;
         Ok(self.server.insert(server).clone())
     }
 
@@ -72,11 +68,12 @@ impl OuterTls {
     }
 }
 
-fn server_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<TlsAcceptor, Error> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+fn server_config(
+    provider: Arc<CryptoProvider>,
+    show: impl FnOnce(ConfigBuilder<ServerConfig, WantsServerCert>) -> Result<ServerConfig, Error>,
+) -> Result<TlsAcceptor, Error> {
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = show(builder.with_no_client_auth())?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config).into())
 }

@@ -70,8 +70,7 @@ const INTERRUPTED: Upheaval = (
     INTERRUPTION.saturating_add(Duration::from_secs(3)),
 );
 
-const DIRECT_LOST: Upheaval =
-    (Event::DirectLost, Pair::Apart(Kind::PortRestricted, Kind::Public), Duration::from_secs(3));
+const DIRECT_LOST: Upheaval = (Event::DirectLost, Pair::Apart(Kind::PortRestricted, Kind::Public), FALL_OVER_WITHIN);
 const DIRECT_FOUND: Upheaval =
     (Event::DirectFound, Pair::Apart(Kind::PortRestricted, Kind::Public), Duration::from_secs(2));
 const RELAY_KILLED: Upheaval =

@@ -13,6 +13,7 @@
 //! | `routing` | delegated routers and a Kubo node, asked over HTTP where peers are |
 //! | [`dns`] | the name server, and systemd-resolved told of it |
 //! | [`metrics`] | what Prometheus reads |
+//! | [`netcheck`] | what lies between this node and everybody else, in words |
 //! | [`netlink`] | addresses, routes and MTU of the TUN interface; the host's own addresses |
 //! | [`packets`] | packets on libp2p streams, for peers that no lane leads to |
 //! | [`routes`] | networks behind peers: who routes them, and who of several does |
@@ -30,6 +31,7 @@ pub mod exchange;
 pub mod lanes;
 pub mod metrics;
 mod nat;
+pub mod netcheck;
 pub mod netlink;
 mod obstacle;
 pub mod packets;

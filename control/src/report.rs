@@ -255,7 +255,7 @@ impl<T> Reporter<'_, T> {
         inner_mtu(self.settings.dataplane.mtu, self.settings.dataplane.fragments, lanes)
     }
 
-    fn relay(&self) -> RelayStatus {
+    pub(crate) fn relay(&self) -> RelayStatus {
         let report = self.node.relay_report();
         let relayed = self.settings.peers.iter().filter_map(|peer| {
             let best = self.node.best_connection(&peer.id).filter(|best| best.relayed)?;

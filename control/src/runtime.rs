@@ -12,6 +12,7 @@ mod lanes;
 mod links;
 mod metrics;
 mod nat;
+mod netcheck;
 mod obstacle;
 mod packets;
 mod ping;

@@ -737,6 +737,10 @@ pub const STUN_HOSTS_MAX: usize = 8;
 pub const STUN_TARGETS_MAX: usize = 32;
 /// Lane ports of one address that ask: the first of them, where there are more workers.
 pub const STUN_PORTS_MAX: usize = 16;
+/// Bytes read of a STUN message by `netcheck`; the rest is cut off.
+pub const STUN_BYTES_READ_MAX: usize = 1500;
+/// Addresses of peers that `netcheck` tries over TCP without a running node.
+pub const NETCHECK_CONTACTS_MAX: usize = 64;
 /// STUN requests that leave at once, those sent again included.
 pub const STUN_REQUESTS_BURST: u32 = 32;
 /// And per second after that.

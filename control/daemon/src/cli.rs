@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Down(InterfaceArgs),
     /// Show a running node: itself, its offloads and drops, and its peers
     Status(InterfaceArgs),
+    /// Tell what lies between this node and everybody else: NATs, port mappings, relays, and what to do about it
+    Netcheck(NetcheckArgs),
     /// Ask a peer whether it is there, path by path, until a direct one answers
     Ping(PingArgs),
     /// Show every libp2p connection of a running node
@@ -114,6 +116,21 @@ pub(crate) struct InterfaceArgs {
     /// The node's TUN interface; names the socket /run/ringlane/INTERFACE.sock
     #[arg(short, long)]
     pub(crate) interface: String,
+    /// How to print
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Arguments of `netcheck`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("whom").required(true).args(["interface", "config"])))]
+pub(crate) struct NetcheckArgs {
+    /// Ask the node that runs this TUN interface
+    #[arg(short, long)]
+    pub(crate) interface: Option<String>,
+    /// Ask the node of this configuration if it runs, else find out without it
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// How to print
     #[command(flatten)]
     pub(crate) output: OutputArgs,

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Down(arguments) => commands::down::run(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments),
         Command::Metrics(arguments) => commands::metrics::run(&arguments),
+        Command::Netcheck(arguments) => commands::netcheck::run(&arguments),
         Command::Ping(arguments) => commands::ping::run(&arguments),
         Command::Peers(arguments) => commands::peers::run(&arguments),
         Command::Route(arguments) => commands::route::run(&arguments),

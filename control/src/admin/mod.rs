@@ -19,6 +19,7 @@ mod client;
 pub mod discovery;
 pub mod mappings;
 pub mod nat;
+pub mod netcheck;
 pub mod obstacle;
 pub mod ping;
 pub mod relay;
@@ -69,6 +70,8 @@ pub enum AdminCommand {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<String>,
     },
+    /// What lies between this node and everybody else: [`netcheck::NetcheckStatus`].
+    Netcheck,
     /// Ask a peer whether it is there, on every path that packets take: [`ping::PingStatus`], when all have answered or time is
     /// up.
     Ping {

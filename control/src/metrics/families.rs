@@ -14,9 +14,9 @@ use crate::admin::status::{
     Carrier, Direction, LaneState, LaneStatus, PeerState, PeerStatus, ServiceStatus, WorkerStatus,
 };
 
-const NONE: &[&str] = &[];
+pub(super) const NONE: &[&str] = &[];
 const REASON: &[&str] = &["reason"];
-const PEER: &[&str] = &["peer", "name"];
+pub(super) const PEER: &[&str] = &["peer", "name"];
 const LANE: &[&str] = &["peer", "name", "lane", "worker"];
 const SERVICE: &[&str] = &["service"];
 const WORKER: &[&str] = &["worker"];
@@ -29,7 +29,7 @@ const STATES: [(PeerState, &str); 4] = [
 ];
 
 /// Every metric of ours, in the order served.
-pub const FAMILIES: &[Family] = &[
+pub(super) const FAMILIES: &[Family] = &[
     gauge("ringlane_node_info", &["version", "id", "interface"], "1; who this node is", |scrape, out| {
         let node = &scrape.status.node;
         out.add(&[&scrape.status.version, &node.id, &node.interface], 1_u64);
@@ -516,11 +516,21 @@ pub const FAMILIES: &[Family] = &[
 
 type Fill = fn(&Scrape, &mut Samples);
 
-const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str, samples: Fill) -> Family {
+pub(super) const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    samples: Fill,
+) -> Family {
     Family { name, kind: Kind::Counter, labels, help, samples }
 }
 
-const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str, samples: Fill) -> Family {
+pub(super) const fn gauge(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    samples: Fill,
+) -> Family {
     Family { name, kind: Kind::Gauge, labels, help, samples }
 }
 
@@ -590,7 +600,7 @@ fn workers(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&WorkerStatus) ->
     }
 }
 
-fn seconds(microseconds: u64) -> f64 {
+pub(super) fn seconds(microseconds: u64) -> f64 {
     microseconds as f64 / 1e6
 }
 

@@ -1,10 +1,11 @@
 //! What Prometheus reads: libp2p's metrics, and all figures of the status, in OpenMetrics' text format.
 //!
-//! Nothing is counted for this: [`Scrape`] is the status at the moment it is asked for, and [`FAMILIES`] says what of it is
+//! Nothing is counted for this: [`Scrape`] is the status at the moment it is asked for, and [`families`] says what of it is
 //! served under which name. A figure is added by adding it to the status and a line to that table, and to docs/metrics.md,
 //! which a test holds against it.
 
 mod families;
+mod nat;
 mod process;
 mod server;
 #[cfg(test)]
@@ -18,7 +19,6 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-pub use self::families::FAMILIES;
 pub use self::process::ProcessFigures;
 pub use self::server::{MetricsServer, ScrapeRequest};
 use crate::admin::status::{ConnectionStatus, NodeStatus};
@@ -54,6 +54,11 @@ impl Kind {
             Self::Gauge => "gauge",
         }
     }
+}
+
+/// Every metric of ours, in the order served.
+pub fn families() -> impl Iterator<Item = &'static Family> {
+    families::FAMILIES.iter().chain(nat::FAMILIES)
 }
 
 /// One metric: a name and what it counts, for each combination of labels there is.
@@ -111,7 +116,7 @@ impl Samples {
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for family in FAMILIES {
+        for family in families() {
             let mut samples = Samples::default();
             (family.samples)(self, &mut samples);
             if samples.0.is_empty() {
@@ -155,7 +160,7 @@ pub fn expose(scrape: Scrape, text: &mut String) -> fmt::Result {
 /// The table of docs/metrics.md.
 pub fn documentation() -> String {
     let mut table = String::from("| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n");
-    for family in FAMILIES {
+    for family in families() {
         let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
         let (name, kind, labels) = (family.sample_name(), family.kind.name(), labels.join(", "));
         // Writing to a string cannot fail.

@@ -41,7 +41,8 @@ fn scrape() -> Scrape {
     let site_b = json!({ "name": "site \"b\"", "id": "12D3KooWBob", "addresses": [], "routes": [], "state": "direct",
         "carrier": "quic", "lanes": [lane], "rtt_us": 1500, "mtu_bytes": 1420, "drops": { "replayed": 7 } });
     let nobody = json!({ "name": "", "id": "12D3KooWNobody", "addresses": [], "routes": [], "state": "offline",
-        "carrier": null, "lanes": [], "rtt_us": null, "mtu_bytes": null, "drops": {} });
+        "carrier": null, "lanes": [], "rtt_us": null, "mtu_bytes": null, "drops": {},
+        "obstacle": { "code": "udp_blocked", "text": "no UDP leaves this network: no packets pass" } });
     let idle = numbers(&[
         "packets_sent",
         "packets_received",
@@ -74,6 +75,12 @@ fn scrape() -> Scrape {
             "refused": { "not_allowed": 18 } }),
         numbers(&["connections", "accepted"]),
     );
+    let host = |local: &str, asked: u8, mapping: &str, is_translated: Option<bool>| {
+        json!({ "local": local, "scope": "internet", "servers_asked": asked, "servers_answered": asked,
+            "is_silent": false, "is_translated": is_translated, "mapping": mapping, "is_mapping_certain": true,
+            "filtering": "unknown", "keeps_ports": null, "port_step": null, "rtt_us": 2500, "ports": [],
+            "is_udp_blocked": false })
+    };
     let status = json!({
         "version": "1.2.3",
         "node": { "id": "12D3KooWAlice", "addresses": [], "interface": "ring0", "mtu_bytes": 1420, "workers": 2,
@@ -89,6 +96,22 @@ fn scrape() -> Scrape {
                 "external": "203.0.113.1:8100", "offered": true, "method": "pcp", "lifetime_seconds": 7200,
                 "expires_in_seconds": 7000, "renewals": 0, "problem": null }],
         }] },
+        "nat": {
+            "hosts": [
+                host("192.168.1.2", 2, "address_and_port_dependent", Some(true)),
+                host("10.0.0.1", 0, "unknown", None),
+            ],
+            "candidates": [],
+            "control": [],
+            "stun": numbers(&["requests_sent", "answers_received", "refusals_received", "unasked_received",
+                "mappings_changed", "requests_answered", "requests_of_strangers", "requests_too_often",
+                "requests_malformed"]),
+        },
+        "relay": merge(
+            json!({ "serves": true, "public": false, "relays": [{ "name": "r", "id": "12D3KooWBob", "reserved": true }],
+                "relayed": [], "reservations": [], "circuits": [] }),
+            numbers(&["reservations_given", "circuits_ended", "circuit_bytes", "requests_refused"]),
+        ),
         "discovery": {
             "mdns": numbers(&["queries_sent", "announcements_sent", "packets_heard", "packets_malformed",
                 "packets_ignored", "addresses"]),
@@ -106,7 +129,7 @@ fn scrape() -> Scrape {
         "workers": [worker],
     });
     let connection = json!({ "id": "12D3KooWBob", "name": "site-b", "remote": "/ip4/192.0.2.2/tcp/8001",
-        "direction": "inbound", "transport": "tcp", "rtt_us": null, "age_s": 1 });
+        "direction": "inbound", "transport": "tcp", "rtt_us": 3500, "age_s": 1 });
     Scrape {
         status: from_value(status).unwrap(),
         connections: vec![from_value(connection.clone()).unwrap(), from_value(connection).unwrap()],
@@ -126,14 +149,14 @@ fn what_is_served_is_what_is_documented() {
     let text = served();
     let typed = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let served: Vec<(&str, &str)> = typed.filter_map(|line| line.split_once(' ')).collect();
-    let known: Vec<(&str, &str)> = FAMILIES.iter().map(|family| (family.name, family.kind.name())).collect();
+    let known: Vec<(&str, &str)> = families().map(|family| (family.name, family.kind.name())).collect();
     assert_eq!(served, known);
 }
 
 #[test]
 fn names_follow_the_conventions_and_no_two_are_alike() {
     let mut names = BTreeSet::new();
-    for family in FAMILIES {
+    for family in families() {
         assert!(names.insert(family.name), "{} is there twice", family.name);
         assert!(["ringlane_", "process_"].iter().any(|prefix| family.name.starts_with(prefix)), "{}", family.name);
         let has_total = family.name.ends_with("_total");
@@ -168,11 +191,18 @@ fn figures_have_their_labels_and_base_units() {
         r#"ringlane_lane_rtt_seconds{peer="12D3KooWBob",name="site \"b\"",lane="3",worker="1"} 0.0015"#,
         r#"ringlane_egress_queueing{worker="1"} 1"#,
         r#"ringlane_offload{worker="1",offload="udp_gso",state="on"} 1"#,
+        r#"ringlane_nat_info{address="192.168.1.2",mapping="address_and_port_dependent",filtering="unknown"} 1"#,
+        r#"ringlane_nat_translated{address="192.168.1.2"} 1"#,
+        r#"ringlane_udp_blocked{address="192.168.1.2"} 0"#,
+        r#"ringlane_gateways{method="pcp"} 1"#,
+        r#"ringlane_relay_rtt_seconds{peer="12D3KooWBob",name="r"} 0.0035"#,
+        r#"ringlane_peer_obstacle{peer="12D3KooWNobody",name="",code="udp_blocked"} 1"#,
         "process_threads 4",
     ] {
         assert!(text.lines().any(|served| served == line), "{line} is missing in\n{text}");
     }
     // What is not known is left out.
+    assert!(!text.contains("10.0.0.1"), "nobody was asked from there");
     assert!(!text.contains(r#"ringlane_peer_rtt_seconds{peer="12D3KooWNobody"#));
     assert!(text.ends_with("# EOF\n"));
 }
@@ -186,7 +216,7 @@ fn every_counter_of_the_status_is_served_with_its_own_value() {
         .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
         .collect();
     // As many as `scrape` drew; each value there is once.
-    let drawn = 7 + 11 + 6 + 12 + 2 + 5 + 19 + 4;
+    let drawn = 7 + 11 + 6 + 12 + 2 + 5 + 9 + 4 + 19 + 4;
     let missing: Vec<u64> = (101..101 + drawn).filter(|value| !values.contains(value)).collect();
     assert!(missing.is_empty(), "{missing:?} of\n{text}");
 }

@@ -25,6 +25,7 @@ impl Control {
             AdminCommand::RouteDel { net, peer } => {
                 answer(request.reply, self.delete_route(&net, peer.as_deref()).await);
             }
+            AdminCommand::Netcheck => request.reply.send(self.netcheck()),
             AdminCommand::Ping { peer, timeout_ms } => {
                 self.ping(&peer, Duration::from_millis(timeout_ms), request.reply, Instant::now());
             }

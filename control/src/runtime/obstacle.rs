@@ -1,7 +1,6 @@
 //! What the loop knows of why a peer is not reached by lanes from node to node.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ringlane_shared::config::{PeerSettings, Scope};
@@ -12,14 +11,9 @@ use ringlane_shared::wire::offer::Offer;
 
 use super::Control;
 use crate::admin::obstacle::ObstacleStatus;
+use crate::netcheck::ways_out;
 use crate::obstacle::{Detour, End, Facts, StreamOnly, obstacle};
 use crate::swarm::PeerKind;
-use crate::underlay::source_to;
-
-/// Addresses that are nobody's (RFC 5737, RFC 3849), by which the kernel is asked whether there is a way out of its
-/// networks. Nothing is ever sent there.
-const FAR_AWAY: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// What peers' offers tell of their ends, and when each lost a lane. At most one of each for a configured peer.
 #[derive(Default)]
@@ -41,7 +35,7 @@ impl Ends {
 impl Control {
     /// What keeps each peer from being reached by lanes from node to node, in the configuration's order.
     pub(super) fn obstacles(&self, now: Instant) -> Vec<Option<ObstacleStatus>> {
-        let here = End::here(&self.nat_status().hosts, self.ways_out());
+        let here = End::here(&self.nat_status().hosts, self.reaches_out());
         let peers = self.settings.peers.iter().zip(0..);
         peers.map(|(peer, index)| self.obstacle(PeerIndex(index), peer, here, now)).collect()
     }
@@ -49,15 +43,11 @@ impl Control {
     /// What keeps one peer from being reached so.
     pub(super) fn obstacle_to(&self, index: PeerIndex, now: Instant) -> Option<ObstacleStatus> {
         let peer = self.settings.peers.get(index.position())?;
-        self.obstacle(index, peer, End::here(&self.nat_status().hosts, self.ways_out()), now)
+        self.obstacle(index, peer, End::here(&self.nat_status().hosts, self.reaches_out()), now)
     }
 
-    /// Whether we have routes to far addresses of IPv4 and IPv6, outside the tunnel.
-    pub(super) fn ways_out(&self) -> [bool; 2] {
-        FAR_AWAY.map(|ip| {
-            let source = source_to(SocketAddr::new(ip, 9), true);
-            source.is_some_and(|source| self.engine.local_ips().contains(&source))
-        })
+    fn reaches_out(&self) -> [bool; 2] {
+        ways_out(self.engine.local_ips()).map(|way| way.is_some())
     }
 
     fn obstacle(&self, index: PeerIndex, peer: &PeerSettings, here: End, now: Instant) -> Option<ObstacleStatus> {

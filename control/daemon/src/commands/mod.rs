@@ -9,6 +9,7 @@ pub(crate) mod load;
 mod mappings;
 pub(crate) mod metrics;
 mod nat;
+pub(crate) mod netcheck;
 pub(crate) mod peers;
 pub(crate) mod ping;
 pub(crate) mod route;

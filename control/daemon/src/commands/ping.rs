@@ -80,7 +80,7 @@ fn for_people(sequence: u64, status: &PingStatus, timeout_ms: u64, is_last: bool
         let _ = writeln!(out, "{sequence}: no path leads to {peer}");
     }
     if let (true, Some(obstacle)) = (is_last, &status.obstacle) {
-        let _ = writeln!(out, "not direct: {}", text::printable(&obstacle.text));
+        let _ = writeln!(out, "no direct lane: {}", text::printable(&obstacle.text));
     }
     out
 }
@@ -105,6 +105,7 @@ fn way(path: &PingPath) -> String {
         "mapped" => ", direct to a mapped port",
         "translated" => ", direct through a NAT",
         "udp_relay" => ", forwarded by a UDP relay",
+        "stream" => ", from node to node",
         "relayed_stream" => ", relayed",
         _ => "",
     });
@@ -174,7 +175,7 @@ mod tests {
                     site\u{fffd}[31m-r\n";
         assert_eq!(for_people(1, &relayed(), 1000, false), line);
         let last = for_people(1, &relayed(), 1000, true);
-        assert_eq!(last, format!("{line}not direct: no UDP leaves this network\n"));
+        assert_eq!(last, format!("{line}no direct lane: no UDP leaves this network\n"));
         let direct = PingStatus {
             direct: true,
             paths: vec![lane(0, "lan", Some(350)), lane(1, "translated", None)],

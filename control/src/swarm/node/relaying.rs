@@ -65,6 +65,11 @@ impl Node {
         }
     }
 
+    /// Whether others have reached us at our addresses (AutoNAT); `None` while none has told.
+    pub fn reachability(&self) -> Option<bool> {
+        self.relaying.is_reachable
+    }
+
     /// Whether we are known to be reachable from everywhere: others have found us there, or none has tried and one of our
     /// addresses means the same to all.
     fn is_public(&self) -> bool {

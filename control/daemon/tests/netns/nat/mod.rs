@@ -10,6 +10,7 @@
 //! | [`matrix`] | which way is found for which pair, how soon, and what is expected |
 //! | [`punch`] | that lanes come soon where both have a NAT |
 //! | [`udp_relay`] | lanes that R or S relays, where no direct path is |
+//! | [`say`] | what `ringlane netcheck`, `ping` and `status` say of all that |
 //! | [`upheaval`] | what happens to paths while a transfer runs, and the gaps it leaves |
 //! | [`table`] | the tables of `docs/nat.md` |
 
@@ -20,6 +21,7 @@ mod matrix;
 mod nodes;
 mod punch;
 mod rules;
+mod say;
 mod table;
 mod udp_relay;
 mod upheaval;

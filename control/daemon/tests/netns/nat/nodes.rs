@@ -59,6 +59,15 @@ impl Setups {
         }
     }
 
+    /// Has R and S run two workers each, so that they can answer STUN from another port than they were asked at.
+    pub(crate) fn with_two_workers_outside(mut self) -> Self {
+        for setup in self.0.iter_mut().filter(|setup| is_third(setup.site)) {
+            setup.set("dataplane", "workers", 2);
+            setup.write();
+        }
+        self
+    }
+
     /// Starts R and S, and waits until they have each other.
     pub(crate) fn third_up(&self) -> [Node; 2] {
         let mut nodes = [Site::R, Site::S].map(|site| Node::up(self.of(site)));

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ringlane_shared::path::candidate::is_private;
-use ringlane_shared::stun::nat::Filtering;
+use ringlane_shared::stun::nat::{Filtering, Scope};
 use ringlane_shared::wire::offer::{CandidateKind, Mapping, Offer};
 
 use crate::admin::nat::HostStatus;
@@ -50,7 +50,7 @@ impl End {
             // The address that tells most; those of other networks of ours may see no more than neighbours.
             let best = told.max_by_key(|host| host.view.scope);
             Family {
-                reaches_out,
+                reaches_out: reaches_out || best.is_some_and(|host| host.view.scope > Some(Scope::Neighbours)),
                 is_udp_blocked: asked.clone().next().is_some() && asked.all(|host| host.is_udp_blocked == Some(true)),
                 is_translated: best.is_some_and(|host| host.view.is_translated == Some(true)),
                 mapping: best.map_or(Mapping::Unknown, |host| host.view.mapping.into()),
@@ -75,12 +75,13 @@ impl End {
         let [v4, v6] = [family(true), family(false)];
         let end = |(is_there, is_public, is_seen): (bool, bool, bool), other: (bool, bool, bool), is_v4: bool| {
             // Behind a translator, or in a network that leads nowhere: the latter if the other family has more to say.
-            let is_hidden = is_there && ![is_public, is_seen, other.1, other.2].contains(&true);
+            let is_known = is_public || is_seen;
+            let is_hidden = is_there && !is_known && !(other.1 || other.2);
             let is_translated = !is_public && (is_seen || is_hidden);
             let mapping =
                 if is_translated && (is_v4 || !v4.2) { offer.extensions.punch.mapping } else { Mapping::Unknown };
             Family {
-                reaches_out: is_public || is_seen || is_hidden,
+                reaches_out: is_known || is_hidden,
                 // Whoever is behind a translator and hears any answer to its questions knows how it is seen.
                 is_udp_blocked: is_hidden && mapping == Mapping::Unknown,
                 is_translated,
@@ -228,7 +229,6 @@ fn families_differ(here: [bool; 2], there: [bool; 2]) -> Option<&'static str> {
     match (here, there) {
         ([false, true], [true, false]) => Some("this end has IPv6 only and the peer IPv4 only"),
         ([true, false], [false, true]) => Some("this end has IPv4 only and the peer IPv6 only"),
-        ([false, false], _) => Some("this end has no way out of its networks"),
         _ => None,
     }
 }
@@ -263,7 +263,7 @@ fn punching(here: &End, there: &End, punches: bool) -> (&'static str, String) {
 mod tests {
     use ringlane_shared::id::LaneId;
     use ringlane_shared::path::candidate::OwnCandidate;
-    use ringlane_shared::stun::nat::{self, HostView, Scope};
+    use ringlane_shared::stun::nat::{self, HostView};
     use ringlane_shared::wire::offer::{Candidate, Extensions, Features, LaneSet, OfferSecret, Punch};
 
     use super::*;
@@ -327,7 +327,8 @@ mod tests {
             ("udp_lost", Facts { punches: false, ..facts(v4(CONE), v4(OPEN)) }),
             ("families_differ", facts(v6(OPEN), v4(CONE))),
             ("families_differ", facts(v4(CONE), v6(OPEN))),
-            ("families_differ", facts(v4(NONE), v4(CONE))),
+            // It is connected, so there is a way, whatever the routes say.
+            ("udp_lost", facts(v4(NONE), v4(CONE))),
             ("families_differ", Facts { since: young, ..facts(v4(CONE), v6(OPEN)) }),
             ("trying", Facts { since: young, ..usual() }),
             ("trying", Facts { since: young, there: None, ..usual() }),
@@ -438,7 +439,10 @@ mod tests {
         let near = host("10.0.0.1", Some(Scope::Neighbours), 1, Some(false), false);
         let far = host("192.168.1.2", Some(Scope::Internet), 2, Some(true), false);
         let unasked = host("192.168.9.9", None, 0, None, true);
-        assert_eq!(End::here(&[near.clone(), far, unasked.clone()], [true, false]), v4(SYMMETRIC));
+        for reaches_out in [true, false] {
+            let here = End::here(&[near.clone(), far.clone(), unasked.clone()], [reaches_out, false]);
+            assert_eq!(here, v4(SYMMETRIC), "an answer from afar is a way out");
+        }
         let silent = |local: &str| host(local, None, 2, None, true);
         let here = End::here(&[silent("10.0.0.1"), silent("2a01::1"), unasked.clone()], [true, true]);
         assert!(here.v4.is_udp_blocked && here.v6.is_udp_blocked && here.is_udp_blocked());

@@ -117,5 +117,8 @@ mod tests {
         let line = serde_json::to_string(&RequestLine { version: PROTOCOL_VERSION, command }).unwrap();
         assert_eq!(line, r#"{"version":1,"command":{"route_add":{"net":"10.0.0.0/8","peer":"@b"}}}"#);
         assert!(serde_json::from_str::<RequestLine>(&line).is_ok());
+        let command = AdminCommand::Ping { peer: "site-b".into(), timeout_ms: 1000 };
+        let line = serde_json::to_string(&RequestLine { version: PROTOCOL_VERSION, command }).unwrap();
+        assert_eq!(line, r#"{"version":1,"command":{"ping":{"peer":"site-b","timeout_ms":1000}}}"#);
     }
 }

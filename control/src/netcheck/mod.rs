@@ -22,10 +22,10 @@ use crate::admin::nat::HostStatus;
 use crate::admin::netcheck::FamilyStatus;
 use crate::underlay;
 
-/// Addresses that are nobody's (RFC 5737, RFC 3849), by which the kernel is asked for the way out of its networks. Nothing is
-/// ever sent there.
+/// A root name server of each family: there is a route to them wherever there is one to the Internet, also where no default
+/// route is. The kernel is asked for it; nothing is ever sent there.
 const FAR_AWAY: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+    [IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)), IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30))];
 
 /// The way out of this host's networks in one family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,7 +59,7 @@ pub(crate) fn family(is_v4: bool, way: Option<WayOut>, hosts: &[HostStatus]) -> 
     let best = told.max_by_key(|host| (host.view.scope, way.is_some_and(|way| way.source == host.view.local)));
     let ports = best.into_iter().flat_map(|host| &host.view.ports);
     let kind = match best.map(|host| &host.view) {
-        _ if way.is_none() => "absent",
+        None if way.is_none() => "absent",
         _ if is_udp_blocked == Some(true) => "udp_blocked",
         None => "unknown",
         Some(view) if view.is_translated == Some(true) => match (view.mapping, view.filtering) {
@@ -78,7 +78,7 @@ pub(crate) fn family(is_v4: bool, way: Option<WayOut>, hosts: &[HostStatus]) -> 
     };
     FamilyStatus {
         kind: kind.to_owned(),
-        source: way.map(|way| way.source),
+        source: way.map(|way| way.source).or(best.map(|host| host.view.local)),
         mtu_bytes: way.and_then(|way| way.mtu_bytes),
         is_udp_blocked,
         is_translated: best.and_then(|host| host.view.is_translated),
@@ -139,12 +139,13 @@ mod tests {
             assert_eq!(status.kind, kind, "{mapping:?} {filtering:?}");
             assert_eq!(status.outside, ["5.30.0.2:4000".parse().unwrap()]);
             assert_eq!((status.mtu_bytes, status.is_udp_blocked), (Some(1500), Some(false)));
-            assert_eq!(family(true, None, std::slice::from_ref(&far)).kind, "absent");
+            assert_eq!(family(true, None, std::slice::from_ref(&far)).kind, kind, "an answer from afar is a way out");
             let blocked = HostStatus { is_udp_blocked: Some(true), ..far };
             assert_eq!(family(true, way, &[blocked]).kind, "udp_blocked");
         }
         let near = host("192.168.1.2", Scope::Neighbours, M::None, F::Unknown);
         assert_eq!(family(true, way, &[near]).kind, "unknown", "neighbours see no NAT");
+        assert_eq!(family(true, None, &[]).kind, "absent");
         let unasked = family(true, way, &[]);
         assert_eq!((unasked.kind.as_str(), unasked.is_udp_blocked), ("unknown", None));
     }

@@ -40,7 +40,7 @@ impl Control {
     pub(super) async fn status(&self) -> NodeStatus {
         let queue = self.netlink.transmit_queue(&self.settings.interface).await;
         let queue = queue.inspect_err(|error| warn!(%error, "cannot read the TUN's queue")).ok();
-        self.reporter().node(queue)
+        Reporter { obstacles: self.obstacles(Instant::now()), ..self.reporter() }.node(queue)
     }
 
     pub(super) fn reporter(&self) -> Reporter<'_, ExchangeToken> {
@@ -63,7 +63,7 @@ impl Control {
             routing: &self.routing,
             offers_refused: self.offers_refused,
             portmap: self.portmap.as_ref(),
-            obstacles: self.obstacles(Instant::now()),
+            obstacles: Vec::new(),
         }
     }
 }

@@ -1,11 +1,14 @@
 //! What scripts and units rely on, of Hyprspace and of Ringlane in its place: the same assertions for both.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
-use super::{Kind, Member, lab_of, matrix, mesh_of, trust_all, wait_joined};
+use super::{Kind, Member, Running, lab_of, matrix, mesh_of, trust_all, wait_joined};
 use crate::lab::wait_for;
+use crate::node::RINGLANE;
 
 /// `status`, `peers` and `route show` of a network of two.
 fn a_node_is_described_in_hyprspaces_formats([kind]: [Kind; 1]) {
@@ -164,4 +167,30 @@ fn hyprspace_starts_with_what_our_init_wrote() {
     let node = Member::up(&go);
     let status = wait_for("the node to answer", || node.ask("status").ok());
     assert!(status.starts_with(&format!("PeerID: {id}\n")), "{status}");
+}
+
+/// For longer than it takes until both nodes' own pings have come in between.
+#[test]
+fn a_hyprspace_node_answers_ringlanes_pings_and_no_connection_is_lost_over_them() {
+    const PINGS: usize = 90;
+    let Some((_lab, members, mut nodes)) = mesh_of([Kind::Rust, Kind::Go]) else { return };
+    wait_joined(&members);
+    let ringlane = |arguments: &[&str]| {
+        let mut command = Command::new(RINGLANE);
+        command.args(arguments).args(["--json", "--interface", &members[0].interface]).stdin(Stdio::null());
+        command.output().expect("the binary can be run")
+    };
+    let count = PINGS.to_string();
+    let output = ringlane(&["ping", "peerb", "--count", &count, "--interval", "200", "--timeout", "8000"]);
+    let lines = String::from_utf8(output.stdout).expect("JSON is UTF-8");
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    assert_eq!((lines.len(), output.status.code()), (PINGS, Some(0)));
+    for line in &lines {
+        assert!(line["answered"] == true && line["paths"][0]["kind"] == "stream", "{line}");
+        assert_eq!(line["obstacle"]["code"], "hyprspace");
+    }
+    let connections: Vec<Value> = serde_json::from_slice(&ringlane(&["peers"]).stdout).expect("a list");
+    let oldest = connections.iter().filter_map(|connection| connection["age_s"].as_u64()).max();
+    assert!(oldest >= Some(PINGS as u64 / 5 - 1), "{connections:?}");
+    nodes.iter_mut().for_each(Running::expect_alive);
 }

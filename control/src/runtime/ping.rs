@@ -1,7 +1,7 @@
 //! `ringlane ping`: a question to a peer on every path that packets to it take.
 //!
 //! Each lane's worker asks by an echo, as it does for itself; a stream's path is asked by libp2p's ping, on a stream of its
-//! own. One admin client has one question under way, so there are no more than clients.
+//! own, or, of a Hyprspace node, by opening one. One admin client has one question under way, so there are no more than clients.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,11 +24,15 @@ use crate::admin::relay::RelayNode;
 use crate::admin::status::Carrier;
 use crate::coordinator::LaneUp;
 use crate::routes::{ReferenceError, find_peer};
-use crate::swarm::{ConnectionInfo, OpenError, OpenId};
+use crate::swarm::{ConnectionInfo, OpenError, OpenId, PeerKind};
 
 /// libp2p's ping: 32 bytes, and the same 32 bytes back.
 const PING: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
 const PING_BYTES: usize = 32;
+
+/// What Hyprspace nodes are asked by: they take two streams of pings of one peer at a time, which the library's pings on each
+/// connection need. Agreeing on a protocol takes one round trip, and what they then say of themselves is not read.
+const IDENTIFY: StreamProtocol = StreamProtocol::new("/ipfs/id/1.0.0");
 
 /// How long an answer is waited for at least and at most; the latter is less than an admin client waits.
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
@@ -38,6 +42,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(8);
 struct Ping {
     reply: AdminReply,
     peer: PeerIndex,
+    asked_at: Instant,
     deadline: Instant,
     paths: Vec<PingPath>,
     /// The lane of each path; none of a stream's.
@@ -87,9 +92,14 @@ impl Pings {
         let found = self.pending.iter_mut().find(|(_, ping)| ping.opening == Some(id));
         let Some((ask, ping)) = found else { return };
         ping.opening = None;
-        let (ask, left) = (*ask, ping.deadline.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let (ask, took) = (*ask, now.saturating_duration_since(ping.asked_at));
+        let left = ping.deadline.saturating_duration_since(now);
         self.streams.push(Box::pin(async move {
-            let Ok((_, stream)) = result else { return (ask, None) };
+            let Ok((protocol, stream)) = result else { return (ask, None) };
+            if protocol == IDENTIFY {
+                return (ask, Some(took));
+            }
             let answered = tokio::time::timeout(left, ask_on(*stream)).await;
             (ask, answered.ok().and_then(Result::ok))
         }));
@@ -121,7 +131,8 @@ impl Control {
         self.pings.asked += 1;
         let ask = self.pings.asked;
         let deadline = now + timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
-        let mut ping = Ping { reply, peer: index, deadline, paths: Vec::new(), lanes: Vec::new(), opening: None };
+        let mut ping =
+            Ping { reply, peer: index, asked_at: now, deadline, paths: Vec::new(), lanes: Vec::new(), opening: None };
         match self.coordinator.link(index) {
             Some(link) if link.carries() => {
                 for (lane, up) in link.lanes() {
@@ -134,7 +145,9 @@ impl Control {
             }
             _ => {
                 if let Some((path, connection)) = self.path_of_stream(index) {
-                    ping.opening = Some(self.node.open_stream(connection, vec![PING]));
+                    let is_hyprspace = self.packets.kind(index) == Some(PeerKind::Hyprspace);
+                    let protocol = if is_hyprspace { IDENTIFY } else { PING };
+                    ping.opening = Some(self.node.open_stream(connection, vec![protocol]));
                     ping.paths.push(path);
                 }
             }

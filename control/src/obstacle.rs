@@ -129,7 +129,10 @@ pub(crate) enum Detour {
         relay: Option<String>,
     },
     /// In lanes that another node forwards.
-    RelayedLanes,
+    RelayedLanes {
+        /// Its name or id.
+        relay: String,
+    },
 }
 
 impl fmt::Display for Detour {
@@ -144,7 +147,7 @@ impl fmt::Display for Detour {
                 }
                 write!(f, " through relay {}", relay.as_deref().unwrap_or("(unknown)"))
             }
-            Self::RelayedLanes => f.write_str("packets go in lanes that a relay forwards"),
+            Self::RelayedLanes { relay } => write!(f, "packets go in lanes that {relay} forwards"),
         }
     }
 }
@@ -350,7 +353,7 @@ mod tests {
             (Detour::Nothing, "no packets pass"),
             (Detour::Stream { transport: "quic" }, "packets go by a stream over quic"),
             (Detour::RelayedStream { transport: None, relay: None }, "packets go by a stream through relay (unknown)"),
-            (Detour::RelayedLanes, "packets go in lanes that a relay forwards"),
+            (Detour::RelayedLanes { relay: "site-r".to_owned() }, "packets go in lanes that site-r forwards"),
         ];
         for (detour, text) in detours {
             let facts = Facts { detour, since: Duration::from_secs(3), ..facts(v4(CONE), v4(CONE)) };

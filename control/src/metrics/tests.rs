@@ -109,7 +109,12 @@ fn scrape() -> Scrape {
         },
         "relay": merge(
             json!({ "serves": true, "public": false, "relays": [{ "name": "r", "id": "12D3KooWBob", "reserved": true }],
-                "relayed": [], "reservations": [], "circuits": [] }),
+                "relayed": [], "reservations": [], "circuits": [],
+                "forwarding": merge(
+                    json!({ "allotments": [] }),
+                    numbers(&["allotments_given", "allotments_refused", "lanes_begun", "ends_moved", "datagrams", "bytes",
+                        "datagrams_over_rate"]),
+                ) }),
             numbers(&["reservations_given", "circuits_ended", "circuit_bytes", "requests_refused"]),
         ),
         "discovery": {
@@ -216,7 +221,7 @@ fn every_counter_of_the_status_is_served_with_its_own_value() {
         .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
         .collect();
     // As many as `scrape` drew; each value there is once.
-    let drawn = 7 + 11 + 6 + 12 + 2 + 5 + 9 + 4 + 19 + 4;
+    let drawn = 7 + 11 + 6 + 12 + 2 + 5 + 9 + 7 + 4 + 19 + 4;
     let missing: Vec<u64> = (101..101 + drawn).filter(|value| !values.contains(value)).collect();
     assert!(missing.is_empty(), "{missing:?} of\n{text}");
 }

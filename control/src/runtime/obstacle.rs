@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ringlane_shared::config::{PeerSettings, Scope};
-use ringlane_shared::id::PeerIndex;
-use ringlane_shared::path::choice::PathClass;
+use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::plane::CarrierChoice;
 use ringlane_shared::wire::offer::Offer;
 
@@ -52,12 +51,12 @@ impl Control {
 
     fn obstacle(&self, index: PeerIndex, peer: &PeerSettings, here: End, now: Instant) -> Option<ObstacleStatus> {
         let link = self.coordinator.link(index)?;
-        let is_relayed = |(class, _)| class == PathClass::Relay;
-        let mut lanes = link.lanes().map(|(_, lane)| self.engine.path_of(lane.serial).is_some_and(is_relayed));
         let carries = link.carries();
-        if carries && lanes.any(|is_relayed| !is_relayed) {
+        let relays: Vec<Option<PeerIndex>> = link.lanes().map(|(_, lane)| self.engine.relay_of(lane.local)).collect();
+        if carries && relays.contains(&None) {
             return None;
         }
+        let forwards = relays.into_iter().flatten().next().filter(|_| carries);
         let mut connections = self.node.connections(&peer.id);
         let first = connections.next();
         let connected = connections.chain(first).map(|connection| connection.established).min();
@@ -71,7 +70,10 @@ impl Control {
             is_lan_only: self.settings.control.web.scope == Scope::Lan,
             punches: true,
             problem: self.node.problem(&peer.id).filter(|_| connected.is_none()).or(link.problem()),
-            detour: if carries { Detour::RelayedLanes } else { self.detour(index, peer) },
+            detour: match forwards.and_then(|relay| self.settings.peers.get(relay.position())) {
+                Some(relay) => Detour::RelayedLanes { relay: self.name_or_id(&relay.id) },
+                None => self.detour(index, peer),
+            },
         };
         Some(obstacle(&facts))
     }
@@ -93,10 +95,12 @@ impl Control {
         if !taken.relayed {
             return Detour::Stream { transport: transport.unwrap_or("an unknown transport") };
         }
-        let relay = taken.relay.map(|relay| {
-            let known = self.settings.peers.iter().find(|peer| peer.id == relay && !peer.name.is_empty());
-            known.map_or_else(|| relay.to_string(), |peer| peer.name.clone())
-        });
+        let relay = taken.relay.map(|relay| self.name_or_id(&relay));
         Detour::RelayedStream { transport, relay }
+    }
+
+    fn name_or_id(&self, id: &PeerId) -> String {
+        let known = self.settings.peers.iter().find(|peer| peer.id == *id && !peer.name.is_empty());
+        known.map_or_else(|| id.to_string(), |peer| peer.name.clone())
     }
 }

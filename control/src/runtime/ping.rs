@@ -212,19 +212,24 @@ impl Control {
 
     fn path_of_lane(&self, lane: u8, up: &LaneUp) -> PingPath {
         let path = self.engine.path_of(up.serial);
+        let relay = self.engine.relay_of(up.local).and_then(|relay| self.settings.peers.get(relay.position()));
         PingPath {
             carrier: match up.gauges.carrier() {
                 LaneCarrier::Records => Carrier::Lane,
                 LaneCarrier::Quic => Carrier::Quic,
             },
-            kind: path.map_or("translated", |(class, kind)| kind_of(class, kind)).to_owned(),
+            kind: match relay {
+                Some(_) => UDP_RELAY,
+                None => path.map_or("translated", |(class, kind)| kind_of(class, kind)),
+            }
+            .to_owned(),
             lane: Some(lane),
             worker: Some(up.worker.0),
             local: Some(up.local),
             remote: Some(up.remote),
             connection: None,
             transport: None,
-            relay: None,
+            relay: relay.map(|relay| RelayNode { name: relay.name.clone(), id: relay.id.to_string() }),
             rtt_us: None,
         }
     }

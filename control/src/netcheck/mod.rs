@@ -27,6 +27,9 @@ use crate::underlay;
 const FAR_AWAY: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)), IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30))];
 
+/// Where the kernel is asked about: no packet is ever sent there.
+const ASKED_PORT: u16 = 9;
+
 /// The way out of this host's networks in one family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WayOut {
@@ -36,14 +39,25 @@ pub(crate) struct WayOut {
     pub(crate) mtu_bytes: Option<u32>,
 }
 
-/// The ways out over IPv4 and IPv6, outside the tunnel. Of no use is one by which lanes cannot leave: `usable` has our
-/// addresses that they may.
+/// The ways out over IPv4 and IPv6, outside the tunnel, from one of our addresses by which lanes may leave.
 pub(crate) fn ways_out(usable: &[IpAddr]) -> [Option<WayOut>; 2] {
-    FAR_AWAY.map(|ip| way_to(SocketAddr::new(ip, 9)).ok().filter(|way| usable.contains(&way.source)))
+    FAR_AWAY.map(|ip| {
+        let remote = SocketAddr::new(ip, ASKED_PORT);
+        let of_family = usable.iter().copied().filter(|ours| ours.is_ipv4() == ip.is_ipv4());
+        // What the kernel would choose, or else any from which it knows a way.
+        let chosen = way_to(remote, None).ok().filter(|way| usable.contains(&way.source));
+        chosen.or_else(|| of_family.filter_map(|ours| way_to(remote, Some(ours)).ok()).next())
+    })
 }
 
-fn way_to(remote: SocketAddr) -> io::Result<WayOut> {
-    let socket: UdpSocket = underlay::socket(remote, Type::DGRAM)?.into();
+fn way_to(remote: SocketAddr, from: Option<IpAddr>) -> io::Result<WayOut> {
+    let socket: UdpSocket = {
+        let socket = underlay::socket(remote, Type::DGRAM)?;
+        if let Some(ours) = from {
+            socket.bind(&SocketAddr::new(ours, 0).into())?;
+        }
+        socket.into()
+    };
     socket.connect(remote)?;
     let mtu = if remote.is_ipv4() { ip_mtu(&socket) } else { ipv6_mtu(&socket) };
     Ok(WayOut { source: socket.local_addr()?.ip(), mtu_bytes: mtu.ok() })
@@ -111,6 +125,20 @@ mod tests {
             ports: vec![PortView { worker: 0, local_port: 8100, mapped }],
         };
         HostStatus { view, is_udp_blocked: Some(false) }
+    }
+
+    #[test]
+    fn the_kernel_says_what_a_way_carries_and_nothing_leads_out_from_nowhere() {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let to = SocketAddr::new(loopback, ASKED_PORT);
+        for from in [None, Some(loopback)] {
+            let way = way_to(to, from).unwrap();
+            assert_eq!(way.source, loopback);
+            assert!(way.mtu_bytes.is_some_and(|bytes| bytes >= 1280), "{way:?}");
+        }
+        assert_eq!(ways_out(&[]), [None, None]);
+        // No host sends from there.
+        assert_eq!(ways_out(&["203.0.113.1".parse().unwrap()]), [None, None]);
     }
 
     #[test]

@@ -160,6 +160,8 @@ pub struct ConnectionInfo {
     /// Whether the peer has it too.
     confirmed: bool,
     closing: bool,
+    /// Whether it leads through our proxy.
+    pub(super) proxied: bool,
     /// Whether it carries anything at the moment.
     pub(super) health: Health,
     /// In a row.
@@ -204,6 +206,7 @@ impl ConnectionInfo {
             kind: None,
             confirmed: endpoint.is_listener(),
             closing: false,
+            proxied: false,
             health: Health::default(),
             pings_failed: 0,
             holds: Arc::default(),
@@ -225,17 +228,17 @@ impl ConnectionInfo {
 
     /// The lower, the rather it is used: by what it is, not by how new.
     fn rank(&self) -> (bool, bool, bool, bool) {
-        (self.health.is_suspect(), self.relayed, self.is_web(), !self.health.is_trusted())
+        (self.health.is_suspect(), self.relayed, self.is_roundabout(), !self.health.is_trusted())
     }
 
     /// The same, whatever its health.
     fn kind_rank(&self) -> (bool, bool) {
-        (self.relayed, self.is_web())
+        (self.relayed, self.is_roundabout())
     }
 
-    /// Whether it is a WebSocket, as far as its address tells.
-    pub(super) fn is_web(&self) -> bool {
-        self.transport.is_some_and(TransportName::is_web)
+    /// Whether it takes a way for where nothing better passes: a WebSocket, as far as its address tells, or a proxy.
+    pub(super) fn is_roundabout(&self) -> bool {
+        self.proxied || self.transport.is_some_and(TransportName::is_web)
     }
 
     /// The peer has spoken on it.

@@ -86,6 +86,8 @@ pub(super) enum Better {
     Direct,
     /// One that is no WebSocket either.
     Plain,
+    /// One that does not lead through our proxy, as all of TCP does.
+    Unproxied,
 }
 
 /// An order to dial.
@@ -123,6 +125,11 @@ impl Dialer {
     /// The same, for a node whose proxy looks up the names of TCP addresses, or not.
     pub(super) fn passing_names(self, passes_names: bool) -> Self {
         Self { passes_names, ..self }
+    }
+
+    /// Whether TCP leads through a proxy.
+    pub(super) fn is_proxied(&self) -> bool {
+        self.passes_names
     }
 
     /// Learns an address. Unknown peers, other peers' ids and known addresses change nothing. A new address of a peer

@@ -80,9 +80,13 @@ impl Peer {
         if address::is_circuit(address) {
             return false;
         }
-        let any_will_do =
-            self.connected_since.is_none() || self.is_sought || self.better_sought == Some(Better::Direct);
-        any_will_do || self.is_tcp_sought && is_tcp(address) || self.better_sought.is_some() && !is_web(address)
+        let is_better = match self.better_sought {
+            None => false,
+            Some(Better::Direct) => true,
+            Some(Better::Plain) => !is_web(address),
+            Some(Better::Unproxied) => !is_tcp(address),
+        };
+        self.connected_since.is_none() || self.is_sought || self.is_tcp_sought && is_tcp(address) || is_better
     }
 
     /// When it is dialled next at its own addresses.

@@ -168,6 +168,11 @@ fn who_is_connected_by_a_websocket_is_dialled_at_its_other_addresses() {
     }
     dialer.seek_better(now, &peer, Some(Better::Direct));
     assert_eq!(next_dial(&mut dialer).1.addresses.len(), 2, "to who is relayed a WebSocket is better");
+    dialer.seek_better(now, &peer, Some(Better::Unproxied));
+    assert_eq!(dialer.poll_timeout(), None, "all of TCP goes through the proxy");
+    let quic: Multiaddr = "/ip4/10.0.0.1/udp/1/quic-v1".parse().unwrap();
+    dialer.add_address(now, &peer, &quic, Source::Identify);
+    assert_eq!(next_dial(&mut dialer).1.addresses, [quic]);
 }
 
 #[test]

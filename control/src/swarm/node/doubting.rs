@@ -43,9 +43,14 @@ impl Node {
     pub(super) fn handle_probe_ended(&mut self, id: OpenId, error: Option<&OpenError>) -> bool {
         let Some((peer, connection)) = self.probes.remove(&id) else { return false };
         match error {
-            None | Some(OpenError::Unsupported) => self.handle_heard(&peer, connection),
+            // A stream is broken off by the peer, or together with its connection, which is told of by itself.
+            None | Some(OpenError::Unsupported | OpenError::Io(_)) => self.handle_heard(&peer, connection),
             Some(OpenError::TimedOut) => self.handle_unanswered(&peer, connection),
-            Some(OpenError::Closed | OpenError::Io(_)) => {}
+            Some(OpenError::Closed) => {
+                if let Some(known) = self.connections.get_mut(&peer, connection) {
+                    known.health.handle_unanswered();
+                }
+            }
         }
         true
     }

@@ -11,7 +11,7 @@ use ringlane_shared::limits::KNOWN_ADDRESSES_PER_PEER_MAX;
 use super::{DialUnderWay, Node, NodeEvent};
 use crate::swarm::address;
 use crate::swarm::behaviour::BehaviourEvent;
-use crate::swarm::connections::{ConnectionInfo, Direction, PeerKind};
+use crate::swarm::connections::{ConnectionInfo, Direction, PeerKind, TransportName};
 use crate::swarm::dialer::{STABLE_AFTER, Source};
 use crate::swarm::exchange;
 use crate::swarm::exchanges::Progress;
@@ -68,6 +68,9 @@ impl Node {
             return;
         }
         self.find_relay(&mut connection);
+        connection.proxied = self.dialer.is_proxied()
+            && connection.direction == Direction::Outbound
+            && connection.transport.is_some_and(TransportName::is_tcp);
         let remote = connection.remote.clone();
         self.handle_contact_dialled(id, true);
         if !self.dialer.has(&peer) {

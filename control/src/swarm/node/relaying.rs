@@ -311,8 +311,9 @@ impl Node {
     /// Looks for a better way to a peer that only a relay leads to, or a WebSocket.
     pub(super) fn seek_better(&mut self, peer: PeerId) {
         let best = self.connections.best(&peer);
-        let better = best.and_then(|best| match (best.relayed, best.is_web()) {
+        let better = best.and_then(|best| match (best.relayed, best.is_roundabout()) {
             (true, _) => Some(Better::Direct),
+            (false, true) if self.dialer.is_proxied() => Some(Better::Unproxied),
             (false, true) => Some(Better::Plain),
             (false, false) => None,
         });

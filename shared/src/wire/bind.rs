@@ -26,7 +26,7 @@ use aws_lc_rs::{constant_time, hkdf, hmac};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::offer::{mapped, unmapped};
+use super::candidate::{mapped, unmapped};
 
 /// Bytes of every bind, request or answer.
 pub const BIND_BYTES: usize = AUTHENTICATED_BYTES + MAC_BYTES;

@@ -11,7 +11,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::offer::{CandidateKind, OfferError, mapped, unmapped};
+use super::candidate::{CandidateKind, mapped, unmapped};
+use super::offer::OfferError;
 use crate::limits::LANE_CANDIDATES_MAX;
 use crate::path::candidate::OwnCandidate;
 use crate::stun;

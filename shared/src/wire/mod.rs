@@ -1,12 +1,14 @@
 //! Outer messages: parse and emit, nothing else. `docs/protocol.md` states the same bytes for other implementers.
 
 pub mod bind;
+mod candidate;
 pub mod circuit;
 pub mod connect;
 pub mod echo;
 pub mod extensions;
 pub mod fragment;
 pub mod frame;
+mod lane_set;
 pub mod mdns;
 pub mod offer;
 pub mod packets;

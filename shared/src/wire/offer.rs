@@ -15,13 +15,16 @@
 //! all others are skipped. The stream is authenticated and confidential, which is why the secrets may travel on it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::candidate::mapped;
+pub use super::candidate::{Candidate, CandidateKind};
 pub use super::extensions::{self, Extensions, Mapping, Punch};
-pub use super::secrets::LinkSecrets;
+pub use super::lane_set::LaneSet;
+pub use super::secrets::{LinkSecrets, OfferSecret};
 use crate::id::{LaneId, LaneIndex};
 use crate::lane::keys::{CipherChoice, Suite};
 use crate::limits::{CANDIDATES_MAX, LANE_ID_MAX, LANES_PER_LINK_MAX, OFFER_BYTES_MAX, WORKERS_MAX};
@@ -346,118 +349,11 @@ impl Features {
     }
 }
 
-/// Some of a link's lanes: bit k stands for lane k.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LaneSet(pub u64);
-
-const _: () = assert!(LANES_PER_LINK_MAX <= u64::BITS as usize);
-
-impl LaneSet {
-    /// Whether the lane is one of them.
-    pub fn contains(self, lane: LaneIndex) -> bool {
-        self.0 & (1 << lane.get()) != 0
-    }
-
-    /// The lanes that are in both.
-    pub fn intersection(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
-    /// The lanes, lowest first.
-    pub fn iter(self) -> impl Iterator<Item = LaneIndex> {
-        (0..LANES_PER_LINK_MAX as u8).filter_map(LaneIndex::new).filter(move |lane| self.contains(*lane))
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-}
-
-impl FromIterator<LaneIndex> for LaneSet {
-    fn from_iter<I: IntoIterator<Item = LaneIndex>>(lanes: I) -> Self {
-        Self(lanes.into_iter().fold(0, |set, lane| set | 1 << lane.get()))
-    }
-}
-
-/// Where a node might be reached.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Candidate {
-    /// How the node knows of it.
-    pub kind: CandidateKind,
-    /// The address; an IPv4-mapped one reads back as IPv4. Whether to send there is for the receiver to judge.
-    pub ip: IpAddr,
-    /// Worker i receives on `port + i`.
-    pub port: u16,
-}
-
-impl Candidate {
-    fn read(reader: &mut Reader<'_>) -> Result<Self, OfferError> {
-        let [code] = *reader.take()?;
-        let kind = CandidateKind::from_code(code).ok_or(OfferError::CandidateKind(code))?;
-        let ip = unmapped(*reader.take()?);
-        let port = u16::from_be_bytes(*reader.take()?);
-        Ok(Self { kind, ip, port })
-    }
-}
-
-/// How a node knows of a candidate of its own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u8)]
-pub enum CandidateKind {
-    /// An address of one of its interfaces.
-    Host = 0,
-    /// What others see: the answer of a STUN server.
-    ServerReflexive = 1,
-    /// A relay's address.
-    Relayed = 2,
-    /// What a router has mapped to it because it was asked to. Nodes of before refuse an offer that has one among the
-    /// candidates of all lanes.
-    Mapped = 3,
-}
-
-impl CandidateKind {
-    /// The kind that this byte stands for.
-    pub fn from_code(code: u8) -> Option<Self> {
-        [Self::Host, Self::ServerReflexive, Self::Relayed, Self::Mapped].into_iter().find(|kind| *kind as u8 == code)
-    }
-}
-
-/// An address as the wire shows it: 16 bytes, IPv4 mapped (RFC 4291, section 2.5.5.2).
-pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
-    match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    }
-}
-
-/// The address that the wire's 16 bytes stand for.
-pub(super) fn unmapped(octets: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(octets).to_canonical()
-}
-
-/// One side's 32 random bytes. Wiped when dropped, never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct OfferSecret(pub(super) Zeroizing<[u8; 32]>);
-
-impl OfferSecret {
-    /// Takes 32 bytes from the system's random number generator.
-    pub fn new(random: [u8; 32]) -> Self {
-        Self(Zeroizing::new(random))
-    }
-}
-
-impl fmt::Debug for OfferSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OfferSecret(..)")
-    }
-}
-
 /// The unread rest of a message.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], OfferError> {
+    pub(super) fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], OfferError> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(OfferError::Truncated)?;
         self.0 = rest;
         Ok(taken)

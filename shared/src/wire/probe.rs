@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use aws_lc_rs::{constant_time, hmac};
 use thiserror::Error;
 
-use super::offer::{mapped, unmapped};
+use super::candidate::{mapped, unmapped};
 use crate::id::LaneIndex;
 
 /// Bytes of every probe, request or reply.

@@ -29,7 +29,8 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::bind::{BIND_TOKEN_BYTES, BindToken};
-use super::offer::{LaneSet, mapped, unmapped};
+use super::candidate::{mapped, unmapped};
+use super::lane_set::LaneSet;
 use crate::id::{LaneIndex, PeerId, WorkerId};
 use crate::limits::{LANES_PER_LINK_MAX, RELAY_ADDRESSES_MAX, RELAY_MESSAGE_BYTES_MAX, WORKERS_MAX};
 

@@ -21,6 +21,23 @@ use crate::limits::TOKEN_BYTES;
 
 const SALT: &[u8] = b"ringlane link 1";
 
+/// One side's 32 random bytes. Wiped when dropped, never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OfferSecret(pub(super) Zeroizing<[u8; 32]>);
+
+impl OfferSecret {
+    /// Takes 32 bytes from the system's random number generator.
+    pub fn new(random: [u8; 32]) -> Self {
+        Self(Zeroizing::new(random))
+    }
+}
+
+impl fmt::Debug for OfferSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OfferSecret(..)")
+    }
+}
+
 /// What both ends and nobody else can compute from one exchange of offers: lane tokens and the probe key.
 ///
 /// HKDF-SHA256 (RFC 5869) over the client's secret followed by the server's.

@@ -131,6 +131,8 @@ struct End {
     number: Option<u64>,
     path: Option<Ends>,
     asked: Bucket,
+    /// As `asked`, of requests that are not its newest: others can send those again.
+    replayed: Bucket,
     moves: Bucket,
 }
 
@@ -291,14 +293,16 @@ impl Book {
         let lane = lanes.and_then(|lanes| lanes.get_mut(&place.lane)).ok_or(BindFault::Unknown)?;
         let expected_port = self.port.saturating_add(lane.worker.0.into());
         let end = &mut lane.ends[place.end];
-        if !end.asked.take(now) {
-            return Err(BindFault::TooMany);
-        }
+        // Before it takes of the end's share: its name can be seen by others.
         let bind = end.keys.verify(&unverified).map_err(|_| BindFault::Unknown)?;
         if bind.kind != BindKind::Request {
             return Err(BindFault::Unknown);
         }
         let is_newest = end.number.is_none_or(|newest| bind.number > newest);
+        let share = if is_newest { &mut end.asked } else { &mut end.replayed };
+        if !share.take(now) {
+            return Err(BindFault::TooMany);
+        }
         let is_elsewhere = end.path != Some(path);
         let mut is_bound = !is_elsewhere;
         if is_newest && is_elsewhere {
@@ -395,6 +399,7 @@ impl Book {
 impl End {
     fn new(keys: BindKeys, now: Instant) -> Self {
         let bucket = |(burst, per_second)| Bucket::new(burst, per_second, now);
-        Self { keys, number: None, path: None, asked: bucket(BINDS_PER_END), moves: bucket(BIND_MOVES_PER_END) }
+        let [asked, replayed] = [BINDS_PER_END; 2].map(bucket);
+        Self { keys, number: None, path: None, asked, replayed, moves: bucket(BIND_MOVES_PER_END) }
     }
 }

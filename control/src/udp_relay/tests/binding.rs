@@ -182,6 +182,29 @@ fn an_end_that_floods_us_is_looked_at_so_many_times_and_moves_so_often() {
 }
 
 #[test]
+fn whoever_has_seen_a_bind_keeps_its_end_from_nothing() {
+    let mut it = OneLane::new();
+    it.bind(0, 1, AT_A).unwrap();
+    it.bind(1, 1, AT_B).unwrap();
+    let seen = request(&it.keys[0], 1);
+    let mut forged = seen;
+    forged[BIND_BYTES - 1] ^= 1;
+    let path = Ends { local: it.relay, remote: address("203.0.113.9:9") };
+    let mut answers = 0;
+    for datagram in [seen, forged] {
+        for _ in 0..1000 {
+            answers += u32::from(it.book.handle_bind(path, &datagram, it.now, || true).is_ok());
+        }
+    }
+    assert!(answers <= BINDS_PER_END.0, "{answers}");
+    let own = Ends { local: it.relay, remote: address(AT_A) };
+    for number in 2..10 {
+        let datagram = request(&it.keys[0], number);
+        assert!(it.book.handle_bind(own, &datagram, it.now, || true).is_ok(), "{number}");
+    }
+}
+
+#[test]
 fn only_its_ends_renew_and_release_an_allotment_and_it_ends_by_itself() {
     let mut it = OneLane::new();
     it.bind(0, 1, AT_A).unwrap();

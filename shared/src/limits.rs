@@ -479,6 +479,23 @@ pub const PROBES_PER_ADDRESS_MAX: u32 = 512;
 /// Requests in a second because of one peer, of all its lanes and offers together: as many as 64 lanes with eight pairs each
 /// send in their first second, and at most 250 kB.
 pub const PROBES_PER_PEER_MAX: u32 = 2048;
+/// Sockets that an end behind a translator with a port for each destination opens, for one lane at a time.
+pub const FAN_SOCKETS_MAX: usize = 256;
+/// Addresses that each of them sends to.
+pub const FAN_TARGETS_MAX: usize = 2;
+/// How often. Together at most 1024 datagrams of 52 bytes, 500 in a second.
+pub const FAN_ROUNDS: usize = 2;
+/// Ports of such an end that the other one tries. With 256 of 64,512 open, all miss with a probability of 0.2 %. 1536 datagrams of
+/// 52 bytes, all to one address that the peer has named, and only while both ends want it.
+pub const GUESSES_MAX: u32 = 1536;
+/// How many in a second. With all else that leaves, still below [`PROBES_PER_ADDRESS_MAX`].
+pub const GUESSES_PER_SECOND: u32 = 256;
+const _: () = assert!(GUESSES_PER_SECOND < PROBES_PER_ADDRESS_MAX);
+/// Those among them that come first where the translator counts.
+pub const COUNTED_GUESSES_MAX: u32 = 256;
+const _: () = assert!(COUNTED_GUESSES_MAX < GUESSES_MAX);
+/// Lanes of all links that try ports at one time, or have a fan.
+pub const BIRTHDAYS_MAX: usize = 4;
 /// Pairs that a lane that stands measures to find something better.
 pub const SCOUT_PAIRS_MAX: usize = 16;
 /// Lanes that measure other paths at one time.

@@ -757,6 +757,14 @@ fn routers_are_asked_for_mappings_unless_the_file_says_no() {
 }
 
 #[test]
+fn ways_through_nats_are_sought_unless_the_file_says_no() {
+    assert!(parse_toml("", toml_file()).unwrap().nat.punch);
+    assert!(!parse_toml("[nat]\npunch = false", toml_file()).unwrap().nat.punch);
+    let error = parse_toml("[nat]\npunch = 0", toml_file()).unwrap_err().to_string();
+    assert!(error.contains("nat.punch"), "{error}");
+}
+
+#[test]
 fn each_mistake_about_names_and_metrics_names_file_line_key_value_and_remedy() {
     let (label, long) = ("d".repeat(64), format!("{}.{}", "d".repeat(50), "e".repeat(50)));
     let shortened = format!("\"{}...", &long[..79]);

@@ -94,10 +94,16 @@ impl LaneEngine {
         let probe = link.probe_key.verify(&unverified).map_err(|_| ListenerDrop::BadProbe)?;
         let pair = Pair { local: path.local.ip(), remote: path.remote };
         // Not even an authentic request may lead a lane through Ringlane's own networks, or to another worker's port.
-        let is_lanes =
-            path.local.port() == self.local_port(probe.lane) || self.relayed.leads((link.peer, probe.lane), path);
-        let usable = is_lanes && !self.policy.pairs(&[pair.local], [pair.remote]).is_empty();
-        let setup = self.setups.get_mut(&(link.peer, probe.lane));
+        let is_admitted = !self.policy.pairs(&[pair.local], [pair.remote]).is_empty();
+        let key = (link.peer, probe.lane);
+        let is_lanes = path.local.port() == self.local_port(probe.lane) || self.relayed.leads(key, path);
+        let usable = is_lanes && is_admitted;
+        if is_admitted && self.birthdays.is_of(path.local, key) {
+            let is_its_own = self.setups.get(&key).is_some_and(|setup| Rc::ptr_eq(&setup.link, link));
+            let is_handled = is_its_own && self.handle_fan_probe(&probe, path, key, now);
+            return if is_handled { Ok(()) } else { Err(ListenerDrop::UnknownProbe) };
+        }
+        let setup = self.setups.get_mut(&key);
         let Some(setup) = setup.filter(|setup| usable && Rc::ptr_eq(&setup.link, link)) else {
             return if usable { self.handle_scouted(link, &probe, path, now) } else { Err(ListenerDrop::UnknownProbe) };
         };

@@ -16,7 +16,7 @@ use ringlane_shared::lane::keys::Role;
 use ringlane_shared::limits::{
     HANDED_OVER_MAX, LANE_HANDSHAKES_MAX, LANE_SETUPS_MAX, TOKEN_BYTES, WORKERS_MAX, datagram_bytes_max,
 };
-use ringlane_shared::path::candidate::{AddressPolicy, Pair};
+use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::path::prober::Prober;
 use ringlane_shared::plane::{CarrierChoice, LaneHandOver, PlaneCommand, Stray};
 use ringlane_shared::wire::offer::{LaneSet, LinkSecrets, Offer};
@@ -25,6 +25,7 @@ use thiserror::Error;
 use tokio::io::ReadBuf;
 use tokio::time::{Sleep, sleep_until};
 
+use super::birthday::Birthdays;
 use super::drops::ListenerDrops;
 use super::handshake::Path;
 use super::listener::{ListenError, Listeners};
@@ -145,8 +146,8 @@ pub struct LaneEngine {
     tls: LaneTls,
     pub(super) quic: QuicConfig,
     pub(super) policy: AddressPolicy,
-    port: u16,
-    workers: u8,
+    pub(super) port: u16,
+    pub(super) workers: u8,
     pub(super) datagram_bytes_max: usize,
     pub(super) listeners: Listeners,
     pub(super) setups: BTreeMap<Key, LaneSetup>,
@@ -163,6 +164,7 @@ pub struct LaneEngine {
     /// Those of them that look for something better.
     pub(super) scouting: Scouting,
     pub(super) probe_rate: ProbeRate,
+    pub(super) birthdays: Birthdays,
     /// Networks that we are directly connected to.
     pub(super) on_link: Vec<IpNet>,
     pub(super) outcomes: VecDeque<LaneOutcome>,
@@ -206,6 +208,7 @@ impl LaneEngine {
             standing: Standing::default(),
             scouting: Scouting::default(),
             probe_rate: ProbeRate::default(),
+            birthdays: Birthdays::default(),
             on_link: Vec::new(),
             outcomes: VecDeque::new(),
             orders: 0,
@@ -264,6 +267,7 @@ impl LaneEngine {
                 self.tokens.insert(token, key);
             }
             self.setups.insert(key, LaneSetup::new(Rc::clone(&link), index, token, prober, now));
+            self.plan_birthday(&link, key, link.starts_at(now));
         }
         self.links.insert(link.their_tag.0, link);
         self.forget_idle_links();
@@ -343,7 +347,8 @@ impl LaneEngine {
 
     /// Reads every socket. Returns whether one has more than its budget allowed.
     fn receive(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
-        let listeners = self.listeners.locals().chain(self.listeners.passages()).map(Source::Listener);
+        let listeners = self.listeners.locals().chain(self.listeners.passages()).chain(self.birthdays.locals());
+        let listeners = listeners.map(Source::Listener);
         let lanes = self.paths.iter().map(|(path, key)| Source::Lane(path.local, *key));
         let sources: Vec<Source> = listeners.chain(lanes).collect();
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -358,7 +363,7 @@ impl LaneEngine {
     fn receive_from(&mut self, source: Source, buffer: &mut [u8], context: &mut Context<'_>, now: Instant) -> bool {
         for _ in 0..RECEIVE_BUDGET {
             let (socket, local) = match source {
-                Source::Listener(local) => (self.listeners.get(local), local),
+                Source::Listener(local) => (self.listeners.get(local).or(self.birthdays.socket(local)), local),
                 Source::Lane(local, key) => (self.setups.get(&key).and_then(LaneSetup::socket), local),
             };
             let Some(socket) = socket else { return false };
@@ -384,10 +389,12 @@ impl LaneEngine {
             self.setups.iter().filter(|(_, setup)| setup.poll_timeout() <= now).map(|(key, _)| *key).collect();
         for key in due {
             self.send_probes(key, now);
+            self.drive_birthday(key, now);
             let Some(setup) = self.setups.get_mut(&key) else { continue };
             match setup.tick(now) {
                 Step::Wait => {}
-                Step::Dial(pair) => self.dial(key, pair, now),
+                Step::Dial(pair) => self.dial(key, self.path_for(key, pair), now),
+                Step::DialFrom(path) => self.dial(key, path, now),
                 Step::Confirmed => self.hand_over(key),
                 Step::Failed(reason) => {
                     self.discard(key, now);
@@ -410,8 +417,7 @@ impl LaneEngine {
         }
     }
 
-    fn dial(&mut self, key: Key, pair: Pair, now: Instant) {
-        let path = self.path_for(key, pair);
+    fn dial(&mut self, key: Key, path: Path, now: Instant) {
         let Some(setup) = self.setups.get_mut(&key) else { return };
         if self.paths.len() >= LANE_HANDSHAKES_MAX || self.paths.contains_key(&path) {
             return setup.postpone_dial(now);
@@ -427,6 +433,7 @@ impl LaneEngine {
 
     /// A handshake has begun, with a socket of its own.
     pub(super) fn begin_path(&mut self, path: Path, key: Key) {
+        self.birthdays.close(key);
         self.paths.insert(path, key);
         self.note_socket_added();
     }
@@ -438,6 +445,7 @@ impl LaneEngine {
 
     fn hand_over(&mut self, key: Key) {
         let Some(setup) = self.remove(key) else { return };
+        self.birthdays.forget(key);
         let (candidates, is_client) = (candidates_of(&setup.link.theirs, key.1), setup.link.is_client());
         let serial = LaneSerial(self.serials);
         self.serials += 1;
@@ -503,6 +511,7 @@ impl LaneEngine {
 
     fn remove(&mut self, key: Key) -> Option<LaneSetup> {
         let setup = self.setups.remove(&key)?;
+        self.birthdays.close(key);
         self.tokens.remove(&setup.token);
         // A newer handshake may have taken the same 4-tuple over.
         if let Some(path) = setup.path().filter(|path| self.paths.get(path) == Some(&key)) {

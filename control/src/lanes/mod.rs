@@ -17,6 +17,7 @@
 //! `movement` helps the lane after it. A lane that another node relays has a port of its own for that (`relayed`); `relaying`
 //! has the sockets of those that we relay. [`tls`] says who may be on the other side.
 
+mod birthday;
 mod dispatch;
 mod drops;
 mod engine;

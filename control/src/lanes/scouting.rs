@@ -115,6 +115,7 @@ impl LaneEngine {
                 if let Some(setup) = self.setups.get_mut(&key) {
                     setup.refresh(&pairs, starts_at, now);
                 }
+                self.plan_birthday(&link, key, starts_at);
                 continue;
             }
             let is_known = self.scouting.scouts.contains_key(&key);

@@ -10,7 +10,7 @@ use quinn_proto::ServerConfig;
 use quinn_proto::crypto::rustls::QuicClientConfig;
 use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex};
 use ringlane_shared::lane::connection::{LaneConnection, LaneConnectionError};
-use ringlane_shared::lane::keys::{KeyError, Suite};
+use ringlane_shared::lane::keys::{KeyError, Role, Suite};
 use ringlane_shared::lane::seal;
 use ringlane_shared::limits::TOKEN_BYTES;
 use ringlane_shared::path::candidate::Pair;
@@ -21,6 +21,7 @@ use ringlane_shared::wire::probe::{ProbeKey, ProbeTag, Transaction};
 use thiserror::Error;
 use tokio::net::UdpSocket;
 
+use super::birthday::Birthday;
 use super::engine::draw_transaction;
 use super::handshake::{Handshake, Path, Progress};
 use super::quic::QuicConfig;
@@ -92,6 +93,10 @@ impl Link {
         matches!(self.crypto, Crypto::Client(_))
     }
 
+    pub(super) fn role(&self) -> Role {
+        if self.is_client() { Role::Client } else { Role::Server }
+    }
+
     /// When to begin to probe: a server waits until its answer has reached the client.
     pub(super) fn starts_at(&self, now: Instant) -> Instant {
         if self.is_client() { now } else { now + self.theirs.extensions.punch.start_delay }
@@ -109,6 +114,10 @@ pub(super) struct LaneSetup {
     /// What the client's first datagrams are addressed to.
     pub(super) token: [u8; TOKEN_BYTES],
     prober: Prober,
+    /// What is done where ordinary probes do not do.
+    pub(super) birthday: Option<Birthday>,
+    /// A path from another port of ours than the lane's worker has, which has answered.
+    way: Option<Path>,
     handshake: Option<Box<Handshake>>,
     /// When to dial, once a pair has answered and dialling is ours.
     dial_at: Option<Instant>,
@@ -121,6 +130,8 @@ pub(super) enum Step {
     Wait,
     /// This pair answered, and dialling is ours: call [`LaneSetup::dial`] when there is room.
     Dial(Pair),
+    /// The same of a path whose end here is a socket of the lane's fan.
+    DialFrom(Path),
     /// The handshake is confirmed: call [`LaneSetup::hand_over`].
     Confirmed,
     /// It is over.
@@ -136,7 +147,7 @@ impl LaneSetup {
         now: Instant,
     ) -> Self {
         let deadline = now + probing_period(&link);
-        Self { link, index, token, prober, handshake: None, dial_at: None, deadline }
+        Self { link, index, token, prober, birthday: None, way: None, handshake: None, dial_at: None, deadline }
     }
 
     pub(super) fn prober(&mut self) -> &mut Prober {
@@ -146,15 +157,36 @@ impl LaneSetup {
     /// Another exchange of offers has told where the peer is: looks there too, from `starts_at` on. What is agreed on for the
     /// lane stays as it is, for both ends.
     pub(super) fn refresh(&mut self, pairs: &[Pair], starts_at: Instant, now: Instant) {
-        if self.handshake.is_none() && self.prober.winner().is_none() {
+        if !self.has_path() {
             self.prober.refresh(pairs, starts_at, draw_transaction);
-            self.deadline = now + probing_period(&self.link);
+            self.look_on(now);
         }
+    }
+
+    /// Gives the search as long as if it had begun now.
+    pub(super) fn look_on(&mut self, now: Instant) {
+        self.deadline = now + probing_period(&self.link);
+    }
+
+    /// Whether a path has answered.
+    pub(super) fn has_path(&self) -> bool {
+        self.handshake.is_some() || self.way.is_some() || self.prober.winner().is_some()
+    }
+
+    /// A path has answered that begins at a socket of the lane's fan, and we are the client.
+    pub(super) fn handle_way(&mut self, path: Path, now: Instant) {
+        self.way.get_or_insert(path);
+        self.dial_at.get_or_insert(now);
     }
 
     /// Takes in an authentic probe reply.
     pub(super) fn handle_reply(&mut self, pair: Pair, transaction: Transaction, now: Instant) {
         self.prober.handle_reply(pair, transaction, now);
+        if let Some(Birthday::Guesses(guesser)) = &self.birthday
+            && let Some(valid) = guesser.handle_reply(pair, transaction, now)
+        {
+            self.prober.accept(valid);
+        }
         if self.link.is_client() && self.prober.winner().is_some() {
             self.dial_at.get_or_insert(now);
         }
@@ -181,7 +213,10 @@ impl LaneSetup {
     pub(super) fn poll_timeout(&self) -> Instant {
         let due = match &self.handshake {
             Some(handshake) => handshake.poll_timeout(),
-            None => self.prober.poll_timeout().into_iter().chain(self.dial_at).min(),
+            None => {
+                let birthday = self.birthday.as_ref().and_then(Birthday::poll_timeout);
+                self.prober.poll_timeout().into_iter().chain(self.dial_at).chain(birthday).min()
+            }
         };
         due.unwrap_or(self.deadline).min(self.deadline)
     }
@@ -197,8 +232,12 @@ impl LaneSetup {
                 Progress::Pending => Step::Wait,
             };
         }
+        let is_dial_due = self.dial_at.is_some_and(|at| at <= now);
+        if let Some(way) = self.way.filter(|_| is_dial_due && !expired) {
+            return Step::DialFrom(way);
+        }
         match self.prober.winner() {
-            Some(winner) if self.dial_at.is_some_and(|at| at <= now) => Step::Dial(winner.pair),
+            Some(winner) if is_dial_due => Step::Dial(winner.pair),
             Some(_) if expired && self.link.is_client() => Step::Failed(LaneFailure::Busy),
             _ if expired && self.link.is_client() => Step::Failed(LaneFailure::NoPath),
             _ if expired => Step::Failed(LaneFailure::NotDialled),

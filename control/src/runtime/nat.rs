@@ -11,7 +11,7 @@ use ringlane_shared::id::PeerIndex;
 use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::stun::nat::{HostView, Scope};
 use ringlane_shared::wire::offer::{CandidateKind, Punch, extensions};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::Control;
 use crate::admin::nat::{CandidateStatus, HostStatus, NatStatus, ObservedStatus, StunStatus};
@@ -56,15 +56,20 @@ impl Control {
     pub(super) fn offer_candidates(&mut self, now: Instant) {
         let mapped = self.portmap.iter().flat_map(PortMapper::lanes);
         let mapped = mapped.map(|(worker, address)| OwnCandidate { worker, kind: CandidateKind::Mapped, address });
+        if !self.settings.nat.punch {
+            return self.coordinator.set_candidates(mapped.collect(), now);
+        }
         let candidates = mapped.chain(self.nat.candidates().iter().copied()).collect();
         self.coordinator.set_candidates(candidates, now);
-        let translated = self.engine.nat_views().filter(|view| view.is_translated == Some(true));
-        let punch = translated.max_by_key(|view| extensions::Mapping::from(view.mapping) as u8);
-        let punch = punch.map(|view| Punch {
+        let views = self.engine.nat_views().filter(|view| view.local.is_ipv4() && view.is_translated.is_some());
+        let worst = views.max_by_key(|view| extensions::Mapping::from(view.mapping) as u8);
+        let punch = worst.map(|view| Punch {
             mapping: view.mapping.into(),
             port_delta: view.port_step.and_then(|step| i16::try_from(step).ok()).unwrap_or_default(),
+            birthday: true,
             ..Punch::default()
         });
+        debug!(?punch, "what peers are told of our translator");
         self.coordinator.set_punch(punch.unwrap_or_default(), now);
     }
 

@@ -124,6 +124,7 @@ impl Control {
             policy: AddressPolicy {
                 inner_networks: inner_networks(overlay_networks().into_iter(), &connected),
                 filter_private: settings.control.filter_private_addresses,
+                only_named: !settings.nat.punch,
                 lan: (settings.control.web.scope == Scope::Lan).then(Vec::new),
                 ..AddressPolicy::default()
             },

@@ -13,11 +13,13 @@ pub struct NatSettings {
     pub stun_servers: Vec<StunServer>,
     /// Whether routers are asked for port mappings. If not, none of them sees a packet of ours because of it.
     pub port_mapping: bool,
+    /// Whether peers are told where our lane ports are seen from outside, and ports are tried that nobody can name.
+    pub punch: bool,
 }
 
 impl Default for NatSettings {
     fn default() -> Self {
-        Self { stun_servers: Vec::new(), port_mapping: true }
+        Self { stun_servers: Vec::new(), port_mapping: true, punch: true }
     }
 }
 
@@ -65,6 +67,9 @@ pub(super) fn read(table: &Table<'_>, report: &mut Report<'_>) -> NatSettings {
     let mut settings = NatSettings::default();
     if let Some(port_mapping) = table.get("port_mapping").and_then(|item| item.boolean(report)) {
         settings.port_mapping = port_mapping;
+    }
+    if let Some(punch) = table.get("punch").and_then(|item| item.boolean(report)) {
+        settings.punch = punch;
     }
     let items = table.get("stun_servers").and_then(|item| item.list(STUN_SERVERS_MAX, report)).unwrap_or_default();
     for item in items {

@@ -66,7 +66,7 @@ const SCHEMA: [(&str, &[&str]); 13] = [
     ("dataplane.offload", &OFFLOAD_KEYS),
     ("dns", &["enabled", "domain", "resolved", "listen"]),
     ("metrics", &["listen"]),
-    ("nat", &["stun_servers", "port_mapping"]),
+    ("nat", &["stun_servers", "port_mapping", "punch"]),
     ("relay", &["serve", "addresses", "max", "rate_mbit"]),
     ("peers", &["name", "id", "addresses", "routes", "carrier"]),
     ("peers.routes", &["net", "metric"]),

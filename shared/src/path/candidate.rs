@@ -37,6 +37,8 @@ pub struct AddressPolicy {
     pub inner_networks: Vec<IpNet>,
     /// Refuse peers' addresses in private networks; our own may well be in one.
     pub filter_private: bool,
+    /// Try no ports but those that peers have named.
+    pub only_named: bool,
     /// The only networks in which peers are: those that this host is directly connected to. `None` for any.
     pub lan: Option<Vec<IpNet>>,
 }

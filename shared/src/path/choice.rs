@@ -128,7 +128,8 @@ pub fn lane_pairs(
     let theirs_seen = seen_at(theirs);
     let is_same_site = seen_at(ours).iter().any(|address| theirs_seen.contains(address));
     let mut ranked = ranked_pairs(policy, locals, theirs.lane_candidates(lane), on_link, is_same_site);
-    let guessed = ranked_pairs(policy, locals, guessed_candidates(theirs, lane), on_link, false);
+    let guessed = if policy.only_named { Vec::new() } else { guessed_candidates(theirs, lane) };
+    let guessed = ranked_pairs(policy, locals, guessed, on_link, false);
     if ours.extensions.punch.mapping.is_symmetric() {
         let is_near = |ranked: &&RankedPair| {
             ranked.class == PathClass::Lan || (is_same_site && is_private(ranked.pair.remote.ip()))

@@ -2,12 +2,14 @@
 //!
 //! Both ends of a link probe every pair of an own address and a candidate of the peer's, for each lane, because a
 //! firewall or address translator on the way opens for a datagram only after one went the other way. [`candidate`]
-//! says which pairs are worth a datagram, [`prober`] when to send it and which pair to take.
+//! says which pairs are worth a datagram, [`prober`] when to send it and which pair to take. [`birthday`] is for those
+//! whose ports nobody can name.
 //!
 //! Once a lane stands, its worker finds out by echoes what its path carries ([`mtu`]), whether anybody is there
 //! ([`liveness`], [`lull`]), how long an answer takes ([`rtt`]), and whether records pass at all or packets must go by QUIC
 //! ([`carrier`]). [`trial`] says when it moves to another path, and [`choice`] which of several is the best.
 
+pub mod birthday;
 pub mod candidate;
 pub mod carrier;
 pub mod choice;

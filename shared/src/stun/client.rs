@@ -126,7 +126,7 @@ impl Client {
             let fits = |target: &&Target| target.address.is_ipv4() == local.is_ipv4() && target.address.port() != 0;
             let targets: Vec<_> = targets.iter().filter(fits).take(STUN_TARGETS_MAX).copied().collect();
             let host = self.hosts.entry(*local).or_insert_with(|| Host::new(*local, self.first_port, self.ports));
-            host.set_targets(&targets, now);
+            host.set_targets(&targets, now, &mut self.draw);
         }
     }
 

@@ -132,7 +132,7 @@ impl Host {
     }
 
     /// Whom to ask. Servers that are known already keep what is known of them.
-    pub(super) fn set_targets(&mut self, targets: &[Target], now: Instant) {
+    pub(super) fn set_targets(&mut self, targets: &[Target], now: Instant, draw: &mut dyn FnMut() -> TransactionId) {
         let had = self.servers.len();
         self.servers.retain(|server| targets.iter().any(|target| target.address == server.target.address));
         for target in targets {
@@ -148,6 +148,23 @@ impl Host {
         if self.round.is_none() && (is_more || self.servers.iter().any(is_better)) {
             self.is_thorough_due = true;
             self.next_round = Some(self.next_round.unwrap_or(now).min(now));
+        }
+        self.ask_second(now, draw);
+    }
+
+    /// A round that began with one server goes on with two, as soon as there is another: only two tell how a NAT maps, and
+    /// whoever is to be reached through it should not wait for the next round.
+    fn ask_second(&mut self, now: Instant, draw: &mut dyn FnMut() -> TransactionId) {
+        let Some(round) = self.round.as_mut().filter(|round| round.second.is_none()) else { return };
+        let first = round.first;
+        let is_second = |server: &&Server| {
+            let target = &server.target;
+            server.retry_at.is_none() && target.address.ip() != first.address.ip() && target.scope == first.scope
+        };
+        let Some(second) = self.servers.iter().find(is_second).map(|server| server.target) else { return };
+        round.second = Some(second);
+        for worker in 0..self.ports {
+            self.ask(Kind::Second, worker, second.address_for(worker), None, Change::default(), now, draw);
         }
     }
 

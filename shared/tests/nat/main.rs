@@ -8,6 +8,7 @@
 //! `RINGLANE_SEEDS=<count>` so many instead of [`SEEDS`].
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "helpers of tests are tests")]
 
+mod birthday;
 mod end;
 mod reference;
 mod translator;

@@ -177,6 +177,8 @@ key_file = {key_file}
 # [nat]
 # Whether routers are asked for port mappings, by PCP, NAT-PMP and UPnP.
 # port_mapping = true
+# Whether peers are told where this node is seen from outside, and ports are tried that nobody can name.
+# punch = true
 # Whom to ask, beside peers, what translators make of the lanes' ports, such as "stun.example:3478".
 # stun_servers = []
 

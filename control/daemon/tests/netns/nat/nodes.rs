@@ -47,6 +47,12 @@ impl Setups {
         Self(setups)
     }
 
+    /// Changes all configurations, and writes them again.
+    pub(crate) fn each(&mut self, change: impl Fn(&mut Setup)) {
+        self.0.iter_mut().for_each(change);
+        self.0.iter().for_each(Setup::write);
+    }
+
     pub(crate) fn of(&self, site: Site) -> &Setup {
         self.0.iter().find(|setup| setup.site == site).expect("all four sites have one")
     }

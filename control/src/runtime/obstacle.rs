@@ -68,7 +68,7 @@ impl Control {
             is_connected: connected.is_some(),
             since: since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
             is_lan_only: self.settings.control.web.scope == Scope::Lan,
-            punches: true,
+            punches: self.settings.nat.punch,
             problem: self.node.problem(&peer.id).filter(|_| connected.is_none()).or(link.problem()),
             detour: match forwards.and_then(|relay| self.settings.peers.get(relay.position())) {
                 Some(relay) => Detour::RelayedLanes { relay: self.name_or_id(&relay.id) },

@@ -96,7 +96,8 @@ impl LaneEngine {
         // Not even an authentic request may lead a lane through Ringlane's own networks, or to another worker's port.
         let is_admitted = !self.policy.pairs(&[pair.local], [pair.remote]).is_empty();
         let key = (link.peer, probe.lane);
-        let is_lanes = path.local.port() == self.local_port(probe.lane) || self.relayed.leads(key, path);
+        let is_relayed = self.relayed.leads(key, path);
+        let is_lanes = path.local.port() == self.local_port(probe.lane) || is_relayed;
         let usable = is_lanes && is_admitted;
         if is_admitted && self.birthdays.is_of(path.local, key) {
             let is_its_own = self.setups.get(&key).is_some_and(|setup| Rc::ptr_eq(&setup.link, link));
@@ -115,6 +116,8 @@ impl LaneEngine {
                     socket::send_to(listener, path.remote, &reply);
                 }
             }
+            // A relay would always be first where ports are to be tried, which takes seconds only.
+            ProbeKind::Reply { .. } if is_relayed && setup.is_trying_ports() => {}
             ProbeKind::Reply { .. } => setup.handle_reply(pair, probe.transaction, now),
         }
         Ok(())

@@ -173,6 +173,15 @@ impl LaneSetup {
         self.handshake.is_some() || self.way.is_some() || self.prober.winner().is_some()
     }
 
+    /// Whether ports are tried that nobody can name, or will be.
+    pub(super) fn is_trying_ports(&self) -> bool {
+        match &self.birthday {
+            Some(Birthday::Guesses(guesser)) => guesser.poll_timeout().is_some(),
+            Some(Birthday::Planned(..) | Birthday::Fans(..)) => true,
+            None => false,
+        }
+    }
+
     /// A path has answered that begins at a socket of the lane's fan, and we are the client.
     pub(super) fn handle_way(&mut self, path: Path, now: Instant) {
         self.way.get_or_insert(path);

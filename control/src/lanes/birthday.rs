@@ -9,6 +9,7 @@ use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{BIRTHDAYS_MAX, FAN_SOCKETS_MAX, LANE_SETUPS_MAX};
 use ringlane_shared::path::birthday::{Fan, Guesser, Part};
 use ringlane_shared::path::candidate::Pair;
@@ -81,9 +82,14 @@ impl Birthdays {
         self.sockets.retain(|_, (_, of)| *of != key);
     }
 
-    /// The lane stands.
+    /// The lane stands, and by no relay.
     pub(super) fn forget(&mut self, key: Key) {
         self.attempts.remove(&key);
+    }
+
+    /// Whether no lane to this peer has had its first attempt in vain: only until then is it worth waiting for what comes of one.
+    pub(super) fn are_new(&self, peer: PeerIndex) -> bool {
+        !self.attempts.iter().any(|((of, _), (count, _))| *of == peer && *count > 1)
     }
 
     /// Whether there may be one more attempt; counts it.

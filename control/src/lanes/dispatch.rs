@@ -117,7 +117,7 @@ impl LaneEngine {
                 }
             }
             // A relay would always be first where ports are to be tried, which takes seconds only.
-            ProbeKind::Reply { .. } if is_relayed && setup.is_trying_ports() => {}
+            ProbeKind::Reply { .. } if is_relayed && setup.is_trying_ports() && self.birthdays.are_new(link.peer) => {}
             ProbeKind::Reply { .. } => setup.handle_reply(pair, probe.transaction, now),
         }
         Ok(())

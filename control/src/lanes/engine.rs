@@ -445,12 +445,14 @@ impl LaneEngine {
 
     fn hand_over(&mut self, key: Key) {
         let Some(setup) = self.remove(key) else { return };
-        self.birthdays.forget(key);
         let (candidates, is_client) = (candidates_of(&setup.link.theirs, key.1), setup.link.is_client());
         let serial = LaneSerial(self.serials);
         self.serials += 1;
         match setup.hand_over(serial) {
             Ok(lane) => {
+                if self.relay_of(lane.local).is_none() {
+                    self.birthdays.forget(key);
+                }
                 self.remember_path(Path { local: lane.local, remote: lane.remote }, serial);
                 let worker = key.1.owner(self.workers);
                 self.standing.insert(&lane, worker, is_client, candidates, &self.on_link, now());

@@ -102,6 +102,11 @@ impl Datagram {
         })
     }
 
+    /// Whether this is a message of STUN (RFC 8489), by its magic cookie.
+    pub(crate) fn is_stun(&self) -> bool {
+        self.payload.get(4..8) == Some([0x21, 0x12, 0xa4, 0x42].as_slice())
+    }
+
     /// Whether this is a record, by its first byte; at other ports than lanes', QUIC may look the same (RFC 9287).
     pub(crate) fn is_record(&self) -> bool {
         let is_lanes = (LANE_PORT..LANE_PORT + 64).contains(&self.destination.port());

@@ -185,7 +185,6 @@ impl LaneEngine {
         self.probe_rate.total
     }
 
-    /// When to call [`Self::tick_scouts`] next.
     /// What a lane's path is like, and what the peer says of its end of it; `None` for a lane that does not stand.
     pub fn path_of(&self, serial: LaneSerial) -> Option<(PathClass, Option<CandidateKind>)> {
         let lane = self.standing.get(serial)?;
@@ -193,6 +192,7 @@ impl LaneEngine {
         Some((lane.book.class(), told.map(|(kind, _)| *kind)))
     }
 
+    /// When to call [`Self::tick_scouts`] next.
     pub(super) fn scouts_timeout(&self) -> Option<Instant> {
         let scouts = self.scouting.scouts.values();
         let scouts = scouts.filter_map(|scout| scout.prober.poll_timeout().into_iter().chain(scout.decide_at).min());

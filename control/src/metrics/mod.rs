@@ -1,6 +1,6 @@
 //! What Prometheus reads: libp2p's metrics, and all figures of the status, in OpenMetrics' text format.
 //!
-//! Nothing is counted for this: [`Scrape`] is the status at the moment it is asked for, and [`families`] says what of it is
+//! Nothing is counted for this: [`Scrape`] is the status at the moment it is asked for, and [`families()`] says what of it is
 //! served under which name. A figure is added by adding it to the status and a line to that table, and to docs/metrics.md,
 //! which a test holds against it.
 

@@ -13,7 +13,7 @@
 //! | [`asker`] | which links have lanes relayed, by whom, and for how long |
 //! | [`binder`] | how one end shows the relay where it is |
 //! | [`book`] | whose lanes we relay, and where their ends are |
-//! | [`UdpRelay`] | the streams, and when to look again |
+//! | `UdpRelay` | the streams, and when to look again |
 //!
 //! The first three are pure. Sockets are the lane engine's (`lanes/relayed.rs` for an end, `lanes/relaying.rs` for the
 //! relay), workers forward, and `runtime/udp_relay.rs` brings them together. To everything else a passage is one more path.

@@ -15,7 +15,8 @@
 //! - **Suspect**: it is used no more, if there is any other. It stays open, as it may come back to life, until a question
 //!   to it has come to nothing for good ([`super::streams`] has the limit).
 //!
-//! On a path with a long round trip, and of a peer that has been slow to answer, all of it takes longer. Nothing is asked while a question is under way, so that doubts
+//! On a path with a long round trip, and of a peer that has been slow to answer, all of it takes longer. Nothing is asked while a
+//! question is under way, so that doubts
 //! cost little, however many there are.
 
 use std::time::{Duration, Instant};

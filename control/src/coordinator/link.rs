@@ -41,7 +41,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A lane that lived this long was a good one: its end is not another failure in a row.
 const STABLE_AFTER: Duration = RETRY_MAX;
 
-/// A question that is this old when a further connection comes up was asked on one that is dead.
+/// A question that has no answer after this long although there is a further connection, or its own is suspect, was asked
+/// on one that is dead.
 const ASKED_IN_VAIN: Duration = Duration::from_secs(1);
 
 /// From news to the exchange that tells it: what else is found out meanwhile goes along.
@@ -112,6 +113,8 @@ pub struct Link {
     asked_at: Option<Instant>,
     /// How often there may be one more exchange because of news.
     exchanges: Option<Bucket>,
+    /// When the question under way is given up and asked anew, on the best connection there is by then.
+    ask_anew_at: Option<Instant>,
     /// How long the last answer took.
     exchange_took: Duration,
     ask_again: bool,
@@ -142,6 +145,7 @@ impl Link {
             exchanges: None,
             exchange_took: Duration::ZERO,
             ask_again: false,
+            ask_anew_at: None,
             retry_at: None,
             attempts: 0,
             last_handshake_at: None,
@@ -226,7 +230,7 @@ impl Link {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.retry_at.into_iter().chain(self.settle_at).min()
+        self.retry_at.into_iter().chain(self.settle_at).chain(self.ask_anew_at).min()
     }
 
     pub(super) fn handle_timeout<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
@@ -245,6 +249,10 @@ impl Link {
     /// More, or other, of our workers' ports can be reached from elsewhere.
     pub(super) fn handle_candidates_change(&mut self, now: Instant) {
         self.attempts = 0;
+        if self.ask_anew_at.is_some_and(|at| at <= now) {
+            self.forget_question();
+            self.ask(now, context);
+        }
         self.exchange_after(EXCHANGE_DELAY, now);
     }
 
@@ -285,15 +293,23 @@ impl Link {
     pub(super) fn handle_connected<T>(&mut self, now: Instant, context: &mut Context<'_, T>) {
         self.connected = true;
         self.attempts = 0;
-        if self.asked_at.is_some_and(|at| now.saturating_duration_since(at) >= ASKED_IN_VAIN) {
-            self.asking = None;
+        self.handle_suspicion(now);
+        if self.ask_anew_at.is_some_and(|at| at <= now) {
+            self.forget_question();
         }
         // Also with all lanes up: the peer may have restarted, or moved, and its answer tells.
         self.ask(now, context);
     }
 
-    pub(super) fn handle_disconnected(&mut self) {
-        self.connected = false;
+    /// The connection that a question of ours is under way on is perhaps dead. Of a peer that was killed nobody says so, and
+    /// the stream would wait for its answer for seconds.
+    pub(super) fn handle_suspicion(&mut self, now: Instant) {
+        if self.asking.is_some() && self.role == Role::Client {
+            self.ask_anew_at = Some(self.asked_at.map_or(now, |at| at + ASKED_IN_VAIN));
+        }
+    }
+
+    fn forget_question(&mut self) {
         self.asking = None;
         self.ask_again = false;
         self.retry_at = None;
@@ -307,6 +323,12 @@ impl Link {
             Role::Client => self.ask(now, context),
             Role::Server => self.exchange_after(Duration::ZERO, now),
         }
+        self.ask_anew_at = None;
+    }
+
+    pub(super) fn handle_disconnected(&mut self) {
+        self.connected = false;
+        self.forget_question();
     }
 
     pub(super) fn handle_offer<T>(&mut self, theirs: Offer, token: T, now: Instant, context: &mut Context<'_, T>) {
@@ -355,6 +377,7 @@ impl Link {
                 if self.meet(&theirs, context) && knew_peer {
                     // We asked for what was missing of the old lanes; what we want is all of the new ones. But who is
                     // somebody else every time (two nodes with one key) is not asked as fast as it can answer.
+        self.ask_anew_at = None;
                     if self.attempts == 0 {
                         self.attempts = 1;
                         self.ask(now, context);

@@ -276,6 +276,11 @@ impl<T> Coordinator<T> {
         self.with_link(peer, |link, context| link.handle_connected(now, context));
     }
 
+    /// A libp2p connection to a peer does not answer.
+    pub fn handle_suspicion(&mut self, peer: PeerIndex, now: Instant) {
+        self.with_link(peer, |link, _| link.handle_suspicion(now));
+    }
+
     /// The last libp2p connection to a peer is gone. Its lanes live on.
     pub fn handle_disconnected(&mut self, peer: PeerIndex) {
         self.with_link(peer, |link, _| link.handle_disconnected());

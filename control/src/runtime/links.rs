@@ -129,6 +129,7 @@ impl Control {
             NodeEvent::ConnectionSuspect { peer, connection } => {
                 if let Some(index) = self.coordinator.index_of(&peer) {
                     self.packets.handle_connection_suspect(index, connection, now);
+                    self.coordinator.handle_suspicion(index, now);
                     self.consider_stream(index);
                 }
             }

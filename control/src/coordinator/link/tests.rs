@@ -497,3 +497,37 @@ fn a_new_connection_does_not_wait_for_an_answer_on_a_dead_one() {
     fixture.act(|link, now, context| link.handle_connected(now, context));
     assert_eq!(asked(&mut fixture).len(), 1);
 }
+
+#[test]
+fn a_question_to_a_peer_that_was_killed_is_asked_anew_a_second_after_it_was_asked() {
+    for is_back_at_once in [true, false] {
+        let mut fixture = Fixture::client_without(&[]);
+        fixture.act(|link, now, context| link.handle_address_change(now, context));
+        assert_eq!(asked(&mut fixture).len(), 1);
+        fixture.now += ASKED_IN_VAIN / 3;
+        if is_back_at_once {
+            fixture.act(|link, now, context| link.handle_connected(now, context));
+        } else {
+            fixture.link.handle_suspicion(fixture.now);
+        }
+        assert_eq!(asked(&mut fixture).len(), 0, "the answer may be on its way");
+        assert_eq!(fixture.time_out(), ASKED_IN_VAIN - ASKED_IN_VAIN / 3);
+        assert_eq!(asked(&mut fixture).len(), 1);
+        fixture.answer(2, Ok(offer(1)));
+        assert_eq!(fixture.wants(), [] as [&str; 0], "nobody waits for the first answer any more");
+        fixture.answer(3, Ok(offer(2)));
+        assert_eq!(fixture.wants(), ["retire 0", "retire 1", "retire 2", "ask for 0b111"]);
+    }
+}
+
+#[test]
+fn a_question_that_is_answered_in_time_is_not_asked_anew() {
+    let mut fixture = Fixture::client_without(&[]);
+    fixture.act(|link, now, context| link.handle_address_change(now, context));
+    fixture.link.handle_suspicion(fixture.now);
+    assert_eq!(asked(&mut fixture).len(), 1);
+    fixture.answer(2, Ok(Offer { lanes: LaneSet::default(), ..offer(1) }));
+    assert_eq!(fixture.link.poll_timeout(), None);
+    fixture.link.handle_suspicion(fixture.now);
+    assert_eq!(fixture.link.poll_timeout(), None, "none is under way");
+}

@@ -321,7 +321,7 @@ mod tests {
             sources: Arc::new(sources),
             workers_with_lane: 1,
             stream: None,
-            avoids_lanes: false,
+            avoided: 0,
             counters: Arc::new([]),
         }
     }

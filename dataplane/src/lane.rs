@@ -76,7 +76,7 @@ impl Lane {
 pub(crate) struct Lanes {
     by_slot: Vec<Option<Lane>>,
     by_peer: Vec<Vec<SocketSlot>>,
-    /// Of each peer, those that flows may take: all of them or none.
+    /// Of each peer, those that flows may take: none where they are avoided, else those that are not silent, else all.
     for_flows: Vec<Vec<SocketSlot>>,
     /// Peers whose lanes no flow is to take.
     avoided: Vec<PeerIndex>,
@@ -128,9 +128,20 @@ impl Lanes {
         }
         let slots = &mut self.for_flows[peer.position()];
         slots.clear();
-        if let Some(all) = self.by_peer.get(peer.position()).filter(|_| !self.avoided.contains(&peer)) {
+        let Some(all) = self.by_peer.get(peer.position()).filter(|_| !self.avoided.contains(&peer)) else { return };
+        let is_silent = |slot: &SocketSlot| {
+            let lane = self.by_slot.get(slot.position()).and_then(Option::as_ref);
+            lane.is_some_and(|lane| lane.gauges.is_silent())
+        };
+        slots.extend(all.iter().filter(|slot| !is_silent(slot)));
+        if slots.is_empty() {
             slots.extend(all);
         }
+    }
+
+    /// A lane to this peer has fallen silent, or was heard again.
+    pub(crate) fn handle_silence(&mut self, peer: PeerIndex) {
+        self.let_flow(peer);
     }
 
     /// How many lanes there are.

@@ -307,7 +307,7 @@ impl Side {
             sources: Arc::new(sources),
             workers_with_lane: 1,
             stream: None,
-            avoids_lanes: false,
+            avoided: 0,
             counters: Arc::clone(&self.counters),
         };
         let snapshot = Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] };

@@ -219,7 +219,7 @@ impl Side {
             sources: Arc::new(sources),
             workers_with_lane: 0,
             stream: Some(form),
-            avoids_lanes: false,
+            avoided: 0,
             counters: Arc::clone(&counters),
         };
         let snapshot = Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] };

@@ -108,13 +108,15 @@ pub struct Link {
     stream: Option<StreamForm>,
     /// Packets take the stream though there are lanes: none of these has an answer.
     avoids_lanes: bool,
+    /// The workers whose lanes are all silent, while others' are not: packets take these.
+    silent_workers: u64,
     settle_at: Option<Instant>,
     asking: Option<(AskId, Offer)>,
     asked_at: Option<Instant>,
-    /// How often there may be one more exchange because of news.
-    exchanges: Option<Bucket>,
     /// When the question under way is given up and asked anew, on the best connection there is by then.
     ask_anew_at: Option<Instant>,
+    /// How often there may be one more exchange because of news.
+    exchanges: Option<Bucket>,
     /// How long the last answer took.
     exchange_took: Duration,
     ask_again: bool,
@@ -139,13 +141,14 @@ impl Link {
             announced: 0,
             stream: None,
             avoids_lanes: false,
+            silent_workers: 0,
             settle_at: None,
             asking: None,
             asked_at: None,
+            ask_anew_at: None,
             exchanges: None,
             exchange_took: Duration::ZERO,
             ask_again: false,
-            ask_anew_at: None,
             retry_at: None,
             attempts: 0,
             last_handshake_at: None,
@@ -214,19 +217,27 @@ impl Link {
 
     /// By what packets reach the peer, as far as the workers are to know.
     pub(super) fn reach(&self) -> Reach {
-        let avoids_lanes = self.avoids_lanes && self.stream.is_some() && !self.up.is_empty();
-        let workers_with_lane = if avoids_lanes { 0 } else { self.announced };
-        Reach { workers_with_lane, stream: self.stream, avoids_lanes }
+        if self.avoids_lanes && self.stream.is_some() && !self.up.is_empty() {
+            return Reach { workers_with_lane: 0, stream: self.stream, avoided: u64::MAX };
+        }
+        let workers_with_lane = self.announced & !self.silent_workers;
+        Reach { workers_with_lane, stream: self.stream, avoided: self.silent_workers }
     }
 
     /// Brings what the other workers know up to date: at once when nothing more is expected, or a lane is gone.
     fn announce(&mut self) {
-        let up = self.up.values().fold(0, |mask, lane| mask | 1 << lane.worker.0);
+        let workers = |is_silent| {
+            let lanes = self.up.values().filter(|lane| lane.gauges.is_silent() == is_silent);
+            lanes.fold(0, |mask, lane| mask | 1 << lane.worker.0)
+        };
+        let (heard, silent): (u64, u64) = (workers(false), workers(true));
+        let up = heard | silent;
         let waiting = !self.setting_up.is_empty() && self.settle_at.is_some();
         self.announced = if waiting { self.announced & up } else { up };
         if !waiting || up == 0 {
             self.settle_at = None;
         }
+        self.silent_workers = if self.announced & heard == 0 { 0 } else { silent & !heard };
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -237,6 +248,10 @@ impl Link {
         if self.settle_at.is_some_and(|at| at <= now) {
             self.settle_at = None;
             self.announce();
+        }
+        if self.ask_anew_at.is_some_and(|at| at <= now) {
+            self.forget_question();
+            self.ask(now, context);
         }
         if self.retry_at.is_some_and(|at| at <= now) {
             match self.role {
@@ -249,10 +264,6 @@ impl Link {
     /// More, or other, of our workers' ports can be reached from elsewhere.
     pub(super) fn handle_candidates_change(&mut self, now: Instant) {
         self.attempts = 0;
-        if self.ask_anew_at.is_some_and(|at| at <= now) {
-            self.forget_question();
-            self.ask(now, context);
-        }
         self.exchange_after(EXCHANGE_DELAY, now);
     }
 
@@ -312,6 +323,12 @@ impl Link {
     fn forget_question(&mut self) {
         self.asking = None;
         self.ask_again = false;
+        self.ask_anew_at = None;
+    }
+
+    pub(super) fn handle_disconnected(&mut self) {
+        self.connected = false;
+        self.forget_question();
         self.retry_at = None;
         self.problem = None;
     }
@@ -323,12 +340,6 @@ impl Link {
             Role::Client => self.ask(now, context),
             Role::Server => self.exchange_after(Duration::ZERO, now),
         }
-        self.ask_anew_at = None;
-    }
-
-    pub(super) fn handle_disconnected(&mut self) {
-        self.connected = false;
-        self.forget_question();
     }
 
     pub(super) fn handle_offer<T>(&mut self, theirs: Offer, token: T, now: Instant, context: &mut Context<'_, T>) {
@@ -366,6 +377,7 @@ impl Link {
             return;
         }
         let Some((_, ours)) = self.asking.take() else { return };
+        self.ask_anew_at = None;
         if self.role == Role::Server {
             // It was only to be told.
             return;
@@ -377,7 +389,6 @@ impl Link {
                 if self.meet(&theirs, context) && knew_peer {
                     // We asked for what was missing of the old lanes; what we want is all of the new ones. But who is
                     // somebody else every time (two nodes with one key) is not asked as fast as it can answer.
-        self.ask_anew_at = None;
                     if self.attempts == 0 {
                         self.attempts = 1;
                         self.ask(now, context);
@@ -484,8 +495,14 @@ impl Link {
         let Some(lane) = self.up.get_mut(&index).filter(|lane| lane.serial == serial) else { return false };
         match change {
             LaneChange::Moved { local, remote } => (lane.local, lane.remote) = (local, remote),
-            LaneChange::Silent => self.problem = Some(silence_on(index)),
-            LaneChange::Heard if self.problem.as_ref() == Some(&silence_on(index)) => self.problem = None,
+            LaneChange::Silent => {
+                self.problem = Some(silence_on(index));
+                self.announce();
+            }
+            LaneChange::Heard => {
+                self.problem.take_if(|problem| *problem == silence_on(index));
+                self.announce();
+            }
             _ => {}
         }
         true

@@ -333,6 +333,7 @@ impl<T> Coordinator<T> {
     ) -> bool {
         let mut known = false;
         self.with_link(peer, |link, _| known = link.handle_lane_changed(index, serial, change));
+        self.publish_if_changed();
         known
     }
 

@@ -23,8 +23,8 @@ pub(super) struct Reach {
     pub(super) workers_with_lane: u64,
     /// What its stream takes, while it has one.
     pub(super) stream: Option<StreamForm>,
-    /// The lanes there are have no answer, and the stream has.
-    pub(super) avoids_lanes: bool,
+    /// Bit w is set while packets of worker w, which owns a lane, are to go elsewhere: no lane of its has an answer.
+    pub(super) avoided: u64,
 }
 
 /// Numbers and builds snapshots. Owner: the coordinator.
@@ -125,7 +125,7 @@ impl Publisher {
             sources: Arc::clone(&peer.sources),
             workers_with_lane: reach.workers_with_lane,
             stream: reach.stream,
-            avoids_lanes: reach.avoids_lanes,
+            avoided: reach.avoided,
             counters: Arc::clone(&peer.counters),
         });
         Arc::new(Snapshot { generation: self.generation, routes: Arc::clone(&self.routes), peers: peers.collect() })
@@ -162,7 +162,7 @@ mod tests {
         };
         let (us, peers) = (peer(&[]).id, [peer(&["0.0.0.0/0", "::/0"]), peer(&[])]);
         let mut publisher = Publisher::new(&us, &peers, 1);
-        let snapshot = publisher.publish(vec![Reach { workers_with_lane: 0, stream: None, avoids_lanes: false }; 2]);
+        let snapshot = publisher.publish(vec![Reach { workers_with_lane: 0, stream: None, avoided: 0 }; 2]);
         let admits = |peer: usize, source: std::net::IpAddr| snapshot.peers[peer].admits_source(source);
         assert!(admits(0, "192.0.2.1".parse().unwrap()) && admits(0, "2001:db8::1".parse().unwrap()));
         assert!(!admits(0, service_network().addr().into()) && !admits(1, service_network().addr().into()));
@@ -187,7 +187,7 @@ mod tests {
         let peers: Vec<_> = (0..3).map(peer).collect();
         let mut publisher = Publisher::new(&us, &peers, 1);
         let [one, two] = [PeerIndex(1), PeerIndex(2)];
-        let unreached = || vec![Reach { workers_with_lane: 0, stream: None, avoids_lanes: false }; 3];
+        let unreached = || vec![Reach { workers_with_lane: 0, stream: None, avoided: 0 }; 3];
         assert!(publisher.set_services(true));
         publisher.set_routes(&[(ten.net, two)], &[(ten.net, one), (ten.net, two)]);
         let snapshot = publisher.publish(unreached());

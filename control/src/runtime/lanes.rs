@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ringlane_shared::id::{LaneIndex, PeerIndex};
+use ringlane_shared::id::{LaneIndex, LaneSerial, PeerIndex};
 use ringlane_shared::limits::PLANE_QUEUE_MESSAGES;
 use ringlane_shared::plane::{CarrierChoice, LaneCarrier, LaneChange, LaneEnd, PlaneCommand, PlaneEvent, QueueFull};
 use tracing::{debug, info, warn};
@@ -106,6 +106,9 @@ impl Control {
                     if self.coordinator.handle_lane_changed(peer, index, serial, change) {
                         self.log_lane_change(peer, index, change);
                         self.seek_if_silent(peer, change);
+                        if change == LaneChange::Late {
+                            self.doubt_lanes_beside(peer, serial);
+                        }
                     }
                 }
                 PlaneEvent::PathSeen { serial, local, from } => {
@@ -148,6 +151,17 @@ impl Control {
                 self.consider_stream(peer);
             }
             _ => {}
+        }
+    }
+
+    /// Lanes that nothing leaves by do not notice that their peer is gone. When one is late the others are asked, so that by
+    /// the time it is silent it is known which of them packets can take instead.
+    fn doubt_lanes_beside(&self, peer: PeerIndex, late: LaneSerial) {
+        let lanes = self.coordinator.link(peer).into_iter().flat_map(Link::lanes);
+        for (_, up) in lanes.filter(|(_, up)| up.serial != late) {
+            // A worker that busy has packets to send, and finds out by itself.
+            let commands = self.workers.commands.get(up.worker.position());
+            let _ = commands.map(|commands| commands.try_send(PlaneCommand::DoubtLane(up.serial)));
         }
     }
 

@@ -58,6 +58,11 @@ impl<E: Engine> Worker<E> {
                     self.ask_for_control(slot, ask, now);
                 }
             }
+            PlaneCommand::DoubtLane(serial) => {
+                if let Some(slot) = self.state.lanes.find(serial) {
+                    self.doubt_lane(slot, now);
+                }
+            }
             PlaneCommand::AddForward(forward) => self.add_forward(*forward, now)?,
             PlaneCommand::RemoveForward(id) => self.remove_forward(id, ForwardEnd::Removed)?,
             PlaneCommand::LimitForwards(rate) => self.limit_forwards(rate, now),

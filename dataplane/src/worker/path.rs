@@ -371,6 +371,14 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// There is reason to think that the peer is not reached by a lane any more: it is asked as if packets had left in vain.
+    pub(super) fn doubt_lane(&mut self, slot: SocketSlot, now: Instant) {
+        if let Some(lane) = self.state.lanes.get_mut(slot) {
+            lane.path.liveness.doubt(now);
+            self.state.paths.deadlines.set(slot, now);
+        }
+    }
+
     /// Sends a request on a lane's own path, in a datagram of so many bytes or as short as can be.
     fn ask(&mut self, slot: SocketSlot, bytes: Option<u16>, now: Instant) -> io::Result<()> {
         let token = self.draw_token()?;
@@ -391,6 +399,9 @@ impl<E: Engine> Worker<E> {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return };
         lane.gauges.set_silent(lane.path.liveness.is_silent());
         let Lane { serial, peer, index, .. } = *lane;
+        if matches!(change, LaneChange::Silent | LaneChange::Heard) {
+            self.state.lanes.handle_silence(peer);
+        }
         self.tell_if_room(PlaneEvent::LaneChanged { serial, peer, index, change });
     }
 

@@ -215,7 +215,7 @@ impl<E: Engine> Worker<E> {
     /// Which lanes packets take depends on whether they have answers, as control has just told.
     pub(super) fn avoid_lanes(&mut self, now: Instant) {
         for peer in 0..self.state.snapshot.peers.len() {
-            let is_avoided = self.state.snapshot.peers[peer].avoids_lanes;
+            let is_avoided = self.state.snapshot.peers[peer].avoided & 1 << self.id.0 != 0;
             let peer = PeerIndex(peer as u16);
             if self.state.lanes.set_avoided(peer, is_avoided) && !is_avoided {
                 self.settle_own(peer, now);

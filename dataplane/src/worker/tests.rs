@@ -254,7 +254,7 @@ fn snapshot(counters: Arc<[PeerCounters]>) -> Snapshot {
         sources: Arc::new(sources),
         workers_with_lane: 1,
         stream: None,
-        avoids_lanes: false,
+        avoided: 0,
         counters,
     };
     Snapshot { generation: Generation(1), routes: Arc::new(routes), peers: vec![peer] }

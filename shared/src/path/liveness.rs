@@ -34,6 +34,8 @@ const REQUEST_GAP: Duration = Duration::from_millis(25);
 const REQUESTS_LATE: u32 = 7;
 /// How long a lane must be unheard to be silent.
 const SILENT_AFTER: Duration = Duration::from_millis(900);
+/// How long a lane counts as unheard that is doubted although nothing has left: about as long as what gives cause to doubt it.
+const DOUBTED_FOR: Duration = Duration::from_millis(300);
 /// From one request to the next while silent, at first and at last.
 const SILENT_GAP_MIN: Duration = Duration::from_millis(100);
 const SILENT_GAP_MAX: Duration = Duration::from_secs(1);
@@ -97,6 +99,14 @@ impl Liveness {
     pub fn note_sent(&mut self, now: Instant) {
         if self.waiting.is_none() {
             self.waiting = Some(Waiting { since: now, requests: 0, next_at: now + ASK_AFTER });
+        }
+    }
+
+    /// There is reason to think that the peer is not reached any more: it is asked at once.
+    pub fn doubt(&mut self, now: Instant) {
+        if self.waiting.is_none() {
+            let since = now.checked_sub(DOUBTED_FOR).unwrap_or(now);
+            self.waiting = Some(Waiting { since, requests: 0, next_at: now });
         }
     }
 

@@ -37,6 +37,9 @@ pub enum PlaneCommand {
         /// Comes back with the answer.
         ask: u64,
     },
+    /// Another lane of this one's link is late, and both may have gone the same way: have it known soon whether this one has,
+    /// though nothing leaves by it. Unknown serials are ignored.
+    DoubtLane(LaneSerial),
     /// Relay this lane of two others from now on. Answered with [`super::PlaneEvent::ForwardEnded`] when it ends, at once if
     /// it cannot begin.
     AddForward(Box<Forward>),

@@ -41,12 +41,13 @@ pub struct PeerEntry {
     /// The inner source addresses it may use: its built-in addresses and the networks behind it. `false` are those of
     /// others that lie within these.
     pub sources: Arc<RouteTable<bool>>,
-    /// Bit w is set while worker w owns a lane to this peer.
+    /// Bit w is set while worker w owns a lane to this peer that others may send by.
     pub workers_with_lane: u64,
     /// What the peer's stream takes while packets can reach it by the carrier `stream`; used while no worker owns a lane.
     pub stream: Option<StreamForm>,
-    /// Its lanes have no answer, and its stream has: packets take that one, also where the worker owns a lane.
-    pub avoids_lanes: bool,
+    /// Bit w is set while no lane that worker w owns to this peer has an answer, and another worker's lane, or the stream, has:
+    /// its packets go there.
+    pub avoided: u64,
     /// One set of counters per worker, at the position of its [`WorkerId`]; lives as long as the process.
     pub counters: Arc<[PeerCounters]>,
 }
@@ -85,7 +86,7 @@ mod tests {
             sources: Arc::new(sources),
             workers_with_lane,
             stream: None,
-            avoids_lanes: false,
+            avoided: 0,
             counters: Arc::new([]),
         }
     }

@@ -468,6 +468,35 @@ fn a_silent_lane_is_the_problem_until_it_is_heard_and_no_other() {
     assert_eq!(change(1, 1, LaneChange::Heard), (true, None));
 }
 
+#[test]
+fn packets_leave_silent_lanes_for_others_that_are_heard_and_for_the_stream_when_none_is() {
+    let mut fixture = Fixture::client_without(&[]);
+    fixture.link.set_stream(Some(StreamForm::Offloaded));
+    let gauges: Vec<_> = fixture.link.lanes().map(|(_, lane)| Arc::clone(&lane.gauges)).collect();
+    let mut change = |index: u8, is_silent: bool| {
+        gauges[usize::from(index)].set_silent(is_silent);
+        let change = if is_silent { LaneChange::Silent } else { LaneChange::Heard };
+        fixture.link.handle_lane_changed(lane_index(index), LaneSerial(index.into()), change);
+        fixture.link.set_stream_preferred(true);
+        let reach = fixture.link.reach();
+        (reach.workers_with_lane, reach.avoided)
+    };
+    assert_eq!(change(1, true), (0b101, 0b010));
+    assert_eq!(change(0, true), (0b100, 0b011));
+    assert_eq!(change(2, true), (0, u64::MAX), "the stream has an answer");
+    assert_eq!(change(0, false), (0b001, 0b110));
+    assert_eq!(change(1, false), (0b011, 0b100));
+    assert_eq!(change(2, false), (0b111, 0));
+}
+
+#[test]
+fn where_nothing_else_is_left_packets_take_silent_lanes() {
+    let mut fixture = Fixture::client_without(&[0, 2]);
+    fixture.link.lanes().for_each(|(_, lane)| lane.gauges.set_silent(true));
+    fixture.link.handle_lane_changed(lane_index(1), LaneSerial(1), LaneChange::Silent);
+    assert_eq!((fixture.link.reach().workers_with_lane, fixture.link.reach().avoided), (0b010, 0));
+}
+
 /// The lanes of each offer that is to be sent now.
 fn asked(fixture: &mut Fixture) -> Vec<LaneSet> {
     let asked = |intent| match intent {

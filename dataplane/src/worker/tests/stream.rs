@@ -44,7 +44,7 @@ fn tables(
         sources: Arc::new(sources),
         workers_with_lane: mask,
         stream,
-        avoids_lanes: false,
+        avoided: 0,
         counters: Arc::clone(second),
     });
     tables
@@ -61,12 +61,12 @@ impl StreamBed {
     }
 
     fn publish(&mut self, stream: Option<StreamForm>, mask: u64) {
-        self.publish_avoiding(stream, mask, false);
+        self.publish_avoiding(stream, mask, 0);
     }
 
-    fn publish_avoiding(&mut self, stream: Option<StreamForm>, mask: u64, avoids_lanes: bool) {
+    fn publish_avoiding(&mut self, stream: Option<StreamForm>, mask: u64, avoided: u64) {
         let mut tables = tables(&self.bed.counters, &self.counters, stream, mask);
-        tables.peers[STREAMED.position()].avoids_lanes = avoids_lanes;
+        tables.peers[STREAMED.position()].avoided = avoided;
         self.bed.commands.try_send(PlaneCommand::Publish(Arc::new(tables))).unwrap();
         self.bed.turn();
     }
@@ -379,18 +379,18 @@ fn a_turn_takes_so_much_from_control_and_no_more_and_what_is_left_keeps_it_awake
     assert!(lost > 0 && read as u64 + lost == given, "{read} and {lost} of {given}");
 }
 
-/// A second lane, to the peer that had none; returns its far end.
-fn add_lane(bed: &mut Bed, now: Instant) -> (UdpSocket, Opener) {
+/// Another lane, to the peer that had none, with a number of its own; returns its far end.
+fn add_lane(bed: &mut Bed, number: u8, now: Instant) -> (UdpSocket, Opener) {
     let [local, far] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
     local.connect(far.local_addr().unwrap()).unwrap();
     [&local, &far].into_iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
-    let id = LaneId::new(5).unwrap();
+    let id = LaneId::new(4 + u32::from(number)).unwrap();
     let [client, server] = [Role::Client, Role::Server]
         .map(|role| split(LaneKeys::derive(Suite::Aes128Gcm, role, export).unwrap(), id, id));
     let lane = LaneHandOver {
-        serial: LaneSerial(8),
+        serial: LaneSerial(7 + u64::from(number)),
         peer: STREAMED,
-        index: LaneIndex::new(0).unwrap(),
+        index: LaneIndex::new(number - 1).unwrap(),
         inbound_id: id,
         local: local.local_addr().unwrap(),
         remote: far.local_addr().unwrap(),
@@ -425,7 +425,7 @@ fn packets_wait_for_the_stream_to_settle_before_they_leave_by_a_lane_in_order() 
     bed.read(VnetHeader::default(), &datagram(OURS, THEIRS, 100, false));
     bed.items(BatchEnd::Peer(STREAMED), 1);
     let start = bed.bed.worker.state.now;
-    let (far, mut opener) = add_lane(&mut bed.bed, start);
+    let (far, mut opener) = add_lane(&mut bed.bed, 1, start);
     let settle = Duration::from_millis(STREAM_SETTLE_MS);
     let mut sent = Vec::new();
     for step in 0..10u32 {
@@ -457,7 +457,7 @@ fn packets_wait_for_the_stream_to_settle_before_they_leave_by_a_lane_in_order() 
 fn nothing_waits_for_a_stream_that_was_not_used() {
     let mut bed = StreamBed::new(Some(StreamForm::Offloaded));
     let now = bed.bed.worker.state.now;
-    let (far, mut opener) = add_lane(&mut bed.bed, now);
+    let (far, mut opener) = add_lane(&mut bed.bed, 1, now);
     bed.publish(Some(StreamForm::Offloaded), 1);
     bed.read(VnetHeader::default(), &datagram(OURS, THEIRS, 200, false));
     let packets = bed.bed.until(|_| Some(arrived(&far, &mut opener)).filter(|packets| !packets.is_empty()));
@@ -469,9 +469,9 @@ fn nothing_waits_for_a_stream_that_was_not_used() {
 fn while_lanes_are_to_be_avoided_packets_take_the_stream_and_then_the_lane_again() {
     let mut bed = StreamBed::new(Some(StreamForm::Offloaded));
     let now = bed.bed.worker.state.now;
-    let (far, mut opener) = add_lane(&mut bed.bed, now);
+    let (far, mut opener) = add_lane(&mut bed.bed, 1, now);
     let packet = datagram(OURS, THEIRS, 300, false);
-    bed.publish_avoiding(Some(StreamForm::Offloaded), 0, true);
+    bed.publish_avoiding(Some(StreamForm::Offloaded), 0, 1);
     bed.read(VnetHeader::default(), &packet);
     assert_eq!(bed.items(BatchEnd::Peer(STREAMED), 1)[0].1, packet);
     assert!(arrived(&far, &mut opener).is_empty());
@@ -485,7 +485,7 @@ fn while_lanes_are_to_be_avoided_packets_take_the_stream_and_then_the_lane_again
 fn packets_of_workers_that_have_used_the_stream_wait_too() {
     let mut bed = StreamBed::new(Some(StreamForm::Offloaded));
     let now = bed.bed.worker.state.now;
-    let (far, mut opener) = add_lane(&mut bed.bed, now);
+    let (far, mut opener) = add_lane(&mut bed.bed, 1, now);
     bed.counters[1].stream_packets_sent.add(1);
     bed.publish(Some(StreamForm::Offloaded), 1);
     let adopted = bed.bed.worker.state.now;
@@ -495,4 +495,35 @@ fn packets_of_workers_that_have_used_the_stream_wait_too() {
     assert!(arrived(&far, &mut opener).is_empty());
     turn(&mut bed, adopted + Duration::from_millis(STREAM_SETTLE_MS));
     assert_eq!(arrived(&far, &mut opener), [200]);
+}
+
+#[test]
+fn of_two_lanes_flows_take_the_one_that_is_not_silent_and_any_when_both_are() {
+    let mut bed = StreamBed::new(None);
+    let now = bed.bed.worker.state.now;
+    let lanes: Vec<_> = [1, 2].into_iter().map(|number| add_lane(&mut bed.bed, number, now)).collect();
+    bed.publish(None, 1);
+    // Of both, by the high half of the hash.
+    let used =
+        |bed: &mut StreamBed| [0, 1 << 16].map(|hash| bed.bed.worker.state.lanes.for_flow(STREAMED, hash).unwrap());
+    let [first, second] = used(&mut bed);
+    assert_ne!(first, second);
+    let millisecond = Duration::from_millis(1);
+    let mut now = now;
+    let mut pass = |bed: &mut StreamBed, milliseconds| {
+        for _ in 0..milliseconds {
+            now += millisecond;
+            bed.bed.worker.turn(now).unwrap();
+        }
+    };
+    let serial = bed.bed.worker.state.lanes.get(first).unwrap().serial;
+    bed.bed.commands.try_send(PlaneCommand::DoubtLane(serial)).unwrap();
+    bed.bed.commands.try_send(PlaneCommand::DoubtLane(LaneSerial(99))).unwrap();
+    pass(&mut bed, 3000);
+    assert_eq!(used(&mut bed), [second; 2]);
+    let serial = bed.bed.worker.state.lanes.get(second).unwrap().serial;
+    bed.bed.commands.try_send(PlaneCommand::DoubtLane(serial)).unwrap();
+    pass(&mut bed, 3000);
+    assert_eq!(used(&mut bed), [first, second]);
+    drop(lanes);
 }

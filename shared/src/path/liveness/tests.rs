@@ -222,3 +222,27 @@ fn a_peer_that_only_asks_does_not_hear_us_and_keeps_a_quiet_lane_alive_all_the_s
     }
     assert_eq!(bed.happened(), [LivenessAction::Silent]);
 }
+
+#[test]
+fn a_doubted_lane_is_silent_before_a_second_has_passed_if_its_peer_is_gone_and_else_quiet_again() {
+    for seed in 0..100 {
+        for delay in [Duration::from_micros(200), MS(10), MS(50)] {
+            let mut bed = Bed::new(delay, seed);
+            bed.run(MS(5000), false);
+            assert_eq!(bed.asked, 0);
+            bed.liveness.doubt(bed.now);
+            bed.run(MS(1000), false);
+            assert_eq!((bed.asked, bed.happened()), (1, vec![]), "seed {seed}, {delay:?}");
+
+            bed.is_dead = true;
+            let doubted = bed.now;
+            bed.liveness.doubt(doubted);
+            bed.run(MS(300), false);
+            bed.liveness.doubt(bed.now);
+            bed.run(MS(1500), false);
+            let silent = bed.events.first().copied().filter(|(_, action)| *action == LivenessAction::Silent);
+            let (at, _) = silent.unwrap_or_else(|| panic!("seed {seed}, {delay:?}: {:?}", bed.events));
+            assert!((MS(600)..MS(1000)).contains(&(at - doubted)), "seed {seed}, {delay:?}: {:?}", at - doubted);
+        }
+    }
+}

@@ -7,7 +7,7 @@
 //! | [`traffic`] | flows between hosts whose every byte and order is checked |
 //! | [`datagrams`] | UDP flows that keep a link busy, and what became of each datagram |
 //! | [`stream`] | traffic that goes on while something happens, and its longest silence |
-//! | [`delay`] | an underlay that takes time |
+//! | [`delay`] | a link that delays, loses, repeats and mixes up packets |
 //! | [`wire`] | what an attacker on the underlay can do: watch, inject, send garbage |
 //! | [`nat`] | nodes behind NATs of every kind, and the table of `docs/nat.md` |
 //! | [`interop`] | networks of Ringlane and Hyprspace nodes |

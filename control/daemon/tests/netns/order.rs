@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::datagrams::{Load, roomy_receiver};
-use crate::delay::DelayedUnderlay;
+use crate::delay::TreatedLink;
 use crate::lab::{Lab, Namespace, Site};
 use crate::node::{Node, Setup, two_direct, two_direct_on};
 use crate::traffic::{tcp_both_ways, uninterrupted};
@@ -22,7 +22,7 @@ const FLOWS: u32 = 16;
 struct FarApart {
     nodes: [Node; 2],
     _setups: [Setup; 2],
-    _underlay: DelayedUnderlay,
+    _underlay: TreatedLink,
     lab: Lab,
 }
 
@@ -34,7 +34,7 @@ impl FarApart {
     /// With nodes of so many workers that `nodes` starts.
     fn with(nodes: impl FnOnce(&Lab, [u8; 2]) -> ([Setup; 2], [Node; 2])) -> Option<Self> {
         let lab = Lab::up(2)?;
-        let underlay = DelayedUnderlay::between_routers(&lab, ONE_WAY);
+        let underlay = TreatedLink::between_routers(&lab, ONE_WAY);
         let (setups, nodes) = nodes(&lab, [2, 3]);
         Some(Self { nodes, _setups: setups, _underlay: underlay, lab })
     }

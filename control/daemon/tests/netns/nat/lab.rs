@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use super::kinds::{Gateway, Kind, Pair, SHARED};
 use super::rules::Rules;
+use crate::delay::{TreatedLink, Treatment, interface};
 use crate::lab::{Lab, Namespace, Site};
 
 /// How long a gateway remembers a UDP flow that says nothing, unless a test sets something else.
@@ -184,6 +185,15 @@ impl NatLab {
         load(&self.lab, &self.internet, &rules);
     }
 
+    /// Treats what a site on the internet sends and gets, as long as what is returned lives; after that it is cut off.
+    pub(crate) fn treat(&self, site: Site, treatment: Treatment) -> TreatedLink {
+        let (router, port) = (self.lab.router(site), port(site));
+        self.internet.run(&format!("ip link delete {port}"));
+        let ends = [interface(&router, UNDERLAY), interface(&self.internet, &port)];
+        self.address(&router, UNDERLAY, site, true, true);
+        TreatedLink::start(ends, treatment)
+    }
+
     /// Ends what [`Self::part`] began.
     pub(crate) fn join(&self) {
         self.internet.run("nft delete table inet parted");
@@ -214,8 +224,13 @@ impl NatLab {
 
     /// Joins a namespace's interface with the internet, at a site's public addresses.
     fn attach(&self, namespace: &Namespace, device: &str, site: Site, has_v4: bool, has_v6: bool) {
+        join((&self.internet, &port(site)), (namespace, device));
+        self.address(namespace, device, site, has_v4, has_v6);
+    }
+
+    /// Gives both ends of such a link their addresses.
+    fn address(&self, namespace: &Namespace, device: &str, site: Site, has_v4: bool, has_v6: bool) {
         let port = port(site);
-        join((&self.internet, &port), (namespace, device));
         let ((v4, v6), (hop_v4, hop_v6)) = (public(site), numbered(site, 1));
         if has_v4 {
             self.internet.run(&format!("ip address add {hop_v4}/24 dev {port}"));

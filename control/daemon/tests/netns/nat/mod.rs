@@ -10,10 +10,12 @@
 //! | [`matrix`] | which way is found for which pair, how soon, and what is expected |
 //! | [`punch`] | that lanes come soon where both have a NAT |
 //! | [`udp_relay`] | lanes that R or S relays, where no direct path is |
+//! | [`bad_relay`] | what a relay can do to what it forwards |
 //! | [`say`] | what `ringlane netcheck`, `ping` and `status` say of all that |
 //! | [`upheaval`] | what happens to paths while a transfer runs, and the gaps it leaves |
 //! | [`table`] | the tables of `docs/nat.md` |
 
+mod bad_relay;
 mod behaviour;
 mod kinds;
 mod lab;

@@ -66,7 +66,7 @@ impl Relayed {
 }
 
 /// Who relays all lanes to a peer, if they are all there and relayed; one of them, if several do.
-fn relays(status: &Status, peer: Site) -> Option<String> {
+pub(super) fn relays(status: &Status, peer: Site) -> Option<String> {
     let lanes = status.peer(peer)?["lanes"].as_array()?;
     let names: Vec<&str> = lanes.iter().filter_map(|lane| lane["relay"].as_str()).collect();
     let is_all = names.len() == usize::from(WORKERS);

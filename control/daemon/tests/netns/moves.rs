@@ -308,8 +308,9 @@ fn lanes_leave_a_network_that_swallows_everything_for_another() {
     let nodes = direct(&setups);
     let stream = Stream::start(&lab);
     let networks = [("underlay", "10.201.0."), ("second", "10.202.0.")];
-    let is_at = |network: &&(&str, &str)| are_at(&nodes, network.1, network.1).is_some();
-    let swallows = networks.iter().find(is_at).expect("all lanes are in one network");
+    // On a busy machine one of two alike may seem the better to a single lane.
+    let (first, _) = &ends(&nodes[0], Site::B)[0];
+    let swallows = networks.iter().find(|network| first.starts_with(network.1)).expect("it is in one of the two");
     let left = networks.iter().find(|network| *network != swallows).expect("there are two");
     let router = lab.router(Site::A);
     let hole = || {

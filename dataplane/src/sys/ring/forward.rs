@@ -67,22 +67,15 @@ impl<E: Engine> PacketRing<E> {
         mut train: Train,
         tag: SendTag,
     ) -> io::Result<()> {
-        let sends_trains = self.sends_trains(to);
-        let bytes = self.forward_bytes(&buffer);
-        let room = bytes.len().saturating_sub(start);
-        train.bytes = train.bytes.min(room);
-        let has_sentinel = train.bytes < room && self.wants_sentinel(train, sends_trains);
-        if has_sentinel {
-            self.forward_bytes(&buffer)[start + train.bytes] = 0;
-            train = Train { bytes: train.bytes + 1, records: train.records + 1, ..train };
+        let room_bytes = self.forward_buffers.bytes_each.saturating_sub(start);
+        train.bytes = train.bytes.min(room_bytes);
+        if train.bytes < room_bytes && self.wants_sentinel(to, train) {
+            train = train.with_sentinel(&mut self.forward_bytes(&buffer)[start..]);
         }
         let at = self.forward_buffers.offset + usize::from(buffer.0) * self.forward_buffers.bytes_each + start;
         let id = SEND_BUFFERS + buffer.0;
         self.send_states[usize::from(id)] = SendState::default();
-        let queued = match sends_trains || train.records <= 1 {
-            true => self.queue_send(to, id, at, train, tag),
-            false => self.queue_singly(to, id, at, train, tag),
-        };
+        let queued = self.queue_train(to, id, at, train, tag);
         self.release_sent(id);
         queued
     }

@@ -65,6 +65,12 @@ impl Train {
     fn is_uniform(&self) -> bool {
         self.records > 1 && self.bytes == usize::from(self.records) * self.record_bytes
     }
+
+    /// The train with a sentinel, which is written behind it; `room` begins where the train does.
+    pub(super) fn with_sentinel(self, room: &mut [u8]) -> Self {
+        room[self.bytes] = 0;
+        Self { bytes: self.bytes + 1, records: self.records + 1, ..self }
+    }
 }
 
 /// How much of a send buffer is the kernel's.
@@ -197,23 +203,17 @@ impl<E: Engine> PacketRing<E> {
         behind: usize,
         tag: SendTag,
     ) -> io::Result<()> {
-        let sends_trains = self.sends_trains(slot);
-        let ends_with_sentinel = self.ends_with_sentinel && sends_trains;
         let at = self.send_at(buffer.0) + self.send_states[usize::from(buffer.0)].queued_bytes;
-        let room = self.send_room(buffer);
-        train.bytes = train.bytes.min(room.len());
+        let room_bytes = self.send_room(buffer).len();
+        train.bytes = train.bytes.min(room_bytes);
         let end = train.bytes + behind;
-        if ends_with_sentinel && train.is_uniform() && end < room.len() {
-            // A train whose last datagram is shorter is one that the broken drivers get right.
+        if end < room_bytes && self.wants_sentinel(slot, train) {
+            let room = self.send_room(buffer);
             room.copy_within(train.bytes..end, train.bytes + 1);
-            room[train.bytes] = 0;
-            train = Train { bytes: train.bytes + 1, records: train.records + 1, ..train };
+            train = train.with_sentinel(room);
         }
         self.send_states[usize::from(buffer.0)].queued_bytes += train.bytes;
-        if sends_trains || train.records <= 1 {
-            return self.queue_send(slot, buffer.0, at, train, tag);
-        }
-        self.queue_singly(slot, buffer.0, at, train, tag)
+        self.queue_train(slot, buffer.0, at, train, tag)
     }
 
     /// Lets go of a send buffer; it comes back by itself when all that was queued from it has been sent.
@@ -226,9 +226,25 @@ impl<E: Engine> PacketRing<E> {
         self.free_if_done(buffer);
     }
 
-    /// Whether a train is to be followed by a sentinel.
-    pub(super) fn wants_sentinel(&self, train: Train, sends_trains: bool) -> bool {
-        self.ends_with_sentinel && sends_trains && train.is_uniform()
+    /// Whether a train is to be followed by a sentinel: one whose last datagram is shorter is one that the broken drivers get
+    /// right.
+    pub(super) fn wants_sentinel(&mut self, slot: SocketSlot, train: Train) -> bool {
+        self.ends_with_sentinel && train.is_uniform() && self.sends_trains(slot)
+    }
+
+    /// Queues a train that lies at `at` in the slab, record by record where the socket does not take trains.
+    pub(super) fn queue_train(
+        &mut self,
+        slot: SocketSlot,
+        buffer: u16,
+        at: usize,
+        train: Train,
+        tag: SendTag,
+    ) -> io::Result<()> {
+        match train.records <= 1 || self.sends_trains(slot) {
+            true => self.queue_send(slot, buffer, at, train, tag),
+            false => self.queue_singly(slot, buffer, at, train, tag),
+        }
     }
 
     /// Queues every record of a refused train by itself, and from now on every one on its socket. Returns whether that is
@@ -258,14 +274,7 @@ impl<E: Engine> PacketRing<E> {
         self.send_offset + usize::from(buffer) * SEND_BUFFER_BYTES
     }
 
-    pub(super) fn queue_singly(
-        &mut self,
-        slot: SocketSlot,
-        buffer: u16,
-        at: usize,
-        train: Train,
-        tag: SendTag,
-    ) -> io::Result<()> {
+    fn queue_singly(&mut self, slot: SocketSlot, buffer: u16, at: usize, train: Train, tag: SendTag) -> io::Result<()> {
         let mut left = u32::from(train.records);
         let mut packets = tag.packets;
         let end = at + train.bytes;
@@ -280,14 +289,7 @@ impl<E: Engine> PacketRing<E> {
         Ok(())
     }
 
-    pub(super) fn queue_send(
-        &mut self,
-        slot: SocketSlot,
-        buffer: u16,
-        at: usize,
-        train: Train,
-        tag: SendTag,
-    ) -> io::Result<()> {
+    fn queue_send(&mut self, slot: SocketSlot, buffer: u16, at: usize, train: Train, tag: SendTag) -> io::Result<()> {
         if self.free_sends.is_empty() {
             self.enter()?;
         }

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ringlane_shared::path::candidate::is_private;
-use ringlane_shared::stun::nat::{Filtering, Scope};
-use ringlane_shared::wire::offer::{CandidateKind, Mapping, Offer};
+use ringlane_shared::stun::nat::{Filtering, Mapping, Scope};
+use ringlane_shared::wire::offer::{CandidateKind, Offer};
 
 use crate::admin::nat::HostStatus;
 use crate::admin::obstacle::ObstacleStatus;
@@ -53,7 +53,7 @@ impl End {
                 reaches_out: reaches_out || best.is_some_and(|host| host.view.scope > Some(Scope::Neighbours)),
                 is_udp_blocked: asked.clone().next().is_some() && asked.all(|host| host.is_udp_blocked == Some(true)),
                 is_translated: best.is_some_and(|host| host.view.is_translated == Some(true)),
-                mapping: best.map_or(Mapping::Unknown, |host| host.view.mapping.into()),
+                mapping: best.map_or(Mapping::Unknown, |host| host.view.mapping),
                 filtering: best.map_or(Filtering::Unknown, |host| host.view.filtering),
             }
         };
@@ -266,7 +266,7 @@ fn punching(here: &End, there: &End, punches: bool) -> (&'static str, String) {
 mod tests {
     use ringlane_shared::id::LaneId;
     use ringlane_shared::path::candidate::OwnCandidate;
-    use ringlane_shared::stun::nat::{self, HostView};
+    use ringlane_shared::stun::nat::HostView;
     use ringlane_shared::wire::offer::{Candidate, Extensions, Features, LaneSet, OfferSecret, Punch};
 
     use super::*;
@@ -425,11 +425,7 @@ mod tests {
                 servers_answered: u8::from(translated.is_some()),
                 is_silent: blocked,
                 is_translated: translated,
-                mapping: if translated == Some(true) {
-                    nat::Mapping::AddressAndPortDependent
-                } else {
-                    nat::Mapping::Unknown
-                },
+                mapping: if translated == Some(true) { Mapping::AddressAndPortDependent } else { Mapping::Unknown },
                 is_mapping_certain: true,
                 filtering: Filtering::AddressAndPortDependent,
                 keeps_ports: None,

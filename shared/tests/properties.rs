@@ -18,9 +18,10 @@ use ringlane_shared::packet::checksum::{PartialChecksum, Sum, complete};
 use ringlane_shared::packet::{PacketHeader, flow_hash};
 use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::route::RouteTable;
+use ringlane_shared::stun::nat::Mapping;
 use ringlane_shared::wire::frame::{FrameHeader, FrameKind, FramedPacket, Frames};
 use ringlane_shared::wire::offer::{
-    Answer, Candidate, CandidateKind, Extensions, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Mapping, Offer,
+    Answer, Candidate, CandidateKind, Extensions, Features, LENGTH_PREFIX_BYTES, LaneSet, LinkSecrets, Offer,
     OfferSecret, Punch, message_bytes,
 };
 use ringlane_shared::wire::probe::{Probe, ProbeKind, ProbeTag, Transaction, UnverifiedProbe};

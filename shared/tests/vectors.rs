@@ -13,9 +13,10 @@ use ringlane_shared::lane::keys::{KeyError, LaneKeys, Role, Suite};
 use ringlane_shared::lane::seal::split;
 use ringlane_shared::limits::{RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES};
 use ringlane_shared::path::candidate::OwnCandidate;
+use ringlane_shared::stun::nat::Mapping;
 use ringlane_shared::wire::frame::{FrameHeader, FramedPacket, Frames};
 use ringlane_shared::wire::offer::{
-    Answer, Candidate, CandidateKind, Extensions, Features, LaneSet, LinkSecrets, Mapping, Offer, OfferSecret, Punch,
+    Answer, Candidate, CandidateKind, Extensions, Features, LaneSet, LinkSecrets, Offer, OfferSecret, Punch,
     RefusalReason,
 };
 use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction, UnverifiedProbe};

@@ -10,7 +10,7 @@ use libp2p::multiaddr::Protocol;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::stun::nat::{HostView, Scope};
-use ringlane_shared::wire::offer::{CandidateKind, Punch, extensions};
+use ringlane_shared::wire::offer::{CandidateKind, Punch};
 use tracing::{debug, info};
 
 use super::Control;
@@ -62,9 +62,9 @@ impl Control {
         let candidates = mapped.chain(self.nat.candidates().iter().copied()).collect();
         self.coordinator.set_candidates(candidates, now);
         let views = self.engine.nat_views().filter(|view| view.local.is_ipv4() && view.is_translated.is_some());
-        let worst = views.max_by_key(|view| extensions::Mapping::from(view.mapping) as u8);
+        let worst = views.max_by_key(|view| view.mapping);
         let punch = worst.map(|view| Punch {
-            mapping: view.mapping.into(),
+            mapping: view.mapping,
             port_delta: view.port_step.and_then(|step| i16::try_from(step).ok()).unwrap_or_default(),
             birthday: true,
             ..Punch::default()

@@ -25,7 +25,7 @@ use crate::lane::keys::Role;
 use crate::limits::{
     COUNTED_GUESSES_MAX, FAN_ROUNDS, FAN_SOCKETS_MAX, FAN_TARGETS_MAX, GUESSES_MAX, GUESSES_PER_SECOND,
 };
-use crate::wire::offer::{CandidateKind, Mapping, Offer};
+use crate::wire::offer::{CandidateKind, Offer};
 use crate::wire::probe::Transaction;
 
 /// From the first ordinary probe to the fan: most often that one is enough.
@@ -88,8 +88,7 @@ impl Part {
             *kind == CandidateKind::ServerReflexive && address.is_ipv4()
         };
         let seen = theirs.lane_candidates(lane).find(reflexive).map(|(_, address)| address);
-        let is_cone = |mapping| mapping == Mapping::EndpointIndependent;
-        if our.mapping.is_symmetric() && is_cone(their.mapping) {
+        if our.mapping.is_symmetric() && their.mapping.is_same_to_all() {
             let is_outside = |(kind, address): &(CandidateKind, SocketAddr)| {
                 address.is_ipv4() && *kind != CandidateKind::Relayed && !is_private(address.ip())
             };
@@ -103,7 +102,7 @@ impl Part {
             let all = all.filter(|other| other.kind == CandidateKind::ServerReflexive);
             Some(Self::Guess(guess.after(all.map(|other| other.address.port()))))
         };
-        if is_cone(our.mapping) && their.mapping.is_symmetric() {
+        if our.mapping.is_same_to_all() && their.mapping.is_symmetric() {
             return guess(1, true);
         }
         let both_count =

@@ -16,8 +16,8 @@ pub enum Scope {
     Internet,
 }
 
-/// Whether and how the source address and port are translated.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+/// Whether and how the source address and port are translated. The later one is, the harder it is to get through.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mapping {
     /// No answer has told yet.
@@ -43,6 +43,16 @@ impl Mapping {
             Self::AddressDependent => "address_dependent",
             Self::AddressAndPortDependent => "address_and_port_dependent",
         }
+    }
+
+    /// Whether what a third party sees says nothing of the port that others will see.
+    pub fn is_symmetric(self) -> bool {
+        matches!(self, Self::AddressDependent | Self::AddressAndPortDependent)
+    }
+
+    /// Whether what a third party sees is what others will see.
+    pub fn is_same_to_all(self) -> bool {
+        matches!(self, Self::None | Self::EndpointIndependent)
     }
 }
 

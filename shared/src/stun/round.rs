@@ -113,9 +113,8 @@ impl Round {
         let told = if is_translated { self.mapping(view.ports.len()) } else { Some((Mapping::None, true)) };
         if let Some((mapping, is_certain)) = told {
             // A plain round tells less; what a thorough one found out stands until something contradicts it.
-            let is_known = !self.is_thorough
-                && mapping == Mapping::AddressAndPortDependent
-                && matches!(view.mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent);
+            let is_known =
+                !self.is_thorough && mapping == Mapping::AddressAndPortDependent && view.mapping.is_symmetric();
             if !is_known {
                 (view.mapping, view.is_mapping_certain) = (mapping, is_certain);
             }
@@ -126,7 +125,7 @@ impl Round {
         };
         view.keeps_ports = is_translated.then(|| self.answers.iter().all(keeps));
         view.port_step = None;
-        if matches!(view.mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent) {
+        if view.mapping.is_symmetric() {
             let mut ports: Vec<_> = self.answers.values().map(|(mapped, order)| (*order, mapped.port())).collect();
             ports.sort_unstable();
             let mut made = Vec::new();

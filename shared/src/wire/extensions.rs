@@ -15,7 +15,7 @@ use super::candidate::{CandidateKind, mapped, unmapped};
 use super::offer::OfferError;
 use crate::limits::LANE_CANDIDATES_MAX;
 use crate::path::candidate::OwnCandidate;
-use crate::stun;
+use crate::stun::nat::Mapping;
 
 const TYPE_LANE_CANDIDATES: u8 = 1;
 const TYPE_PUNCH: u8 = 2;
@@ -42,33 +42,17 @@ pub struct Extensions {
     pub punch: Punch,
 }
 
-/// How a translator chooses the port that others see (RFC 4787, section 4.1).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[repr(u8)]
-pub enum Mapping {
-    /// Not known.
-    #[default]
-    Unknown = 0,
-    /// One for all destinations, or there is no translator.
-    EndpointIndependent = 1,
-    /// Another for each address.
-    AddressDependent = 2,
-    /// Another for each address and port.
-    AddressAndPortDependent = 3,
-}
-
-impl From<stun::nat::Mapping> for Mapping {
-    fn from(seen: stun::nat::Mapping) -> Self {
-        match seen {
-            stun::nat::Mapping::Unknown => Self::Unknown,
-            stun::nat::Mapping::None | stun::nat::Mapping::EndpointIndependent => Self::EndpointIndependent,
-            stun::nat::Mapping::AddressDependent => Self::AddressDependent,
-            stun::nat::Mapping::AddressAndPortDependent => Self::AddressAndPortDependent,
+impl Mapping {
+    /// Offers do not tell a node without a translator from one whose translator looks the same to everybody.
+    fn code(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::None | Self::EndpointIndependent => 1,
+            Self::AddressDependent => 2,
+            Self::AddressAndPortDependent => 3,
         }
     }
-}
 
-impl Mapping {
     fn from_code(code: u8) -> Self {
         match code {
             1 => Self::EndpointIndependent,
@@ -77,17 +61,12 @@ impl Mapping {
             _ => Self::Unknown,
         }
     }
-
-    /// Whether what a third party sees says nothing of the port that the peer will see.
-    pub fn is_symmetric(self) -> bool {
-        matches!(self, Self::AddressDependent | Self::AddressAndPortDependent)
-    }
 }
 
 /// What an offer's sender knows of its own translator, and how it means to get through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Punch {
-    /// How its translator chooses ports.
+    /// How its translator chooses ports; [`Mapping::None`] reads back as [`Mapping::EndpointIndependent`].
     pub mapping: Mapping,
     /// How much each new mapping's port is above the last one's; 0: not predictable, or not known.
     pub port_delta: i16,
@@ -136,7 +115,7 @@ impl Extensions {
             let Punch { mapping, port_delta, birthday, start_delay } = self.punch;
             bytes.push(TYPE_PUNCH);
             bytes.extend((PUNCH_BYTES as u16).to_be_bytes());
-            bytes.extend([mapping as u8, if birthday { FLAG_BIRTHDAY } else { 0 }]);
+            bytes.extend([mapping.code(), if birthday { FLAG_BIRTHDAY } else { 0 }]);
             bytes.extend(port_delta.to_be_bytes());
             bytes.extend((start_delay.min(START_DELAY_MAX).as_millis() as u16).to_be_bytes());
         }
@@ -229,6 +208,14 @@ mod tests {
             assert_eq!(read(&bytes), Ok(extensions));
         }
         assert_eq!(Extensions::default().bytes(), 0);
+    }
+
+    #[test]
+    fn a_node_without_a_translator_says_that_it_looks_the_same_to_everybody() {
+        let of = |mapping| Extensions { punch: Punch { mapping, ..Punch::default() }, ..Extensions::default() };
+        let mut bytes = Vec::new();
+        of(Mapping::None).write(&mut bytes);
+        assert_eq!(read(&bytes), Ok(of(Mapping::EndpointIndependent)));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use super::candidate::mapped;
 pub use super::candidate::{Candidate, CandidateKind};
-pub use super::extensions::{self, Extensions, Mapping, Punch};
+pub use super::extensions::{self, Extensions, Punch};
 pub use super::lane_set::LaneSet;
 pub use super::secrets::{LinkSecrets, OfferSecret};
 use crate::id::{LaneId, LaneIndex};

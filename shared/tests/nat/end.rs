@@ -9,8 +9,9 @@ use ringlane_shared::id::{LaneId, LaneIndex};
 use ringlane_shared::path::candidate::{AddressPolicy, OwnCandidate, Pair};
 use ringlane_shared::path::choice::{Ends, Measurement, PathBook, PathClass, RankedPair, Retry, lane_pairs};
 use ringlane_shared::path::prober::Prober;
+use ringlane_shared::stun::nat::Mapping;
 use ringlane_shared::wire::offer::{
-    Candidate, CandidateKind, Extensions, Features, LaneSet, Mapping, Offer, OfferSecret, Punch,
+    Candidate, CandidateKind, Extensions, Features, LaneSet, Offer, OfferSecret, Punch,
 };
 use ringlane_shared::wire::probe::Transaction;
 

@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use thiserror::Error;
 
+use super::candidate::{mapped, unmapped};
 use crate::limits::PCP_BYTES_MAX;
 
 /// The gateway's port.
@@ -256,8 +257,7 @@ fn parse_pcp(datagram: &[u8]) -> Result<Answer, PcpError> {
             let transport = transport.ok_or(PcpError::Mapping)?;
             let mut ip = [0; 16];
             ip.copy_from_slice(&body[20..]);
-            let ip = IpAddr::from(Ipv6Addr::from(ip)).to_canonical();
-            let grant = PcpGrant { lifetime, port: be16(body, 18), ip };
+            let grant = PcpGrant { lifetime, port: be16(body, 18), ip: unmapped(ip) };
             // The answer to a removal may name no port.
             if result == 0 && lifetime > 0 && grant.port == 0 {
                 return Err(PcpError::Mapping);
@@ -322,13 +322,6 @@ fn nat_pmp_operation(transport: Transport) -> u8 {
     match transport {
         Transport::Udp => 1,
         Transport::Tcp => 2,
-    }
-}
-
-fn mapped(ip: IpAddr) -> Ipv6Addr {
-    match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::offer::{OfferError, Reader};
+use super::offer::OfferError;
+use super::reader::Reader;
 
 /// Where a node might be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -16,6 +16,7 @@ pub mod pcp;
 pub mod peers;
 pub mod pex;
 pub mod probe;
+mod reader;
 pub mod record;
 pub mod rekey;
 pub mod relay;

@@ -24,6 +24,7 @@ use super::candidate::mapped;
 pub use super::candidate::{Candidate, CandidateKind};
 pub use super::extensions::{self, Extensions, Punch};
 pub use super::lane_set::LaneSet;
+use super::reader::{Reader, Truncated};
 pub use super::secrets::{LinkSecrets, OfferSecret};
 use crate::id::{LaneId, LaneIndex};
 use crate::lane::keys::{CipherChoice, Suite};
@@ -93,6 +94,12 @@ pub enum OfferError {
         /// Its port.
         port: u16,
     },
+}
+
+impl From<Truncated> for OfferError {
+    fn from(Truncated: Truncated) -> Self {
+        Self::Truncated
+    }
 }
 
 /// One side's part of a link: who it is this time, where its workers listen and what it calls its lanes.
@@ -346,29 +353,6 @@ impl Features {
             CipherChoice::Aes256Gcm => Self::AES_256_GCM,
             CipherChoice::ChaCha20Poly1305 => Self(0),
         }
-    }
-}
-
-/// The unread rest of a message.
-pub(super) struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    pub(super) fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], OfferError> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(OfferError::Truncated)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    /// Type and value of the next extension, until there is none.
-    fn extension(&mut self) -> Result<Option<(u8, &'a [u8])>, OfferError> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let [kind, high, low] = *self.take()?;
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        let (value, rest) = self.0.split_at_checked(length).ok_or(OfferError::Truncated)?;
-        self.0 = rest;
-        Ok(Some((kind, value)))
     }
 }
 

@@ -31,6 +31,7 @@ use zeroize::Zeroizing;
 use super::bind::{BIND_TOKEN_BYTES, BindToken};
 use super::candidate::{mapped, unmapped};
 use super::lane_set::LaneSet;
+use super::reader::{Reader, Truncated};
 use crate::id::{LaneIndex, PeerId, WorkerId};
 use crate::limits::{LANES_PER_LINK_MAX, RELAY_ADDRESSES_MAX, RELAY_MESSAGE_BYTES_MAX, WORKERS_MAX};
 
@@ -95,6 +96,12 @@ pub enum RelayError {
     /// It would end at once.
     #[error("the lifetime is 0")]
     Lifetime,
+}
+
+impl From<Truncated> for RelayError {
+    fn from(Truncated: Truncated) -> Self {
+        Self::Truncated
+    }
 }
 
 /// Names an allotment among all that the relay ever made.
@@ -184,7 +191,7 @@ impl Allotment {
             let (ip, port) = (unmapped(*reader.take()?), u16::from_be_bytes(*reader.take()?));
             Ok(RelayAddress { worker: WorkerId(worker), address: SocketAddr::new(ip, port) })
         });
-        let addresses = addresses.collect::<Result<_, _>>()?;
+        let addresses = addresses.collect::<Result<_, RelayError>>()?;
         let [count] = *reader.take()?;
         if usize::from(count) > LANES_PER_LINK_MAX {
             return Err(RelayError::Count("lanes"));
@@ -194,7 +201,7 @@ impl Allotment {
             let lane = LaneIndex::new(lane).ok_or(RelayError::Number(lane))?;
             Ok(RelayedLane { lane, worker: WorkerId(worker), token: BindToken::new(*reader.take()?) })
         });
-        let lanes = lanes.collect::<Result<_, _>>()?;
+        let lanes = lanes.collect::<Result<_, RelayError>>()?;
         let allotment = Self { id, lifetime_s, rate, addresses, lanes };
         allotment.check().map(|()| allotment)
     }
@@ -317,14 +324,14 @@ impl RelayMessage {
         }
         let message = match *reader.take()? {
             [1] => {
-                let (other, lanes) = (reader.peer_id()?, LaneSet(u64::from_be_bytes(*reader.take()?)));
+                let (other, lanes) = (read_peer_id(&mut reader)?, LaneSet(u64::from_be_bytes(*reader.take()?)));
                 if lanes.is_empty() {
                     return Err(RelayError::Count("lanes"));
                 }
                 Self::Allocate { other, lanes }
             }
             [2] => Self::Allotted(Allotment::read(&mut reader)?),
-            [3] => Self::Invite { other: reader.peer_id()?, allotment: Allotment::read(&mut reader)? },
+            [3] => Self::Invite { other: read_peer_id(&mut reader)?, allotment: Allotment::read(&mut reader)? },
             [4] => Self::Accept(LaneSet(u64::from_be_bytes(*reader.take()?))),
             [5] => Self::Renew(AllotmentId(u64::from_be_bytes(*reader.take()?))),
             [6] => match u32::from_be_bytes(*reader.take()?) {
@@ -335,7 +342,7 @@ impl RelayMessage {
             [8] => Self::Refused(RelayRefusal::from_code(reader.take::<1>()?[0])),
             [kind] => return Err(RelayError::Kind(kind)),
         };
-        reader.skip_extensions()?;
+        while reader.extension()?.is_some() {}
         Ok(message)
     }
 
@@ -399,35 +406,11 @@ fn write_peer_id(peer: &PeerId, bytes: &mut Vec<u8>) -> Result<(), RelayError> {
     Ok(())
 }
 
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], RelayError> {
-        let (field, rest) = self.0.split_first_chunk().ok_or(RelayError::Truncated)?;
-        self.0 = rest;
-        Ok(field)
+fn read_peer_id(reader: &mut Reader<'_>) -> Result<PeerId, RelayError> {
+    let [length] = *reader.take()?;
+    let length = usize::from(length);
+    if length > PEER_ID_BYTES_MAX {
+        return Err(RelayError::PeerId);
     }
-
-    fn take_bytes(&mut self, count: usize) -> Result<&'a [u8], RelayError> {
-        let (field, rest) = self.0.split_at_checked(count).ok_or(RelayError::Truncated)?;
-        self.0 = rest;
-        Ok(field)
-    }
-
-    fn peer_id(&mut self) -> Result<PeerId, RelayError> {
-        let [length] = *self.take()?;
-        let length = usize::from(length);
-        if length > PEER_ID_BYTES_MAX {
-            return Err(RelayError::PeerId);
-        }
-        PeerId::from_bytes(self.take_bytes(length)?).map_err(|_| RelayError::PeerId)
-    }
-
-    fn skip_extensions(&mut self) -> Result<(), RelayError> {
-        while !self.0.is_empty() {
-            let [_kind, high, low] = *self.take()?;
-            self.take_bytes(usize::from(u16::from_be_bytes([high, low])))?;
-        }
-        Ok(())
-    }
+    PeerId::from_bytes(reader.take_bytes(length)?).map_err(|_| RelayError::PeerId)
 }

@@ -24,6 +24,7 @@ pub mod bucket;
 pub mod config;
 pub mod dns;
 pub mod drop_reason;
+mod host;
 pub mod id;
 pub mod identity;
 pub mod lane;

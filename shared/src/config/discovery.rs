@@ -10,6 +10,7 @@ use super::error::Report;
 use super::tree::{Item, Placed, Table};
 use super::validate::{Format, PeerDraft};
 use super::value::{self, Flaw};
+use crate::host::{BeforePort, is_host};
 use crate::id::PeerId;
 use crate::limits::{
     ADDRESS_TEXT_BYTES_MAX, ADDRESSES_PER_PEER_MAX, BOOTSTRAP_CONTACTS_MAX, BOOTSTRAP_PEERS_MAX, DELEGATED_ROUTERS_MAX,
@@ -134,8 +135,7 @@ impl RouterUrl {
             }
             None => return None,
         };
-        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
-        if host.is_empty() || !host.bytes().all(is_host) || path.contains(['?', '#']) {
+        if !is_host(host) || path.contains(['?', '#']) {
             return None;
         }
         Some(Self { https, host: host.to_owned(), port, path: path.trim_end_matches('/').to_owned() })
@@ -145,10 +145,9 @@ impl RouterUrl {
 impl std::fmt::Display for RouterUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.https { "https" } else { "http" };
-        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
         let default = if self.https { 443 } else { 80 };
         let port = if self.port == default { String::new() } else { format!(":{}", self.port) };
-        write!(f, "{scheme}://{open}{}{close}{port}{}", self.host, self.path)
+        write!(f, "{scheme}://{}{port}{}", BeforePort(&self.host), self.path)
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::error::Report;
 use super::tree::Table;
+use crate::host::{BeforePort, is_host};
 use crate::limits::{ADDRESS_TEXT_BYTES_MAX, STUN_SERVERS_MAX};
 
 /// The settings about NATs.
@@ -45,10 +46,7 @@ impl StunServer {
                 host.parse::<Ipv6Addr>().ok()?;
                 host
             }
-            None => {
-                let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-                (!host.is_empty() && host.bytes().all(is_of_name)).then_some(host)?
-            }
+            None => Some(host).filter(|host| is_host(host) && !host.contains(':'))?,
         };
         let is_dialable = host.parse::<IpAddr>().map_or(true, |ip| !ip.is_unspecified() && !ip.is_multicast());
         is_dialable.then(|| Self { host: host.to_owned(), port })
@@ -57,8 +55,7 @@ impl StunServer {
 
 impl std::fmt::Display for StunServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+        write!(f, "{}:{}", BeforePort(&self.host), self.port)
     }
 }
 

@@ -7,6 +7,7 @@ use super::DiscoverySettings;
 use super::discovery::{DhtMode, RouterUrl};
 use super::error::Report;
 use super::tree::{Item, Place, Table};
+use crate::host::BeforePort;
 use crate::limits::{PROXY_CREDENTIAL_BYTES_MAX, PROXY_URL_BYTES_MAX};
 
 /// With whom a node has anything to do on the underlay.
@@ -88,8 +89,7 @@ impl ProxySettings {
 /// Where it is; not who we are to it.
 impl fmt::Display for ProxySettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "http://{open}{}{close}:{}", self.host, self.port)
+        write!(f, "http://{}:{}", BeforePort(&self.host), self.port)
     }
 }
 

@@ -6,6 +6,7 @@
 use multibase::Base;
 use thiserror::Error;
 
+use crate::host::{BeforePort, is_host};
 use crate::limits::PROXY_ANSWER_BYTES_MAX;
 
 const VERSION: &[u8] = b"HTTP/1.";
@@ -40,12 +41,10 @@ pub enum ConnectError {
 
 /// Asks for a connection to `host`, a name or an IP address without brackets. `credentials` are `user:password`.
 pub fn request(host: &str, port: u16, credentials: Option<&str>) -> Result<Vec<u8>, ConnectError> {
-    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
-    if host.is_empty() || !host.bytes().all(is_host) {
+    if !is_host(host) {
         return Err(ConnectError::Host);
     }
-    let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-    let to = format!("{open}{host}{close}:{port}");
+    let to = format!("{}:{port}", BeforePort(host));
     let mut request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
     if let Some(credentials) = credentials {
         request += &format!("Proxy-Authorization: Basic {}\r\n", Base::Base64Pad.encode(credentials));

@@ -16,7 +16,7 @@
 //! | [`stun`] | what others see of our ports: a client, a server, and what NATs do |
 //! | [`route`] | longest-prefix match from a destination to a peer |
 //! | [`path`] | candidates and the probes of them; what a lane's path carries, who answers on it, and when it is left |
-//! | [`bucket`] | how often something may happen |
+//! | [`bucket`] | how often something may happen, and how many bytes may pass |
 //! | [`plane`] | all that control and workers ever say to each other |
 #![forbid(unsafe_code)]
 

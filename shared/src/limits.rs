@@ -92,6 +92,9 @@ pub const CONFIG_PROBLEMS_MAX: usize = 64;
 /// Bytes of a peer's name in the configuration.
 pub const PEER_NAME_BYTES_MAX: usize = 255;
 
+/// Bytes of a peer id: that of an Ed25519 key has 38 and is the longest in use, as of larger keys it is a hash.
+pub const PEER_ID_BYTES_MAX: usize = 64;
+
 /// Bytes of a peer id or multiaddress as text: base 58 is decoded in quadratic time, so its input must be short.
 pub const ADDRESS_TEXT_BYTES_MAX: usize = 1024;
 

@@ -14,7 +14,7 @@ use multiaddr::Multiaddr;
 use thiserror::Error;
 
 use crate::id::PeerId;
-use crate::limits::{CIRCUIT_ADDRESSES_MAX, CIRCUIT_MESSAGE_BYTES_MAX};
+use crate::limits::{CIRCUIT_ADDRESSES_MAX, CIRCUIT_MESSAGE_BYTES_MAX, PEER_ID_BYTES_MAX};
 
 /// The protocol that a relay's clients open.
 pub const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
@@ -23,8 +23,6 @@ pub const STOP: &str = "/libp2p/circuit/relay/0.2.0/stop";
 
 /// Bytes of a length: two carry up to 16,383.
 const LENGTH_BYTES_MAX: usize = 2;
-/// The longest peer id in use: the SHA-256 of an RSA key, or an Ed25519 key itself.
-const PEER_ID_BYTES_MAX: usize = 64;
 
 /// How a relay answers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -28,7 +28,8 @@ use thiserror::Error;
 
 use crate::id::PeerId;
 use crate::limits::{
-    PEERS_MAX, PEERS_MESSAGE_BYTES_MAX, RECORD_ADDRESS_BYTES_MAX, RECORD_ADDRESSES_MAX, SIGNED_RECORD_BYTES_MAX,
+    PEER_ID_BYTES_MAX, PEERS_MAX, PEERS_MESSAGE_BYTES_MAX, RECORD_ADDRESS_BYTES_MAX, RECORD_ADDRESSES_MAX,
+    SIGNED_RECORD_BYTES_MAX,
 };
 
 /// The protocol's name.
@@ -43,7 +44,6 @@ pub const RECORD_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub const LENGTH_BYTES: usize = 2;
 
 const VERSION: u8 = 1;
-const PEER_ID_BYTES_MAX: usize = 64;
 const ENTRY_BYTES: usize = 16;
 
 /// A message or record makes no sense: the peer is at fault.

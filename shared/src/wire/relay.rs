@@ -33,7 +33,7 @@ use super::candidate::{mapped, unmapped};
 use super::lane_set::LaneSet;
 use super::reader::{Reader, Truncated};
 use crate::id::{LaneIndex, PeerId, WorkerId};
-use crate::limits::{LANES_PER_LINK_MAX, RELAY_ADDRESSES_MAX, RELAY_MESSAGE_BYTES_MAX, WORKERS_MAX};
+use crate::limits::{LANES_PER_LINK_MAX, PEER_ID_BYTES_MAX, RELAY_ADDRESSES_MAX, RELAY_MESSAGE_BYTES_MAX, WORKERS_MAX};
 
 /// Name of the libp2p protocol; the number rises with [`RELAY_VERSION`].
 pub const RELAY_PROTOCOL: &str = "/ringlane/relay/1";
@@ -43,9 +43,6 @@ pub const RELAY_VERSION: u8 = 1;
 
 /// Bytes of the length that precedes each message on the stream.
 pub const LENGTH_BYTES: usize = 2;
-
-/// Longest peer id there is: the identity hash of an Ed25519 key has 38, one of any other key fewer.
-const PEER_ID_BYTES_MAX: usize = 64;
 
 const ADDRESS_BYTES: usize = 1 + 16 + 2;
 const LANE_BYTES: usize = 1 + 1 + BIND_TOKEN_BYTES;

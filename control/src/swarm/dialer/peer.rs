@@ -91,20 +91,22 @@ impl Peer {
 
     /// When it is dialled next at its own addresses.
     pub(super) fn direct_due(&self) -> Option<Instant> {
-        let has_address = self.addresses.iter().any(|known| self.wants(&known.address));
-        let wanted = self.is_looked_for() && self.direct.under_way < DIALS_PER_PEER_MAX && has_address;
+        let may_be = self.is_looked_for() && self.direct.under_way < DIALS_PER_PEER_MAX;
+        let wanted = may_be && self.addresses.iter().any(|known| self.wants(&known.address));
         wanted.then_some(self.direct.next)
     }
 
     /// When it is dialled next through relays: not before it could have answered a first direct dial.
     pub(super) fn circuits_due(&self, peer: &PeerId, relays: &[Multiaddr]) -> Option<Instant> {
+        let is_looked_for = self.connected_since.is_none() || self.is_sought;
+        if !is_looked_for || self.circuits.under_way >= DIALS_PER_PEER_MAX {
+            return None;
+        }
         let may_be_behind = relays.iter().any(|relay| !leads_by(relay, peer))
             || self.addresses.iter().any(|known| address::is_circuit(&known.address));
-        let is_looked_for = self.connected_since.is_none() || self.is_sought;
-        let wanted = is_looked_for && self.circuits.under_way < DIALS_PER_PEER_MAX && may_be_behind;
         let is_first = self.connected_since.is_none() && self.direct.in_vain == 0 && self.direct_due().is_some();
         let head_start = if is_first { DIRECT_HEAD_START } else { Duration::ZERO };
-        wanted.then_some(self.circuits.next + head_start)
+        may_be_behind.then_some(self.circuits.next + head_start)
     }
 
     /// Brings the next dials forward, if the peer is looked for and the last one that was is long enough ago.

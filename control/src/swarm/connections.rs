@@ -1,12 +1,12 @@
 //! Who is connected how, and which connections are too many: pure.
 //!
 //! Two nodes that dial each other at once end up with two connections or more. All of them work, so nothing is urgent;
-//! but each costs keep-alives and memory, so after [`SURPLUS_GRACE`] all that are older than the newest confirmed direct
-//! one are closed, and *only by the node with the lower peer id*: whatever either side takes for the newest, one side
-//! decides and no connection is closed from both ends with none left. The newest is kept because it is the one known to
-//! be alive: a peer that restarted comes with a new connection while its old ones have yet to time out. The grace lets
-//! exchanges on the others end. *Confirmed* means that the other side has it too: a dialler's handshake is complete
-//! before the peer's, and an overloaded peer may yet give up on it.
+//! but each costs keep-alives and memory, so after [`SURPLUS_GRACE`] one is kept and all that are older or of a worse
+//! kind (relayed, or a WebSocket) are closed, and *only by the node with the lower peer id*: whatever either side takes
+//! for the newest, one side decides and no connection is closed from both ends with none left. Kept is the newest of the
+//! best kind that is confirmed and answers: a peer that restarted comes with a new connection while its old ones have yet
+//! to time out. The grace lets exchanges on the others end. *Confirmed* means that the other side has it too: a dialler's
+//! handshake is complete before the peer's, and an overloaded peer may yet give up on it.
 //!
 //! With a Hyprspace node, which closes none, it is always we who decide, and the newest TCP connection stays beside the
 //! newest QUIC one: packets to it may travel by TCP only, and it may send by either.
@@ -340,15 +340,16 @@ impl Connections {
     /// The connections to close now, each told once.
     pub(super) fn poll_surplus(&mut self, now: Instant) -> Vec<ConnectionId> {
         let mut surplus = Vec::new();
-        for (peer, connections) in &mut self.by_peer {
+        // This is asked at each turn of the loop, and hardly any peer has several.
+        for (peer, connections) in self.by_peer.iter_mut().filter(|(_, connections)| connections.len() > 1) {
             let is_hyprspace = kind(connections) == Some(PeerKind::Hyprspace);
             let decided = (self.local < *peer || is_hyprspace).then(|| settled(connections)).flatten();
-            let surplus_to = decided.filter(|&(_, at)| at <= now).map(|(keep, _)| keep);
-            let is_surplus = surplus_of(connections, surplus_to);
-            let kept: Vec<bool> = (0..connections.len()).map(|at| is_kept(connections, at)).collect();
+            let keep = decided.filter(|&(_, at)| at <= now).map(|(keep, _)| keep);
+            let is_surplus = |at| keep.is_some_and(|keep| replaces(connections, keep, at));
+            let judged: Vec<_> = (0..connections.len()).map(|at| (is_kept(connections, at), is_surplus(at))).collect();
             let open = connections.iter().filter(|connection| !connection.closing).count();
             let mut excess = open.saturating_sub(KEPT_CONNECTIONS_PER_PEER_MAX);
-            for ((connection, is_kept), is_surplus) in connections.iter_mut().zip(kept).zip(is_surplus) {
+            for (connection, (is_kept, is_surplus)) in connections.iter_mut().zip(judged) {
                 // One that is doubted may be the better one yet, and is closed by who doubts it.
                 let is_decided = is_surplus && connection.health.is_trusted();
                 if !connection.closing && !is_kept && (is_decided || excess > 0) {
@@ -409,18 +410,15 @@ fn settled(connections: &[ConnectionInfo]) -> Option<(usize, Instant)> {
         |connection: &ConnectionInfo| connection.confirmed && !connection.closing && connection.health.is_trusted();
     let candidates = connections.iter().enumerate().rev().filter(|(_, connection)| usable(connection));
     let (keep, _) = candidates.min_by_key(|(_, connection)| connection.rank())?;
-    let replaced = surplus_of(connections, Some(keep));
     let is_decided = |at: usize| !connections[at].closing && connections[at].health.is_trusted();
-    let surplus = (0..connections.len()).any(|at| replaced[at] && is_decided(at) && !is_kept(connections, at));
+    let is_surplus = |at| replaces(connections, keep, at) && is_decided(at) && !is_kept(connections, at);
+    let surplus = (0..connections.len()).any(is_surplus);
     surplus.then(|| (keep, connections[keep].established + SURPLUS_GRACE))
 }
 
-/// Which connections the one to keep replaces: those that are older, and those that are of a worse kind.
-fn surplus_of(connections: &[ConnectionInfo], keep: Option<usize>) -> Vec<bool> {
-    let is_replaced = |(at, connection): (usize, &ConnectionInfo)| {
-        keep.is_some_and(|keep| at < keep || at > keep && connection.kind_rank() > connections[keep].kind_rank())
-    };
-    connections.iter().enumerate().map(is_replaced).collect()
+/// Whether the connection to keep replaces another one: all that are older, and those that are of a worse kind.
+fn replaces(connections: &[ConnectionInfo], keep: usize, other: usize) -> bool {
+    other < keep || other > keep && connections[other].kind_rank() > connections[keep].kind_rank()
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use libp2p::Multiaddr;
-use libp2p::multiaddr::Protocol;
 use ringlane_shared::config::Settings;
 use ringlane_shared::limits::{NETCHECK_CONTACTS_MAX, STUN_ADDRESSES_PER_SERVER_MAX, STUN_BYTES_READ_MAX};
 use ringlane_shared::stun::client::{Client, Target};
@@ -30,6 +29,7 @@ use crate::admin::netcheck::{ContactCheck, NetcheckStatus};
 use crate::admin::relay::RelayNode;
 use crate::admin::underlay::UnderlayStatus;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::swarm::address::{host_and_port, is_circuit};
 use crate::underlay;
 
 /// How long all of it may take.
@@ -231,17 +231,7 @@ async fn try_contact(node: RelayNode, address: String, host: String, port: u16) 
 
 /// Host and port of an address that TCP leads to directly.
 fn tcp_end(address: &Multiaddr) -> Option<(String, u16)> {
-    let mut parts = address.iter();
-    let host = match parts.next()? {
-        Protocol::Ip4(ip) => ip.to_string(),
-        Protocol::Ip6(ip) => ip.to_string(),
-        Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => name.into_owned(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) if address.iter().all(|part| part != Protocol::P2pCircuit) => Some((host, port)),
-        _ => None,
-    }
+    host_and_port(address).filter(|_| !is_circuit(address))
 }
 
 #[cfg(test)]

@@ -114,6 +114,21 @@ fn name_of(address: &Multiaddr) -> Option<String> {
     }
 }
 
+/// The host, a name or an IP address, and the port of an address that begins with `/ip4|ip6|dns|dns4|dns6/../tcp/..`.
+pub(crate) fn host_and_port(address: &Multiaddr) -> Option<(String, u16)> {
+    let mut parts = address.iter();
+    let host = match parts.next()? {
+        Protocol::Ip4(ip) => ip.to_string(),
+        Protocol::Ip6(ip) => ip.to_string(),
+        Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => name.into_owned(),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Tcp(port) => Some((host, port)),
+        _ => None,
+    }
+}
+
 /// What follows the host.
 fn transport<'a>(parts: impl Iterator<Item = Protocol<'a>>) -> Option<(u16, TransportName, Option<PeerId>)> {
     let mut parts: Vec<_> = parts.take(TRANSPORT_PARTS_MAX + 1).collect();

@@ -15,7 +15,7 @@ use tokio::net::TcpSocket;
 
 use super::address;
 use super::connections::TransportName;
-use super::web::{Proxy, host_and_port};
+use super::web::Proxy;
 use crate::underlay;
 
 /// TCP whose outbound connections carry our mark, so that a route of ours never takes them into the tunnel. What it
@@ -95,7 +95,7 @@ impl Transport for MarkedTcp {
     fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<io::Error>> {
         if let Some(proxy) = self.proxy.clone() {
             let proxied =
-                (address::transport_of(&address) == Some(TransportName::Tcp)).then(|| host_and_port(&address));
+                (address::transport_of(&address) == Some(TransportName::Tcp)).then(|| address::host_and_port(&address));
             let Some((host, port)) = proxied.flatten() else {
                 return Err(TransportError::MultiaddrNotSupported(address));
             };

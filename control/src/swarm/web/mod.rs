@@ -21,7 +21,7 @@ use ringlane_shared::config::{Scope, WebSettings};
 use thiserror::Error;
 
 pub use proxy::Proxy;
-pub(super) use transport::{WebTransport, host_and_port};
+pub(super) use transport::WebTransport;
 
 use super::names::Resolver;
 

@@ -174,7 +174,7 @@ impl Host {
             Protocol::Sni(name) => Some(name.to_string()),
             _ => None,
         });
-        let (host, port) = host_and_port(tcp)?;
+        let (host, port) = address::host_and_port(tcp)?;
         Some(Self { name: sni.unwrap_or(host), port })
     }
 
@@ -183,21 +183,6 @@ impl Host {
             Ok(ip) => SocketAddr::new(ip, self.port).to_string(),
             Err(_) => format!("{}:{}", self.name, self.port),
         }
-    }
-}
-
-/// Where `/ip4|ip6|dns|dns4|dns6/../tcp/..` leads.
-pub(in crate::swarm) fn host_and_port(tcp: &Multiaddr) -> Option<(String, u16)> {
-    let mut parts = tcp.iter();
-    let host = match parts.next()? {
-        Protocol::Ip4(ip) => ip.to_string(),
-        Protocol::Ip6(ip) => ip.to_string(),
-        Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => name.into_owned(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) => Some((host, port)),
-        _ => None,
     }
 }
 

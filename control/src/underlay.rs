@@ -42,6 +42,11 @@ pub(crate) fn source_to(remote: SocketAddr, marked: bool) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.as_socket()?.ip())
 }
 
+/// Whether a socket bound to `local` can send to `remote` at all, as far as the two addresses tell.
+pub(crate) fn may_reach(local: IpAddr, remote: IpAddr) -> bool {
+    local.is_ipv4() == remote.is_ipv4() && local.is_loopback() == remote.is_loopback()
+}
+
 /// Whether the kernel routes packets to `remote` into the tunnel: it would send them from one of `inner`, our built-in
 /// addresses, as all of our routes say. Asked by connecting a UDP socket, which sends nothing and honours every rule.
 pub(crate) fn leads_into(remote: IpAddr, inner: &[IpAddr], marked: bool) -> bool {

@@ -44,11 +44,9 @@ impl SourcedQuic {
     /// The transport whose listener's port a connection to `remote` can share.
     fn shared(&mut self, remote: SocketAddr) -> Option<&mut Inner> {
         let routed = underlay::source_to(remote, true);
-        let fits = |local: &SocketAddr| {
-            local.is_ipv4() == remote.is_ipv4() && local.ip().is_loopback() == remote.ip().is_loopback()
-        };
-        let fitting = self.listening.iter_mut().filter(|listening| fits(&listening.local));
-        let best = fitting.min_by_key(|listening| routed != Some(listening.local.ip()))?;
+        let fits = |listening: &&mut Listening| underlay::may_reach(listening.local.ip(), remote.ip());
+        let best =
+            self.listening.iter_mut().filter(fits).min_by_key(|listening| routed != Some(listening.local.ip()))?;
         Some(&mut best.inner)
     }
 

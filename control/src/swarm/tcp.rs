@@ -60,12 +60,9 @@ impl MarkedTcp {
     /// The listener whose port a connection to `remote` can share, as hole punching needs: one at the address that the
     /// kernel would send from, if there is one.
     fn shared_port(&self, remote: SocketAddr) -> Option<SocketAddr> {
-        let fits = |local: &SocketAddr| {
-            local.is_ipv4() == remote.is_ipv4() && local.ip().is_loopback() == remote.ip().is_loopback()
-        };
         let routed = underlay::source_to(remote, true);
         let mut ports: Vec<TcpPort> = self.listening.lock().clone();
-        ports.retain(|port| fits(&port.local) && (self.is_web || !port.is_web));
+        ports.retain(|port| underlay::may_reach(port.local.ip(), remote.ip()) && (self.is_web || !port.is_web));
         ports.sort_by_key(|port| (routed != Some(port.local.ip()), port.is_web));
         ports.first().map(|port| port.local)
     }

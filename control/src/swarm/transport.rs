@@ -28,6 +28,7 @@ use super::node::NodeError;
 use super::quic::SourcedQuic;
 use super::tcp::{MarkedTcp, TcpPorts};
 use super::web::{Web, WebTransport};
+use crate::underlay::may_reach;
 
 /// How long a handshake may take, from the first packet to an authenticated, multiplexed connection.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -134,8 +135,7 @@ impl DialFilter {
         }
         // An unmarked socket would go into the tunnel.
         let ip = destination.socket.ip();
-        let shares = |local: &IpAddr| local.is_ipv4() == ip.is_ipv4() && local.is_loopback() == ip.is_loopback();
-        if !self.quic_listeners.iter().any(|(_, local)| shares(local)) {
+        if !self.quic_listeners.iter().any(|(_, local)| may_reach(*local, ip)) {
             return Err(AddressRefusal::IntoTunnel);
         }
         options.port_use = PortUse::Reuse;

@@ -10,6 +10,8 @@
 //! | [`services`] | TCP services with addresses of their own: those of peers, and ours |
 //! | [`environment`] | Hyprspace's environment variables |
 //! | `obstacle` | why no lane leads to a peer from node to node |
+//! | `nat` | what others see of our lane ports: whom to ask, and what came of it |
+//! | `portmap` | routers asked to map our ports |
 //! | `routing` | delegated routers and a Kubo node, asked over HTTP where peers are |
 //! | [`dns`] | the name server, and systemd-resolved told of it |
 //! | [`metrics`] | what Prometheus reads |

@@ -22,6 +22,7 @@
 //! | [`udp_relay`] | lanes relayed at the speed of UDP: for others, and by others |
 //! | [`underlay`] | what keeps our own traffic out of the tunnel |
 //! | [`admin`] | the socket that `ringlane status` and its siblings talk to |
+//! | `tls_client` | TLS clients that judge the server's certificate themselves |
 //! | [`store`] | the identity key and the peer cache on disk |
 
 mod addresses;
@@ -47,5 +48,6 @@ pub mod services;
 mod signals;
 pub mod store;
 pub mod swarm;
+mod tls_client;
 pub mod udp_relay;
 pub mod underlay;

@@ -9,15 +9,15 @@
 use std::sync::Arc;
 
 use ringlane_shared::config::CertificateFiles;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs::default_provider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::crypto::{CryptoProvider, aws_lc_rs::default_provider};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::WantsServerCert;
-use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use rustls::{ConfigBuilder, Error, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::WebError;
 use super::certificate::FileCertificate;
+use crate::tls_client;
 
 /// What a WebSocket's handshake is written in.
 const ALPN: &[u8] = b"http/1.1";
@@ -57,12 +57,7 @@ impl OuterTls {
 
     /// For whoever dials.
     pub(super) fn connector() -> Result<TlsConnector, Error> {
-        let provider = Arc::new(default_provider());
-        let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate { provider }))
-            .with_no_client_auth();
+        let mut config = tls_client::config(|_| Ok(()))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Arc::new(config).into())
     }
@@ -76,47 +71,6 @@ fn server_config(
     let mut config = show(builder.with_no_client_auth())?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config).into())
-}
-
-/// Accepts every certificate whose key the server has.
-#[derive(Debug)]
-struct AnyCertificate {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -64,19 +64,11 @@ impl Site {
     fn node(&self, peers: &[(&Site, bool)], discovery: Discovery, resolver: Resolver) -> Node {
         let peers = peers.iter().map(|(site, known)| (site.id, if *known { vec![site.tcp()] } else { Vec::new() }));
         let mut node = Node::new(NodeConfig {
-            underlay: Default::default(),
-            keypair: self.keypair.clone(),
-            peers: peers.collect(),
-            cached: Vec::new(),
-            mdns: false,
-            filter_private: false,
-            web: Default::default(),
             allow_loopback: true,
-            agent: "ringlane/test".into(),
             seed: u64::from(u32::from(self.ip)),
-            accepted: Vec::new(),
             resolver,
             discovery,
+            ..NodeConfig::new(self.keypair.clone(), peers.collect())
         })
         .unwrap();
         assert!(node.set_listen_addresses(&[self.tcp(), self.quic()]).is_empty());

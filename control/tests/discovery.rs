@@ -9,7 +9,7 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use ringlane_control::exchange::{ExchangeCounters, PeerExchange, accepted};
-use ringlane_control::swarm::{Accepted, Discovery, Node, NodeConfig, NodeEvent, Resolver};
+use ringlane_control::swarm::{Accepted, Node, NodeConfig, NodeEvent};
 
 /// Everything here takes far less; a machine under load may take longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,20 +42,12 @@ impl Member {
         let keypair = Self::keypair(at);
         let peers: Vec<_> = all.iter().filter(|peer| **peer != at).collect();
         let addresses = |peer: &u8| if known.contains(peer) { vec![Self::address(*peer)] } else { Vec::new() };
+        let told = peers.iter().map(|peer| (Self::id(**peer), addresses(peer))).collect();
         let mut node = Node::new(NodeConfig {
-            underlay: Default::default(),
-            keypair: keypair.clone(),
-            peers: peers.iter().map(|peer| (Self::id(**peer), addresses(peer))).collect(),
-            cached: Vec::new(),
-            mdns: false,
-            filter_private: false,
-            web: Default::default(),
             allow_loopback: true,
-            agent: "ringlane/test".into(),
             seed: at.into(),
             accepted,
-            resolver: Resolver::system(),
-            discovery: Discovery::default(),
+            ..NodeConfig::new(keypair.clone(), told)
         })
         .unwrap();
         assert!(node.set_listen_addresses(&[Self::address(at)]).is_empty());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use ringlane_control::packets::{self, PacketProtocol, Packets, PacketsEvent, StreamInfo};
-use ringlane_control::swarm::{Node, NodeConfig, NodeEvent, PeerKind, Quality, Resolver, TransportName, Way};
+use ringlane_control::swarm::{Node, NodeConfig, NodeEvent, PeerKind, Quality, TransportName, Way};
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::BATCH_QUEUE_MESSAGES;
 use ringlane_shared::plane::queue::plane_queue_of;
@@ -135,19 +135,10 @@ fn pair(accepted: [&[PacketProtocol]; 2], dialled: TransportName) -> [Site; 2] {
         let mut all = packets::accepted();
         all.retain(|one| accepted[us].iter().any(|protocol| protocol.name() == one.name.as_ref()));
         let mut node = Node::new(NodeConfig {
-            underlay: Default::default(),
-            keypair: keypairs[us].clone(),
-            peers: vec![(ids[them], known)],
-            cached: Vec::new(),
-            mdns: false,
-            filter_private: false,
-            web: Default::default(),
             allow_loopback: true,
-            agent: "test".into(),
             seed: us as u64,
             accepted: all,
-            resolver: Resolver::system(),
-            discovery: Default::default(),
+            ..NodeConfig::new(keypairs[us].clone(), vec![(ids[them], known)])
         })
         .unwrap();
         assert!(node.set_listen_addresses(&addresses[us]).is_empty());

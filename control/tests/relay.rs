@@ -9,7 +9,7 @@ use futures::future::select_all;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
-use ringlane_control::swarm::{Discovery, Node, NodeConfig, NodeEvent, Resolver, Source};
+use ringlane_control::swarm::{Node, NodeConfig, NodeEvent, Source};
 use ringlane_shared::config::{RelayServe, RelaySettings};
 use ringlane_shared::limits::OFFER_BYTES_MAX;
 use ringlane_shared::wire::circuit::HOP;
@@ -41,19 +41,9 @@ impl Site {
             (peer.id, if *is_known { vec![peer.address.clone()] } else { Vec::new() })
         };
         let mut node = Node::new(NodeConfig {
-            underlay: Default::default(),
-            keypair: self.keypair.clone(),
-            peers: peers.iter().map(known).collect(),
-            cached: Vec::new(),
-            mdns: false,
-            filter_private: false,
             allow_loopback: true,
-            agent: "ringlane/test".into(),
             seed: 1,
-            accepted: Vec::new(),
-            resolver: Resolver::system(),
-            discovery: Discovery::default(),
-            web: Default::default(),
+            ..NodeConfig::new(self.keypair.clone(), peers.iter().map(known).collect())
         })
         .unwrap();
         node.set_relay(&RelaySettings { serve, ..RelaySettings::default() });

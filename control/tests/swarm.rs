@@ -61,19 +61,9 @@ impl Site {
 
     fn config(&self, peers: Vec<(PeerId, Vec<Multiaddr>)>) -> NodeConfig {
         NodeConfig {
-            underlay: Default::default(),
-            keypair: self.keypair.clone(),
-            peers,
-            cached: Vec::new(),
-            mdns: false,
-            filter_private: false,
-            web: Default::default(),
             allow_loopback: true,
-            agent: "ringlane/test".into(),
             seed: u64::from(u32::from(self.ip)),
-            accepted: Vec::new(),
-            resolver: Resolver::system(),
-            discovery: Discovery::default(),
+            ..NodeConfig::new(self.keypair.clone(), peers)
         }
     }
 
@@ -513,7 +503,6 @@ async fn addresses_of_our_own_are_not_dialled() {
     let [a, b] = Site::pair();
     let overlay = "/ip4/100.64.1.1/udp/8001/quic-v1".parse().unwrap();
     let mut node = Node::new(NodeConfig {
-        underlay: Default::default(),
         allow_loopback: false,
         ..a.config(vec![(b.id, vec![b.address(TransportName::Quic), overlay])])
     })

@@ -89,21 +89,18 @@ impl Control {
         let cached = settings.peers.iter().map(|peer| (peer.id, cache.addresses(&peer.id).cloned().collect()));
         let mut seed = [0; 8];
         random(&mut seed);
+        let peers = settings.peers.iter().map(|peer| (peer.id, peer.addresses.clone())).collect();
         let mut node = Node::new(NodeConfig {
-            underlay: Default::default(),
-            keypair: keypair.clone(),
-            peers: settings.peers.iter().map(|peer| (peer.id, peer.addresses.clone())).collect(),
             cached: cached.collect(),
             // Whoever is on the same wire has a private address there.
             mdns: settings.control.mdns && !settings.control.filter_private_addresses,
             filter_private: settings.control.filter_private_addresses,
-            allow_loopback: false,
             agent: format!("ringlane/{version}"),
             seed: u64::from_le_bytes(seed),
             accepted: accepted(),
-            resolver: Resolver::system(),
             discovery,
             web,
+            ..NodeConfig::new(keypair.clone(), peers)
         })?;
         let portmap = portmap(&settings, &keypair);
         node.set_relay(&settings.relay);

@@ -198,22 +198,8 @@ mod tests {
             let id = ours.public().to_peer_id();
             let mut swarm = Swarm::new(transport, Streams::new(Vec::new(), [id]), raw, settings);
 
-            let mut node = Node::new(NodeConfig {
-                underlay: Default::default(),
-                accepted: Vec::new(),
-                keypair: ours,
-                peers: vec![(raw, Vec::new())],
-                cached: Vec::new(),
-                mdns: false,
-                filter_private: false,
-                web: Default::default(),
-                allow_loopback: true,
-                agent: "ringlane/test".into(),
-                seed: 0,
-                resolver: crate::swarm::Resolver::system(),
-                discovery: crate::swarm::Discovery::default(),
-            })
-            .unwrap();
+            let config = NodeConfig { allow_loopback: true, ..NodeConfig::new(ours, vec![(raw, Vec::new())]) };
+            let mut node = Node::new(config).unwrap();
             let listen: Multiaddr = format!("/ip4/{}/udp/0/quic-v1", Ipv4Addr::LOCALHOST).parse().unwrap();
             assert!(node.set_listen_addresses(&[listen]).is_empty());
             assert!(matches!(node.next().await, NodeEvent::AddressesChanged));

@@ -78,6 +78,28 @@ pub struct NodeConfig {
     pub web: Web,
 }
 
+impl NodeConfig {
+    /// What a node cannot be without; all else as little as can be: it finds these peers only at these addresses and by
+    /// the DHT among them, and gives out no streams.
+    pub fn new(keypair: Keypair, peers: Vec<(PeerId, Vec<Multiaddr>)>) -> Self {
+        Self {
+            keypair,
+            peers,
+            cached: Vec::new(),
+            mdns: false,
+            filter_private: false,
+            allow_loopback: false,
+            agent: "ringlane".to_owned(),
+            accepted: Vec::new(),
+            underlay: Underlay::default(),
+            seed: 0,
+            resolver: Resolver::system(),
+            discovery: Discovery::default(),
+            web: Web::default(),
+        }
+    }
+}
+
 /// Why there is no node.
 #[derive(Debug, Error)]
 pub enum NodeError {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use ringlane_control::exchange::{self, ExchangeCounters, PeerExchange};
-use ringlane_control::swarm::{Discovery, Node, NodeConfig, NodeEvent, Resolver};
+use ringlane_control::swarm::{Node, NodeConfig, NodeEvent};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
@@ -148,19 +148,10 @@ impl World {
         let peers: Vec<_> = peers.collect();
         let configured = peers.iter().map(|(id, _)| *id).collect();
         let mut node = Node::new(NodeConfig {
-            keypair: member.keypair.clone(),
-            peers,
             underlay: underlay(&member.keypair),
             accepted: exchange::accepted().to_vec(),
             seed: at as u64,
-            resolver: Resolver::system(),
-            filter_private: false,
-            web: Default::default(),
-            discovery: Discovery::default(),
-            cached: Vec::new(),
-            mdns: false,
-            allow_loopback: false,
-            agent: "ringlane/test".into(),
+            ..NodeConfig::new(member.keypair.clone(), peers)
         })
         .unwrap();
         let errors = node.set_listen_addresses(&[listener(member.ip)]);

@@ -32,26 +32,11 @@ mod tests {
     use libp2p::identity::Keypair;
 
     use super::*;
-    use crate::swarm::{Discovery, NodeConfig, Resolver};
+    use crate::swarm::NodeConfig;
 
     #[tokio::test]
     async fn what_a_router_maps_is_told_until_the_router_takes_it_back_whatever_peers_could_reach() {
-        let mut node = Node::new(NodeConfig {
-            underlay: Default::default(),
-            accepted: Vec::new(),
-            keypair: Keypair::generate_ed25519(),
-            peers: Vec::new(),
-            cached: Vec::new(),
-            mdns: false,
-            filter_private: false,
-            web: Default::default(),
-            allow_loopback: true,
-            agent: "ringlane/test".into(),
-            seed: 0,
-            resolver: Resolver::system(),
-            discovery: Discovery::default(),
-        })
-        .unwrap();
+        let mut node = Node::new(NodeConfig::new(Keypair::generate_ed25519(), Vec::new())).unwrap();
         let [mapped, found] = ["/ip4/203.0.113.1/tcp/8001", "/ip4/203.0.113.2/tcp/8001"].map(|at| at.parse().unwrap());
         node.set_mapped_addresses(vec![Multiaddr::clone(&mapped)]);
         node.swarm.add_external_address(found);

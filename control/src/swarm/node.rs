@@ -1,7 +1,9 @@
 //! [`Node`]: the swarm with everything around it, polled by the control loop.
 
+mod config;
 mod discovering;
 mod doubting;
+mod event;
 mod handling;
 mod knowledge;
 mod mapped;
@@ -16,218 +18,35 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
 use ipnet::IpNet;
-use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, Swarm};
-use libp2p::{Multiaddr, Stream, StreamProtocol};
+use libp2p::{Multiaddr, StreamProtocol};
 use ringlane_shared::config::RelaySettings;
 use ringlane_shared::id::PeerId;
 use ringlane_shared::limits::DIALED_ADDRESSES_MAX;
-use thiserror::Error;
 use tokio::time::Sleep;
 
 use super::address::{self, AddressPolicy};
 use super::behaviour::Behaviour;
 use super::connections::{ConnectionHold, ConnectionInfo, Connections, PeerKind, Quality, Way};
 use super::dialer::{Dial, Dialer, Source};
-use super::discovery::{Discoverer, Discovery};
-use super::exchange::ExchangeError;
+use super::discovery::Discoverer;
 use super::exchanges::{ExchangeId, ExchangeToken, Exchanges};
 use super::listeners::{ListenError, Listeners};
 use super::mdns::Mdns;
-use super::names::{self, Found, LookUps, Resolver};
+use super::names::{self, Found, LookUps};
 use super::problems::Problems;
 use super::recorder::Recorder;
 use super::relay::{self, Relaying};
-use super::streams::{Accepted, InboundStream, OpenError, OpenId};
-use super::transport::{self, Underlay};
-use super::web::Web;
+use super::streams::OpenId;
+use super::transport;
 
+pub use self::config::{NodeConfig, NodeError};
+pub use self::event::{KnownAddress, LearntAddress, NodeEvent};
 pub use self::relaying::RelayReport;
 
 /// After the last connection is gone, QUIC's close notices still have to leave.
 const CLOSE_LINGER: Duration = Duration::from_millis(50);
-
-/// What a node is made of.
-pub struct NodeConfig {
-    /// Who we are.
-    pub keypair: Keypair,
-    /// The configured peers with their configured addresses, with or without `/p2p/`.
-    pub peers: Vec<(PeerId, Vec<Multiaddr>)>,
-    /// Addresses that worked in earlier runs.
-    pub cached: Vec<(PeerId, Vec<Multiaddr>)>,
-    /// Whether to find peers on the local networks.
-    pub mdns: bool,
-    /// Whether addresses of private networks are neither dialled nor accepted.
-    pub filter_private: bool,
-    /// Whether to dial loopback addresses: for tests.
-    pub allow_loopback: bool,
-    /// What identify tells peers we are: `ringlane/<version>`.
-    pub agent: String,
-    /// Protocols whose inbound streams are given out as [`NodeEvent::StreamInbound`].
-    pub accepted: Vec<Accepted>,
-    /// What connections run over.
-    pub underlay: Underlay,
-    /// Spreads dials in time; should differ from node to node.
-    pub seed: u64,
-    /// Looks up names in the configured addresses.
-    pub resolver: Resolver,
-    /// How peers are found beyond these addresses.
-    pub discovery: Discovery,
-    /// What of the underlay is used, and through what.
-    pub web: Web,
-}
-
-impl NodeConfig {
-    /// What a node cannot be without; all else as little as can be: it finds these peers only at these addresses and by
-    /// the DHT among them, and gives out no streams.
-    pub fn new(keypair: Keypair, peers: Vec<(PeerId, Vec<Multiaddr>)>) -> Self {
-        Self {
-            keypair,
-            peers,
-            cached: Vec::new(),
-            mdns: false,
-            filter_private: false,
-            allow_loopback: false,
-            agent: "ringlane".to_owned(),
-            accepted: Vec::new(),
-            underlay: Underlay::default(),
-            seed: 0,
-            resolver: Resolver::system(),
-            discovery: Discovery::default(),
-            web: Web::default(),
-        }
-    }
-}
-
-/// Why there is no node.
-#[derive(Debug, Error)]
-pub enum NodeError {
-    /// TLS of WebSockets cannot be set up.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
-    /// The key cannot be used.
-    #[error("the identity key cannot be used for TLS or Noise: {0}")]
-    Identity(String),
-    /// Our own id is among the peers.
-    #[error("peer {0} is this node itself")]
-    SelfAsPeer(PeerId),
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum NodeEvent {
-    /// A new connection of a configured peer. Told of every one: a peer that restarted shows itself by a new connection
-    /// while its old one is still dying.
-    PeerConnected {
-        /// Who.
-        peer: PeerId,
-        /// The connection's name.
-        connection: ConnectionId,
-        /// Its remote address.
-        remote: Multiaddr,
-        /// Whether it is the peer's only one.
-        first: bool,
-    },
-    /// A connection is gone; when it was the last one, [`NodeEvent::PeerDisconnected`] follows.
-    ConnectionClosed {
-        /// Whose.
-        peer: PeerId,
-        /// The connection's name.
-        connection: ConnectionId,
-    },
-    /// A connection does not answer any more: it is used only where there is no other.
-    ConnectionSuspect {
-        /// Whose.
-        peer: PeerId,
-        /// The connection's name.
-        connection: ConnectionId,
-    },
-    /// A connection that was doubted ([`Node::doubt`]) answers.
-    ConnectionHeard {
-        /// Whose.
-        peer: PeerId,
-        /// The connection's name.
-        connection: ConnectionId,
-    },
-    /// The peer's last connection is gone.
-    PeerDisconnected {
-        /// Who.
-        peer: PeerId,
-    },
-    /// A peer asks; [`Node::answer`] with the token.
-    OfferReceived {
-        /// Who.
-        peer: PeerId,
-        /// What to answer to.
-        token: ExchangeToken,
-        /// At most [`ringlane_shared::limits::OFFER_BYTES_MAX`] bytes.
-        message: Vec<u8>,
-    },
-    /// An exchange of ours has ended.
-    OfferAnswered {
-        /// With whom.
-        peer: PeerId,
-        /// Which.
-        id: ExchangeId,
-        /// The answer.
-        result: Result<Vec<u8>, ExchangeError>,
-    },
-    /// A peer opened a stream of one of [`NodeConfig::accepted`].
-    StreamInbound {
-        /// Who.
-        peer: PeerId,
-        /// The connection it came on.
-        connection: ConnectionId,
-        /// Which of the protocols.
-        protocol: StreamProtocol,
-        /// The stream; it counts against the peer's bound until it is dropped.
-        stream: Box<InboundStream>,
-    },
-    /// A stream of [`Node::open_stream`] is open, or could not be opened.
-    StreamOpened {
-        /// Which.
-        id: OpenId,
-        /// The protocol agreed on, and the stream.
-        result: Result<(StreamProtocol, Box<Stream>), OpenError>,
-    },
-    /// A peer has said on a connection what it is.
-    Identified {
-        /// Who.
-        peer: PeerId,
-        /// What.
-        kind: PeerKind,
-    },
-    /// A listener has failed. If it has ended, [`Node::set_listen_addresses`] with the same addresses tries again.
-    ListenerFailed {
-        /// The address it was asked for.
-        address: Multiaddr,
-        /// Why, for the operator.
-        error: String,
-    },
-    /// [`Node::listen_addresses`] are others than before.
-    AddressesChanged,
-}
-
-/// An address of a peer that worked in this run, for the peer cache.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct KnownAddress {
-    /// The address, without `/p2p/`.
-    pub address: Multiaddr,
-    /// When a connection to it last stood, by the wall clock.
-    pub last_success: SystemTime,
-}
-
-/// An address of a peer, however we came by it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct LearntAddress {
-    /// The address, without `/p2p/`.
-    pub address: Multiaddr,
-    /// The best source of it: `routing`, `dht`, `peer_exchange`, `identify`, `cache`, `mdns`, `connected` or `configured`.
-    pub source: &'static str,
-    /// When it last worked in this run.
-    pub last_success: Option<SystemTime>,
-}
 
 struct DialUnderWay {
     peer: PeerId,

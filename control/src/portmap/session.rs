@@ -231,7 +231,9 @@ mod tests {
     const OURS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn session(key: &[u8]) -> Session {
-        let gateway = Gateway { interface: 1, interface_name: "lo".to_owned(), ip: [127, 0, 0, 77].into() };
+        // The port is the protocol's: every test process has an address of its own.
+        let [high, low] = (std::process::id() as u16).to_be_bytes();
+        let gateway = Gateway { interface: 1, interface_name: "lo".to_owned(), ip: [127, 77, high, low].into() };
         Session::new(gateway, OURS, hmac::Key::new(hmac::HMAC_SHA256, key), Instant::now())
     }
 

@@ -9,7 +9,7 @@ use futures::future::select_all;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
-use ringlane_control::swarm::{Node, NodeConfig, NodeEvent, Source};
+use ringlane_control::swarm::{Node, NodeConfig, NodeEvent, OpenError, Source, address};
 use ringlane_shared::config::{RelayServe, RelaySettings};
 use ringlane_shared::limits::OFFER_BYTES_MAX;
 use ringlane_shared::wire::circuit::HOP;
@@ -131,6 +131,8 @@ async fn two_nodes_that_reach_only_a_third_talk_through_it_and_it_knows() {
         ask(&mut nodes, 1, &b, &[7; OFFER_BYTES_MAX]).await;
     }
     ask(&mut nodes, 2, &a, b"and back").await;
+    let is_told = |node: &Node| node.own_addresses().iter().any(address::is_circuit);
+    run_until("both to be reachable through it", &mut nodes, |nodes| nodes[1..].iter().all(is_told)).await;
     let report = nodes[0].relay_report();
     assert!(report.serves && report.offering.is_empty() && report.reserved_at.is_empty(), "{report:?}");
     assert!(report.reserved_here.contains(&a.id) && report.reserved_here.contains(&b.id), "{report:?}");
@@ -139,8 +141,6 @@ async fn two_nodes_that_reach_only_a_third_talk_through_it_and_it_knows() {
     for node in &nodes[1..] {
         let report = node.relay_report();
         assert_eq!((report.reserved_at, report.offering, report.serves), (vec![r.id], vec![r.id], false));
-        let told = node.own_addresses();
-        assert!(told.iter().any(|address| address.to_string().contains("p2p-circuit")), "{told:?}");
     }
 }
 
@@ -212,8 +212,11 @@ async fn a_node_that_does_not_serve_is_not_used() {
 
 /// Opens a stream of the relay's protocol.
 async fn open(nodes: &mut [Node], from: usize, relay: &Site) -> Result<Stream, ()> {
-    let connection = nodes[from].best_connection(&relay.id).unwrap().id;
-    let opening = nodes[from].open_stream(connection, vec![StreamProtocol::new(HOP)]);
+    let open = |node: &mut Node| {
+        let connection = node.best_connection(&relay.id).unwrap().id;
+        node.open_stream(connection, vec![StreamProtocol::new(HOP)])
+    };
+    let mut opening = open(&mut nodes[from]);
     loop {
         let mut opened = None;
         run_one(nodes, &mut |_, event| {
@@ -224,8 +227,11 @@ async fn open(nodes: &mut [Node], from: usize, relay: &Site) -> Result<Stream, (
             }
         })
         .await;
-        if let Some(result) = opened {
-            return result.map(|(_, stream)| *stream).map_err(|_| ());
+        match opened {
+            // Of two connections that were made at once, one is closed.
+            Some(Err(OpenError::Closed)) => opening = open(&mut nodes[from]),
+            Some(result) => return result.map(|(_, stream)| *stream).map_err(|_| ()),
+            None => {}
         }
     }
 }
@@ -283,6 +289,10 @@ async fn a_relay_serves_no_stranger_and_a_peer_takes_no_circuit_from_whom_it_doe
     let report = nodes[0].relay_report();
     assert!(report.reserved_here.contains(&b.id) && !report.reserved_here.contains(&stranger.id));
     assert!(report.circuits.iter().all(|circuit| circuit.source == c.id));
-    assert!(nodes[2].best_connection(&b.id).is_none() && nodes[3].best_connection(&r.id).is_none());
+    // To whoever dials it looks for a moment like a connection.
+    run_until("both to be thrown out again", &mut nodes, |nodes| {
+        nodes[2].best_connection(&b.id).is_none() && nodes[3].best_connection(&r.id).is_none()
+    })
+    .await;
     assert!(nodes[1].best_connection(&c.id).is_none() && nodes[1].best_connection(&stranger.id).is_none());
 }

@@ -20,7 +20,7 @@ use ringlane_shared::limits::OFFER_BYTES_MAX;
 use tokio::sync::{mpsc, oneshot};
 
 /// Everything here takes far less; a machine under load may take longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One node's identity and addresses; running it is [`Site::node`].
 #[derive(Clone)]
@@ -293,8 +293,21 @@ async fn nodes_that_dial_each_other_at_once_end_with_one_connection_and_stay_so(
             assert!(!matches!(event, NodeEvent::PeerDisconnected { .. }), "{event:?}");
         };
         run_for(&mut nodes, Duration::from_secs(3), check).await;
-        assert_eq!([nodes[0].all_connections().count(), nodes[1].all_connections().count()], [1, 1]);
-        run_for(&mut nodes, Duration::from_millis(500), |_, _, event| panic!("should be quiet: {event:?}")).await;
+        // On a busy machine a dial may come through later.
+        let start = Instant::now();
+        loop {
+            let mut is_quiet = true;
+            run_for(&mut nodes, Duration::from_millis(500), |nodes, index, event| {
+                check(nodes, index, event);
+                is_quiet = false;
+            })
+            .await;
+            let connections = [nodes[0].all_connections().count(), nodes[1].all_connections().count()];
+            if is_quiet && connections == [1, 1] {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "they should be quiet by now: {connections:?}");
+        }
     }
 }
 
@@ -327,7 +340,11 @@ impl Victim {
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let mut node = site.node(transport, peers);
+                let mut node = Node::new(site.config(peers)).unwrap();
+                // An earlier one's socket may take a moment to let go of the address.
+                while !node.set_listen_addresses(&[site.address(transport)]).is_empty() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
                 let run = async {
                     loop {
                         if is_connected(&node.next().await) {

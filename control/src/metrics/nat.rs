@@ -5,7 +5,6 @@ use ringlane_shared::stun::nat::{Filtering, Mapping};
 use super::families::{NONE, PEER, counter, gauge, seconds};
 use super::{Family, Samples, Scrape};
 use crate::admin::nat::{HostStatus, StunStatus};
-use crate::admin::udp_relay::ForwardingStatus;
 
 const ADDRESS: &[&str] = &["address"];
 
@@ -87,40 +86,6 @@ pub(super) const FAMILIES: &[Family] = &[
             }
         }
     }),
-    gauge("ringlane_forwarding_allotments", NONE, "Links of others whose lanes may go by this node", |scrape, out| {
-        out.add(&[], scrape.status.relay.forwarding.allotments.len() as u64);
-    }),
-    counter("ringlane_forwarding_given_allotments", NONE, "Such links admitted", |scrape, out| {
-        forwarding(scrape, out, |forwarding| forwarding.allotments_given);
-    }),
-    counter(
-        "ringlane_forwarding_refused_allotments",
-        NONE,
-        "Those refused, because there were too many",
-        |scrape, out| {
-            forwarding(scrape, out, |forwarding| forwarding.allotments_refused);
-        },
-    ),
-    counter("ringlane_forwarding_begun_lanes", NONE, "Lanes of others that began to be forwarded", |scrape, out| {
-        forwarding(scrape, out, |forwarding| forwarding.lanes_begun);
-    }),
-    counter("ringlane_forwarding_moved_ends", NONE, "Ends of such lanes found at another address", |scrape, out| {
-        forwarding(scrape, out, |forwarding| forwarding.ends_moved);
-    }),
-    counter("ringlane_forwarded_datagrams", NONE, "Datagrams forwarded for others", |scrape, out| {
-        forwarding(scrape, out, |forwarding| forwarding.datagrams);
-    }),
-    counter("ringlane_forwarded_bytes", NONE, "Their UDP payloads", |scrape, out| {
-        forwarding(scrape, out, |forwarding| forwarding.bytes);
-    }),
-    counter(
-        "ringlane_forwarding_dropped_datagrams",
-        NONE,
-        "Datagrams beyond the rate, not forwarded",
-        |scrape, out| {
-            forwarding(scrape, out, |forwarding| forwarding.datagrams_over_rate);
-        },
-    ),
     gauge(
         "ringlane_peer_obstacle",
         &["peer", "name", "code"],
@@ -150,8 +115,4 @@ fn hosts(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&HostStatus) -> Opt
 
 fn stun(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&StunStatus) -> u64) {
     out.add(&[], figure(&scrape.status.nat.stun));
-}
-
-fn forwarding(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&ForwardingStatus) -> u64) {
-    out.add(&[], figure(&scrape.status.relay.forwarding));
 }

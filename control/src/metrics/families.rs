@@ -9,7 +9,6 @@ use ringlane_shared::limits::METRICS_LANES_MAX;
 
 use super::{Family, Kind, Samples, Scrape, Value};
 use crate::admin::discovery::MdnsStatus;
-use crate::admin::relay::RelayStatus;
 use crate::admin::status::{
     Carrier, Direction, LaneState, LaneStatus, PeerState, PeerStatus, ServiceStatus, WorkerStatus,
 };
@@ -99,103 +98,6 @@ pub(super) const FAMILIES: &[Family] = &[
     }),
     counter("ringlane_paths_tried", NONE, "Paths on which a peer was asked whether it is there", |scrape, out| {
         out.add(&[], scrape.status.movement.paths_tried);
-    }),
-    gauge("ringlane_relay_serving", NONE, "1 if peers may use this node as a relay", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], u64::from(relay.serves));
-    }),
-    gauge("ringlane_public", NONE, "1 if the node is known to be reachable from everywhere", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], u64::from(relay.public));
-    }),
-    gauge("ringlane_relays", NONE, "Relays that this node can be reached through", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.relays.iter().filter(|relay| relay.reserved).count() as u64);
-    }),
-    gauge("ringlane_relayed_peers", NONE, "Peers whose best connection of libp2p a relay passes on", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.relayed.len() as u64);
-    }),
-    gauge("ringlane_relay_reservations", NONE, "Peers that can be reached through this node", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.reservations.len() as u64);
-    }),
-    gauge("ringlane_relay_circuits", NONE, "Circuits that this node carries", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.circuits.len() as u64);
-    }),
-    counter("ringlane_relay_given_reservations", NONE, "Reservations given, renewals among them", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.reservations_given);
-    }),
-    counter("ringlane_relay_ended_circuits", NONE, "Circuits carried that have ended", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.circuits_ended);
-    }),
-    counter("ringlane_relay_carried_bytes", NONE, "Bytes of all circuits, both ways together", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.circuit_bytes + carried(relay));
-    }),
-    gauge(
-        "ringlane_relay_allotments",
-        NONE,
-        "Links of other nodes with lanes that this one may forward",
-        |scrape, out| {
-            out.add(&[], scrape.status.relay.forwarding.allotments.len() as u64);
-        },
-    ),
-    gauge("ringlane_relay_forwards", NONE, "Lanes of other nodes that this one forwards", |scrape, out| {
-        let allotments = scrape.status.relay.forwarding.allotments.iter();
-        out.add(&[], allotments.map(|allotment| allotment.open as u64).sum::<u64>());
-    }),
-    counter(
-        "ringlane_relay_given_allotments",
-        NONE,
-        "Links whose lanes this node has agreed to forward",
-        |scrape, out| {
-            out.add(&[], scrape.status.relay.forwarding.allotments_given);
-        },
-    ),
-    counter(
-        "ringlane_relay_refused_allotments",
-        NONE,
-        "Those that it has not, as there were too many",
-        |scrape, out| {
-            out.add(&[], scrape.status.relay.forwarding.allotments_refused);
-        },
-    ),
-    counter("ringlane_relay_begun_forwards", NONE, "Lanes of other nodes that began to be forwarded", |scrape, out| {
-        out.add(&[], scrape.status.relay.forwarding.lanes_begun);
-    }),
-    counter(
-        "ringlane_relay_moved_ends",
-        NONE,
-        "Ends of such lanes that were found at another address",
-        |scrape, out| {
-            out.add(&[], scrape.status.relay.forwarding.ends_moved);
-        },
-    ),
-    counter(
-        "ringlane_relay_forwarded_datagrams",
-        NONE,
-        "Datagrams of such lanes, both ways together",
-        |scrape, out| {
-            out.add(&[], scrape.status.relay.forwarding.datagrams);
-        },
-    ),
-    counter("ringlane_relay_forwarded_bytes", NONE, "Bytes of their UDP payloads", |scrape, out| {
-        out.add(&[], scrape.status.relay.forwarding.bytes);
-    }),
-    counter("ringlane_relay_dropped_datagrams", NONE, "Those dropped because there is a rate", |scrape, out| {
-        out.add(&[], scrape.status.relay.forwarding.datagrams_over_rate);
-    }),
-    gauge("ringlane_relayed_lanes", NONE, "Lanes of this node that another one forwards", |scrape, out| {
-        let lanes = scrape.status.peers.iter().flat_map(|peer| &peer.lanes);
-        out.add(&[], lanes.filter(|lane| lane.relay.is_some()).count() as u64);
-    }),
-    counter("ringlane_relay_refused_requests", NONE, "Requests to this relay that were not granted", |scrape, out| {
-        let relay = &scrape.status.relay;
-        out.add(&[], relay.requests_refused);
     }),
     counter("ringlane_mdns_sent_queries", NONE, "Packets of mDNS sent that ask who is there", |scrape, out| {
         mdns(scrape, out, |mdns| mdns.queries_sent);
@@ -574,11 +476,6 @@ fn lanes<V: Into<Value>>(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&La
             out.add(&[&peer.id, &peer.name, &lane.index.to_string(), &lane.worker.to_string()], figure);
         }
     }
-}
-
-/// Bytes of the circuits that stand.
-fn carried(relay: &RelayStatus) -> u64 {
-    relay.circuits.iter().map(|circuit| circuit.bytes_from_source + circuit.bytes_from_target).sum()
 }
 
 /// Nothing where mDNS is off.

@@ -5,6 +5,7 @@ use ringlane_shared::stun::nat::{Filtering, Mapping};
 use super::families::{NONE, PEER, counter, gauge, seconds};
 use super::{Family, Samples, Scrape};
 use crate::admin::nat::{HostStatus, StunStatus};
+use crate::admin::relay::RelayStatus;
 
 const ADDRESS: &[&str] = &["address"];
 
@@ -77,6 +78,92 @@ pub(super) const FAMILIES: &[Family] = &[
     counter("ringlane_gateway_restarts", NONE, "Times that routers have lost their mappings", |scrape, out| {
         out.add(&[], scrape.status.mappings.gateways.iter().map(|gateway| gateway.restarts).sum::<u64>());
     }),
+    gauge("ringlane_relay_serving", NONE, "1 if peers may use this node as a relay", |scrape, out| {
+        relay(scrape, out, |relay| u64::from(relay.serves));
+    }),
+    gauge("ringlane_public", NONE, "1 if the node is known to be reachable from everywhere", |scrape, out| {
+        relay(scrape, out, |relay| u64::from(relay.public));
+    }),
+    gauge("ringlane_relays", NONE, "Relays that this node can be reached through", |scrape, out| {
+        relay(scrape, out, |relay| relay.relays.iter().filter(|relay| relay.reserved).count() as u64);
+    }),
+    gauge("ringlane_relayed_peers", NONE, "Peers whose best connection of libp2p a relay passes on", |scrape, out| {
+        relay(scrape, out, |relay| relay.relayed.len() as u64);
+    }),
+    gauge("ringlane_relay_reservations", NONE, "Peers that can be reached through this node", |scrape, out| {
+        relay(scrape, out, |relay| relay.reservations.len() as u64);
+    }),
+    gauge("ringlane_relay_circuits", NONE, "Circuits that this node carries", |scrape, out| {
+        relay(scrape, out, |relay| relay.circuits.len() as u64);
+    }),
+    counter("ringlane_relay_given_reservations", NONE, "Reservations given, renewals among them", |scrape, out| {
+        relay(scrape, out, |relay| relay.reservations_given);
+    }),
+    counter("ringlane_relay_ended_circuits", NONE, "Circuits carried that have ended", |scrape, out| {
+        relay(scrape, out, |relay| relay.circuits_ended);
+    }),
+    counter("ringlane_relay_carried_bytes", NONE, "Bytes of all circuits, both ways together", |scrape, out| {
+        relay(scrape, out, |relay| relay.circuit_bytes + carried(relay));
+    }),
+    gauge(
+        "ringlane_relay_allotments",
+        NONE,
+        "Links of other nodes with lanes that this one may forward",
+        |scrape, out| {
+            relay(scrape, out, |relay| relay.forwarding.allotments.len() as u64);
+        },
+    ),
+    gauge("ringlane_relay_forwards", NONE, "Lanes of other nodes that this one forwards", |scrape, out| {
+        relay(scrape, out, |relay| relay.forwarding.allotments.iter().map(|allotment| allotment.open as u64).sum());
+    }),
+    counter(
+        "ringlane_relay_given_allotments",
+        NONE,
+        "Links whose lanes this node has agreed to forward",
+        |scrape, out| {
+            relay(scrape, out, |relay| relay.forwarding.allotments_given);
+        },
+    ),
+    counter(
+        "ringlane_relay_refused_allotments",
+        NONE,
+        "Those that it has not, as there were too many",
+        |scrape, out| {
+            relay(scrape, out, |relay| relay.forwarding.allotments_refused);
+        },
+    ),
+    counter("ringlane_relay_begun_forwards", NONE, "Lanes of other nodes that began to be forwarded", |scrape, out| {
+        relay(scrape, out, |relay| relay.forwarding.lanes_begun);
+    }),
+    counter(
+        "ringlane_relay_moved_ends",
+        NONE,
+        "Ends of such lanes that were found at another address",
+        |scrape, out| {
+            relay(scrape, out, |relay| relay.forwarding.ends_moved);
+        },
+    ),
+    counter(
+        "ringlane_relay_forwarded_datagrams",
+        NONE,
+        "Datagrams of such lanes, both ways together",
+        |scrape, out| {
+            relay(scrape, out, |relay| relay.forwarding.datagrams);
+        },
+    ),
+    counter("ringlane_relay_forwarded_bytes", NONE, "Bytes of their UDP payloads", |scrape, out| {
+        relay(scrape, out, |relay| relay.forwarding.bytes);
+    }),
+    counter("ringlane_relay_dropped_datagrams", NONE, "Those dropped because there is a rate", |scrape, out| {
+        relay(scrape, out, |relay| relay.forwarding.datagrams_over_rate);
+    }),
+    gauge("ringlane_relayed_lanes", NONE, "Lanes of this node that another one forwards", |scrape, out| {
+        let lanes = scrape.status.peers.iter().flat_map(|peer| &peer.lanes);
+        out.add(&[], lanes.filter(|lane| lane.relay.is_some()).count() as u64);
+    }),
+    counter("ringlane_relay_refused_requests", NONE, "Requests to this relay that were not granted", |scrape, out| {
+        relay(scrape, out, |relay| relay.requests_refused);
+    }),
     gauge("ringlane_relay_rtt_seconds", PEER, "Round-trip time to a peer that offers to be a relay", |scrape, out| {
         for relay in &scrape.status.relay.relays {
             let of_it =
@@ -115,4 +202,13 @@ fn hosts(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&HostStatus) -> Opt
 
 fn stun(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&StunStatus) -> u64) {
     out.add(&[], figure(&scrape.status.nat.stun));
+}
+
+fn relay(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&RelayStatus) -> u64) {
+    out.add(&[], figure(&scrape.status.relay));
+}
+
+/// Bytes of the circuits that stand.
+fn carried(relay: &RelayStatus) -> u64 {
+    relay.circuits.iter().map(|circuit| circuit.bytes_from_source + circuit.bytes_from_target).sum()
 }

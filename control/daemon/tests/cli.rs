@@ -1,5 +1,6 @@
 //! The commands that need no running node, as a user types them: exit codes, messages, files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value as Json;
 
+const DOCUMENTATION: &str = include_str!("../../../docs/configuration.md");
 const ID_B: &str = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46";
 const HYPRSPACE_KEY: &str =
     "z23jhTbcjBgHmxFeeC11RXxeXb32Ce9eMvMy75ke2TrCsXpNrNvVsH98qSumzxPBbF7TqyBsd7macsAYfnVQzUApd51ZgC";
@@ -148,9 +150,10 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
     let text = place.read("a.toml");
     let (settings, peers) = text.split_once("# One entry").expect("the file ends with an example of a peer");
     let is_example = |line: &str| {
-        let without_default = ["workers", "cores", "rate_mbit", "delegated_routers", "swarm_key", "proxy", "tls_"];
+        let without_default = ["workers", "cores", "delegated_routers", "swarm_key", "proxy", "tls_"];
         let is_example = |key: &&str| line.strip_prefix("# ").is_some_and(|line| line.starts_with(key));
-        without_default.iter().any(is_example) || line.starts_with("# listen = \"127.0.0.1:9100\"")
+        let others = ["# rate_mbit = 100", "# listen = \"127.0.0.1:9100\""];
+        without_default.iter().any(is_example) || others.contains(&line)
     };
     let uncommented: Vec<_> = settings
         .lines()
@@ -167,6 +170,30 @@ fn the_settings_that_init_writes_as_comments_are_the_defaults() {
     assert!(peers.contains("# carrier = "), "{peers}");
     place.write("a.toml", &format!("{}\n# One entry{peers}", uncommented.join("\n")));
     assert_eq!(place.check("a.toml", &["--json"]).succeeded().json(), checked);
+}
+
+#[test]
+fn every_key_that_is_documented_is_in_what_init_writes() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let written = place.read("a.toml");
+    let of = |text: &str| -> BTreeSet<String> {
+        let mut table = String::new();
+        let mut keys = BTreeSet::new();
+        for line in text.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)) {
+            match line.split_once([' ', ']']) {
+                Some((name, _)) if line.starts_with('[') => table = name.trim_start_matches('[').to_owned(),
+                Some((key, value)) if value.starts_with("= ") => drop(keys.insert(format!("{table}.{key}"))),
+                _ => {}
+            }
+        }
+        keys
+    };
+    let (_, example) = DOCUMENTATION.split_once("```toml\n").expect("it begins with an example of everything");
+    let (example, _) = example.split_once("```").expect("that ends");
+    let missing: Vec<_> = of(example).difference(&of(&written)).cloned().collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert!(of(example).len() > 50, "{:?}", of(example));
 }
 
 #[test]
@@ -262,6 +289,42 @@ fn check_tells_how_packets_travel() {
         "fragments   off\n",
         "copied      dscp\n",
         "  carrier   quic\n",
+    ] {
+        assert!(summary.contains(line), "{summary}\nlacks {line}");
+    }
+}
+
+#[test]
+fn check_tells_what_is_done_about_nats() {
+    let place = Place::new();
+    place.init("a.toml", &[]).succeeded();
+    let usual = place.check("a.toml", &[]).succeeded().stdout;
+    for line in [
+        "nat         port mapping on, punching on\n",
+        "relay       serves: auto, up to 1000 Mbit/s; reachable through 2 at once\n",
+    ] {
+        assert!(usual.contains(line), "{usual}\nlacks {line}");
+    }
+    place.write(
+        "b.toml",
+        &format!(
+            "identity.key_file = \"a.key\"\n[control]\ntls_certificate = \"c.pem\"\ntls_key = \"k.pem\"\n\
+             [nat]\nport_mapping = false\npunch = false\n\
+             [relay]\nserve = \"never\"\naddresses = [\"/ip4/192.0.2.9/tcp/8001/p2p/{ID_B}\"]\nmax = 0\nrate_mbit = 5\n\
+             [[peers]]\nid = \"{ID_B}\"\nname = \"r\"\n"
+        ),
+    );
+    let json = place.check("b.toml", &["--json"]).succeeded().json();
+    let relay = serde_json::json!({ "serve": "never", "preferred": [ID_B], "max": 0, "rate_mbit": 5 });
+    assert_eq!((&json["port_mapping"], &json["punch"], &json["relay"]), (&false.into(), &false.into(), &relay));
+    for (key, file) in [("tls_certificate", "c.pem"), ("tls_key", "k.pem")] {
+        assert!(json[key].as_str().is_some_and(|path| path.ends_with(file)), "{json}");
+    }
+    let summary = place.check("b.toml", &[]).succeeded().stdout;
+    for line in [
+        "nat         port mapping off, punching off\n",
+        "relay       serves: never, up to 5 Mbit/s; reachable through 0 at once\n",
+        "  preferred r\n",
     ] {
         assert!(summary.contains(line), "{summary}\nlacks {line}");
     }

@@ -27,6 +27,13 @@ pub enum RelayServe {
 const WORDS: [(&str, RelayServe); 3] =
     [("auto", RelayServe::Auto), ("always", RelayServe::Always), ("never", RelayServe::Never)];
 
+impl RelayServe {
+    /// Its word in a configuration.
+    pub fn name(self) -> &'static str {
+        WORDS.iter().find(|(_, serve)| *serve == self).map_or("", |(word, _)| word)
+    }
+}
+
 /// The relays' settings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RelaySettings {

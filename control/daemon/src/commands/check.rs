@@ -40,6 +40,8 @@ struct Summary<'a> {
     filter_private_addresses: bool,
     scope: &'static str,
     proxy: Option<String>,
+    tls_certificate: Option<&'a Path>,
+    tls_key: Option<&'a Path>,
     workers: u8,
     port: u16,
     mtu: u16,
@@ -59,7 +61,10 @@ struct Summary<'a> {
     copy_ecn: bool,
     dns: Names,
     metrics: Option<SocketAddr>,
+    port_mapping: bool,
+    punch: bool,
     stun_servers: Vec<String>,
+    relay: Relay,
     peers: Vec<Peer<'a>>,
     services: Vec<Service<'a>>,
     warnings: &'a [String],
@@ -71,6 +76,14 @@ struct Names {
     zone: String,
     listen: SocketAddr,
     resolved: bool,
+}
+
+#[derive(Serialize)]
+struct Relay {
+    serve: &'static str,
+    preferred: Vec<String>,
+    max: u8,
+    rate_mbit: u32,
 }
 
 #[derive(Serialize)]
@@ -145,7 +158,8 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         allow: service.allow.as_deref().map(ids),
         deny: ids(&service.deny),
     });
-    let (dataplane, discovery) = (&settings.dataplane, &settings.control.discovery);
+    let (dataplane, discovery, relay) = (&settings.dataplane, &settings.control.discovery, &settings.relay);
+    let tls = settings.control.web.certificate.as_ref();
     Summary {
         ok: true,
         file: &settings.file,
@@ -167,6 +181,8 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
         filter_private_addresses: settings.control.filter_private_addresses,
         scope: settings.control.web.scope.name(),
         proxy: settings.control.web.proxy.as_ref().map(ToString::to_string),
+        tls_certificate: tls.map(|files| files.certificate.as_path()),
+        tls_key: tls.map(|files| files.key.as_path()),
         workers: load::workers(settings),
         port: dataplane.port,
         mtu: dataplane.mtu,
@@ -191,7 +207,15 @@ fn summarise(Loaded { settings, peer_id, .. }: &Loaded) -> Summary<'_> {
             resolved: settings.dns.resolved,
         },
         metrics: settings.metrics.listen,
+        port_mapping: settings.nat.port_mapping,
+        punch: settings.nat.punch,
         stun_servers: settings.nat.stun_servers.iter().map(ToString::to_string).collect(),
+        relay: Relay {
+            serve: relay.serve.name(),
+            preferred: relay.preferred.iter().map(ToString::to_string).collect(),
+            max: relay.max,
+            rate_mbit: relay.rate_mbit,
+        },
         peers: peers.collect(),
         services: services.collect(),
         warnings: &settings.warnings,
@@ -239,14 +263,15 @@ fn describe(summary: &Summary<'_>) -> String {
     if let Some(rate) = summary.rate_mbit {
         line("rate", format!("{rate} Mbit/s"));
     }
-    line("fragments", if summary.fragments { "on" } else { "off" }.to_owned());
+    let on = |is_on| if is_on { "on" } else { "off" };
+    line("fragments", on(summary.fragments).to_owned());
     let copied = [("dscp", summary.copy_dscp), ("ecn", summary.copy_ecn)];
     let copied: Vec<_> = copied.into_iter().filter(|(_, is_copied)| *is_copied).map(|(field, _)| field).collect();
     line("copied", if copied.is_empty() { "nothing".to_owned() } else { text::list(&copied) });
     for address in &summary.listen {
         line("listen", address.clone());
     }
-    line("mdns", if summary.mdns { "on" } else { "off" }.to_owned());
+    line("mdns", on(summary.mdns).to_owned());
     line("dht", summary.dht.to_owned());
     line(
         "bootstrap",
@@ -265,10 +290,18 @@ fn describe(summary: &Summary<'_>) -> String {
         line("scope", format!("{}: directly connected networks only", summary.scope));
     }
     summary.proxy.iter().for_each(|proxy| line("proxy", format!("{proxy}, for TCP")));
+    summary.tls_certificate.iter().for_each(|file| line("certificate", file.display().to_string()));
     let names = &summary.dns;
     let told = if names.resolved { ", systemd-resolved is told" } else { "" };
     line("names", if names.enabled { format!("{} at {}{told}", names.zone, names.listen) } else { "off".to_owned() });
+    line("nat", format!("port mapping {}, punching {}", on(summary.port_mapping), on(summary.punch)));
     summary.stun_servers.iter().for_each(|server| line("stun", server.clone()));
+    let relay = &summary.relay;
+    let forwarded = format!("up to {} Mbit/s", relay.rate_mbit);
+    line("relay", format!("serves: {}, {forwarded}; reachable through {} at once", relay.serve, relay.max));
+    if !relay.preferred.is_empty() {
+        line("  preferred", names_of(&relay.preferred, &summary.peers));
+    }
     summary.metrics.iter().for_each(|address| line("metrics", format!("http://{address}/metrics")));
     for peer in &summary.peers {
         line("peer", if peer.name.is_empty() { peer.id.clone() } else { format!("{} ({})", peer.id, peer.name) });

@@ -194,6 +194,8 @@ key_file = {key_file}
 # addresses = []
 # Through how many relays this node is to be reached at once while it is behind a translator or firewall.
 # max = 2
+# How much of others' lanes this node forwards, in Mbit/s.
+# rate_mbit = {relay_rate}
 
 # One entry for each peer, as `ringlane init` printed it on that node.
 # [[peers]]
@@ -224,6 +226,7 @@ key_file = {key_file}
         offloads = offloads.join("\n"),
         domain = config::DEFAULT_DOMAIN,
         names = listen_address(stem),
+        relay_rate = config::RELAY_RATE_MBIT_DEFAULT,
     ))
 }
 

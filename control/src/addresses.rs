@@ -10,7 +10,7 @@ use ringlane_shared::limits::LAN_NETWORKS_MAX;
 
 use crate::netlink::HostAddress;
 use crate::swarm::Segment;
-use crate::swarm::address::is_overlay;
+use crate::swarm::address::{ip_of, is_overlay};
 
 /// The addresses of the two planes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -97,14 +97,6 @@ pub(crate) fn lan(host: &[HostAddress], interface: &str) -> Vec<IpNet> {
     networks.dedup();
     networks.truncate(LAN_NETWORKS_MAX);
     networks
-}
-
-fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => Some(ip.into()),
-        Some(Protocol::Ip6(ip)) => Some(ip.into()),
-        _ => None,
-    }
 }
 
 /// The IP addresses that one listen address stands for.

@@ -1,15 +1,13 @@
 //! The host's addresses change.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
-use libp2p::Multiaddr;
-use libp2p::multiaddr::Protocol;
 use tracing::{info, warn};
 
 use super::nat::networks;
 use super::{Control, deny_own};
 use crate::addresses::{ListenPlan, lan, segments};
+use crate::swarm::address::ip_of;
 
 impl Control {
     pub(super) async fn handle_address_change(&mut self, now: Instant) {
@@ -54,6 +52,7 @@ impl Control {
         self.plan_nat(now);
         self.engine.ask_stun_anew(now);
     }
+
     /// Looks for every peer that lanes or connections to may have left from an address that is gone: TCP would take minutes
     /// to notice, and relays are reached by such connections too.
     fn seek_all_cut_off(&mut self, plan: &ListenPlan) {
@@ -67,13 +66,4 @@ impl Control {
             }
         }
     }
-}
-
-/// Where a connection leads: to the relay, if there is one.
-fn ip_of(remote: &Multiaddr) -> Option<IpAddr> {
-    remote.iter().find_map(|part| match part {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(ip.into()),
-        _ => None,
-    })
 }

@@ -5,8 +5,6 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use libp2p::Multiaddr;
-use libp2p::multiaddr::Protocol;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::stun::nat::{HostView, Scope};
@@ -18,6 +16,7 @@ use crate::admin::nat::{CandidateStatus, HostStatus, NatStatus, ObservedStatus, 
 use crate::nat::PeerAddresses;
 use crate::netlink::HostAddress;
 use crate::portmap::PortMapper;
+use crate::swarm::address::ip_of;
 
 /// Addresses that `status` lists as those peers see us at.
 const OBSERVED_MAX: usize = 32;
@@ -116,12 +115,4 @@ impl Control {
 pub(super) fn networks(host: &[HostAddress]) -> Vec<IpNet> {
     let up = host.iter().filter(|address| address.up && !address.loopback);
     up.map(|address| address.prefix.trunc()).collect()
-}
-
-fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    match address.iter().next()? {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
-        _ => None,
-    }
 }

@@ -348,11 +348,7 @@ fn network(text: &str) -> Result<IpNet, RouteFault> {
 
 /// The IP addresses that a peer is configured with.
 pub(super) fn configured_ips(peer: &PeerSettings) -> impl Iterator<Item = IpAddr> {
-    peer.addresses.iter().filter_map(|address| match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => Some(ip.into()),
-        Some(Protocol::Ip6(ip)) => Some(ip.into()),
-        _ => None,
-    })
+    peer.addresses.iter().filter_map(address::ip_of)
 }
 
 /// The ports that our underlay traffic leaves from.

@@ -85,16 +85,24 @@ pub struct Destination {
 /// `/tls/sni/<name>/ws` may follow; each with or without `/p2p/<id>`.
 pub fn parse(address: &Multiaddr) -> Result<Destination, AddressRefusal> {
     let mut parts = address.iter();
-    let ip = match parts.next() {
-        Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
-        Some(Protocol::Ip6(ip)) => IpAddr::V6(ip).to_canonical(),
-        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => {
+    let ip = match (ip_of(address), parts.next()) {
+        (Some(ip), _) => ip,
+        (None, Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_))) => {
             return Err(AddressRefusal::Name);
         }
         _ => return Err(AddressRefusal::Unsupported),
     };
     let (port, transport, peer) = transport(parts).ok_or(AddressRefusal::Unsupported)?;
     Ok(Destination { socket: SocketAddr::new(ip, port), transport, peer })
+}
+
+/// The IP address that an address begins with: of a circuit, the relay's.
+pub fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
+        _ => None,
+    }
 }
 
 /// What is spoken at an address that begins with an IP address or a name.

@@ -8,12 +8,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ringlane_shared::path::candidate::is_private;
 use ringlane_shared::stun::nat::{Filtering, Mapping, Scope};
 use ringlane_shared::wire::offer::{CandidateKind, Offer};
 
 use crate::admin::nat::HostStatus;
 use crate::admin::obstacle::ObstacleStatus;
+use crate::swarm::address::is_local_use;
 
 /// How long after a peer is connected its lanes may take.
 const TRYING: Duration = Duration::from_secs(10);
@@ -66,7 +66,7 @@ impl End {
         let family = |is_v4: bool| {
             let hosts = offer.candidates.iter().map(|candidate| candidate.ip.to_canonical());
             let hosts: Vec<IpAddr> = hosts.filter(|ip| ip.is_ipv4() == is_v4).collect();
-            let is_public = hosts.iter().any(|ip| !is_local(*ip));
+            let is_public = hosts.iter().any(|ip| !is_local_use(*ip));
             let is_seen = seen.iter().any(|candidate| {
                 candidate.address.ip().to_canonical().is_ipv4() == is_v4 && candidate.kind != CandidateKind::Relayed
             });
@@ -100,14 +100,6 @@ impl End {
         let out = [self.v4, self.v6].into_iter().filter(|family| family.reaches_out);
         let mut blocked = out.map(|family| family.is_udp_blocked).peekable();
         blocked.peek().is_some() && blocked.all(|is_blocked| is_blocked)
-    }
-}
-
-fn is_local(ip: IpAddr) -> bool {
-    let is_shared = |ip: std::net::Ipv4Addr| ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
-    match ip {
-        IpAddr::V4(v4) => is_private(ip) || is_shared(v4),
-        IpAddr::V6(v6) => is_private(ip) || v6.is_unique_local(),
     }
 }
 

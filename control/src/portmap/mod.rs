@@ -29,7 +29,6 @@ use aws_lc_rs::hmac;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use ringlane_shared::limits::PORT_MAPPING_GATEWAYS_MAX;
-use ringlane_shared::path::candidate::is_private;
 use ringlane_shared::wire::pcp::{ANNOUNCE_PORT, Transport};
 use socket2::{Domain, Socket, Type};
 use tokio::io::ReadBuf;
@@ -42,6 +41,7 @@ use self::session::Session;
 use crate::addresses::ListenPlan;
 use crate::admin::mappings::{GatewayStatus, MappingStatus, MappingsStatus};
 use crate::netlink::{Gateway, HostAddress};
+use crate::swarm::address::is_global;
 
 /// Between two looks at the routing table, when nothing says that it has changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -382,18 +382,6 @@ fn moved(listener: &Multiaddr, to: SocketAddr) -> Multiaddr {
             other => other,
         })
         .collect()
-}
-
-/// Whether an address can be one that everybody reaches: no private, shared (RFC 6598) or special one.
-fn is_global(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            let [first, second, ..] = ip.octets();
-            let is_shared = first == 100 && second & 0xc0 == 64;
-            !is_private(ip.into()) && !is_shared && first != 0 && first < 224
-        }
-        IpAddr::V6(ip) => !is_private(ip.into()) && !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unique_local(),
-    }
 }
 
 /// Hears what gateways announce to all hosts. Bound to the group, so that whoever sends to this port of an address of

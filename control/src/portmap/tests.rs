@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ringlane_shared::wire::pcp::Transport;
 
 use super::book::{Ask, Book, LIFETIME_SECONDS, Method, Port, Question, Reply};
-use super::{Host, is_global, moved, wanted};
+use super::{Host, moved, wanted};
 use crate::addresses::ListenPlan;
 use crate::netlink::{Gateway, HostAddress};
 
@@ -369,27 +369,6 @@ fn each_gateway_is_asked_for_what_listens_on_its_interface() {
     assert_eq!(asked, [("192.168.1.2".to_owned(), 4), ("2001:db8::2".to_owned(), 3)]);
     let (_, ports) = wanted.first_key_value().unwrap();
     assert_eq!((ports[&udp(8101)].workers.as_slice(), ports[&udp(8001)].control.len()), (&[1][..], 1));
-}
-
-#[test]
-fn only_what_everybody_can_reach_is_offered() {
-    for private in [
-        "10.0.0.1",
-        "192.168.1.1",
-        "100.64.0.1",
-        "100.127.255.1",
-        "169.254.0.1",
-        "0.0.0.0",
-        "240.0.0.1",
-        "fd00::1",
-        "fe80::1",
-        "::",
-    ] {
-        assert!(!is_global(private.parse().unwrap()), "{private}");
-    }
-    for global in ["203.0.113.1", "100.128.0.1", "11.0.0.1", "2001:db8::1"] {
-        assert!(is_global(global.parse().unwrap()), "{global}");
-    }
 }
 
 #[test]

@@ -195,9 +195,14 @@ pub fn is_circuit(address: &Multiaddr) -> bool {
     address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
-/// Whether an address means the same everywhere, as far as can be told.
+/// Whether an address can be one that everybody reaches: no private, shared (RFC 6598) or special one, nor one inside the
+/// mesh.
 pub fn is_global(ip: IpAddr) -> bool {
-    !is_local_use(ip) && !ip.is_unspecified() && !ip.is_multicast() && !is_overlay(ip)
+    let is_special = match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.octets()[0] >= 224,
+        IpAddr::V6(ip) => ip.is_unspecified() || ip.is_multicast(),
+    };
+    !is_special && !is_local_use(ip)
 }
 
 /// The address without a final `/p2p/<peer>`; refused if it names another peer.
@@ -239,9 +244,9 @@ pub fn overlay_networks() -> [IpNet; 2] {
 
 /// Whether an address means something in its own network only. One that is covered by a route, and that a peer tells us
 /// of, is most likely the peer's address in the network behind it, and no way to reach it.
-fn is_local_use(ip: IpAddr) -> bool {
+pub(crate) fn is_local_use(ip: IpAddr) -> bool {
     is_private(ip)
-        || match ip {
+        || match ip.to_canonical() {
             IpAddr::V4(ip) => ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
             IpAddr::V6(ip) => ip.is_unique_local(),
         }
@@ -536,6 +541,29 @@ mod tests {
             [("10.20.0.1", true), ("100.127.0.1", true), ("fd00:20::1", true), ("203.0.113.1", false)]
         {
             assert_eq!(is_local_use(address.parse().unwrap()), local, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_private_shared_or_special_is_not_global() {
+        for private in [
+            "10.0.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "100.127.255.1",
+            "169.254.0.1",
+            "0.0.0.0",
+            "240.0.0.1",
+            "fd00::1",
+            "fe80::1",
+            "::",
+            "::ffff:10.0.0.1",
+            "fd00:6879:7072:7370:6163:6500::1",
+        ] {
+            assert!(!is_global(private.parse().unwrap()), "{private}");
+        }
+        for global in ["203.0.113.1", "100.128.0.1", "11.0.0.1", "2001:db8::1"] {
+            assert!(is_global(global.parse().unwrap()), "{global}");
         }
     }
 

@@ -38,8 +38,26 @@ pub struct GatewayStatus {
     pub mappings: Vec<MappingStatus>,
 }
 
+impl GatewayStatus {
+    /// One that has answered nothing, and is asked for no port.
+    pub fn new(gateway: IpAddr, interface: &str, local: IpAddr) -> Self {
+        Self {
+            gateway,
+            interface: interface.to_owned(),
+            local,
+            state: "idle".to_owned(),
+            method: None,
+            external: None,
+            private: false,
+            restarts: 0,
+            strange_answers: 0,
+            mappings: Vec::new(),
+        }
+    }
+}
+
 /// One port.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct MappingStatus {
     /// `tcp` or `udp`.
     pub protocol: String,

@@ -136,31 +136,9 @@ mod tests {
 
     fn gateway(private: bool, offered: bool) -> GatewayStatus {
         let external = offered.then(|| "5.30.0.2:8100".parse().unwrap());
-        let mapping = MappingStatus {
-            protocol: "udp".to_owned(),
-            port: 8100,
-            workers: vec![0],
-            control: false,
-            external,
-            offered,
-            method: None,
-            lifetime_seconds: None,
-            expires_in_seconds: None,
-            renewals: 0,
-            problem: None,
-        };
-        GatewayStatus {
-            gateway: "192.168.1.1".parse().unwrap(),
-            interface: "eth0".to_owned(),
-            local: "192.168.1.2".parse().unwrap(),
-            state: "settled".to_owned(),
-            method: None,
-            external: None,
-            private,
-            restarts: 0,
-            strange_answers: 0,
-            mappings: vec![mapping],
-        }
+        let mapping = MappingStatus { workers: vec![0], external, offered, ..MappingStatus::default() };
+        let [router, ours] = ["192.168.1.1", "192.168.1.2"].map(|ip| ip.parse().unwrap());
+        GatewayStatus { private, mappings: vec![mapping], ..GatewayStatus::new(router, "eth0", ours) }
     }
 
     #[test]

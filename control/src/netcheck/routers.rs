@@ -51,17 +51,14 @@ async fn ask_one(gateway: &Gateway, ours: IpAddr) -> GatewayStatus {
         (false, None, true) => Some("upnp"),
         (false, None, false) => None,
     };
+    let found = GatewayStatus::new(gateway.ip, &gateway.interface_name, ours);
+    let Some(method) = method else { return found };
     GatewayStatus {
-        gateway: gateway.ip,
-        interface: gateway.interface_name.clone(),
-        local: ours,
-        state: if method.is_some() { "settled" } else { "idle" }.to_owned(),
-        method: method.map(str::to_owned),
+        state: "settled".to_owned(),
+        method: Some(method.to_owned()),
         external: external.map(IpAddr::V4),
         private: external.is_some_and(|ip| !is_global(ip.into())),
-        restarts: 0,
-        strange_answers: 0,
-        mappings: Vec::new(),
+        ..found
     }
 }
 

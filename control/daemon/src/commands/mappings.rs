@@ -40,30 +40,15 @@ mod tests {
     use super::*;
 
     fn gateway(method: Option<&str>, external: &str) -> GatewayStatus {
-        let mapping = MappingStatus {
-            protocol: "udp".to_owned(),
-            port: 8100,
-            workers: vec![0],
-            control: false,
-            external: method.map(|_| format!("{external}:8100").parse().unwrap()),
-            offered: true,
-            method: method.map(str::to_owned),
-            lifetime_seconds: None,
-            expires_in_seconds: None,
-            renewals: 0,
-            problem: None,
-        };
+        let reached = method.map(|_| format!("{external}:8100").parse().unwrap());
+        let mapping = MappingStatus { external: reached, ..MappingStatus::default() };
+        let [router, ours] = ["192.168.1.1", "192.168.1.2"].map(|ip| ip.parse().unwrap());
         GatewayStatus {
-            gateway: "192.168.1.1".parse().unwrap(),
-            interface: "eth0".to_owned(),
-            local: "192.168.1.2".parse().unwrap(),
-            state: "settled".to_owned(),
             method: method.map(str::to_owned),
             external: method.map(|_| external.parse().unwrap()),
             private: external.starts_with("10."),
-            restarts: 0,
-            strange_answers: 0,
             mappings: vec![mapping],
+            ..GatewayStatus::new(router, "eth0", ours)
         }
     }
 

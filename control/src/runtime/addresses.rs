@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::nat::networks;
 use super::{Control, deny_own};
 use crate::addresses::{ListenPlan, lan, segments};
 use crate::swarm::address::ip_of;
@@ -24,8 +23,8 @@ impl Control {
             }
         };
         deny_own(&mut self.node, host.iter().map(|address| address.prefix.addr()).collect());
-        self.nat.set_networks(networks(&host), now);
         let lan = lan(&host, &self.settings.interface);
+        self.nat.set_networks(lan.clone(), now);
         self.engine.set_on_link(lan.clone(), now);
         self.node.set_lan(lan);
         let plan = ListenPlan::new(&self.settings.control.listen, &host, &self.settings.interface);

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use ipnet::IpNet;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::stun::nat::{HostView, Scope};
@@ -14,7 +13,6 @@ use tracing::{debug, info};
 use super::Control;
 use crate::admin::nat::{CandidateStatus, HostStatus, NatStatus, ObservedStatus, StunStatus};
 use crate::nat::PeerAddresses;
-use crate::netlink::HostAddress;
 use crate::portmap::PortMapper;
 use crate::swarm::address::ip_of;
 
@@ -109,10 +107,4 @@ impl Control {
         observed.truncate(OBSERVED_MAX);
         observed
     }
-}
-
-/// The networks that a host is on.
-pub(super) fn networks(host: &[HostAddress]) -> Vec<IpNet> {
-    let up = host.iter().filter(|address| address.up && !address.loopback);
-    up.map(|address| address.prefix.trunc()).collect()
 }

@@ -21,7 +21,6 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::discovery::discovery;
-use super::nat::networks;
 use super::portmap::portmap;
 use super::routes::Routing;
 use super::{Control, ControlConfig, ControlError, Notice, deny_own, services, stop_workers};
@@ -104,7 +103,8 @@ impl Control {
         })?;
         let portmap = portmap(&settings, &keypair);
         node.set_relay(&settings.relay);
-        node.set_lan(lan(&host, &settings.interface));
+        let lan = lan(&host, &settings.interface);
+        node.set_lan(lan.clone());
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());
         let file = settings.file.display();
         if let Some(error) = node.set_listen_addresses(&plan.control).into_iter().next() {
@@ -126,7 +126,7 @@ impl Control {
                 ..AddressPolicy::default()
             },
         })?;
-        engine.set_on_link(lan(&host, &settings.interface), started);
+        engine.set_on_link(lan.clone(), started);
         listen_with_lanes(&mut engine, &plan.lanes)
             .await
             .map_err(|error| ControlError::Listen(format!("{file}: dataplane.port: {error}")))?;
@@ -190,7 +190,7 @@ impl Control {
         let names = NameServer::start(&settings, id, interface);
         notify(Notice::Ready(ready));
         let mut nat = Nat::new(&settings.nat.stun_servers, workers.commands.len() as u8, started);
-        nat.set_networks(networks(&host), started);
+        nat.set_networks(lan, started);
         let configured_addresses = settings.peers.iter().map(|peer| peer.addresses.len()).sum();
         let mut control = Self {
             settings,

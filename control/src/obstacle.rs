@@ -31,6 +31,8 @@ pub(crate) struct Family {
     pub(crate) mapping: Mapping,
     /// Whom it lets in; of a peer that is never known.
     pub(crate) filtering: Filtering,
+    /// Where others see it, as far as is known, if something translates it.
+    pub(crate) outside: Option<IpAddr>,
 }
 
 /// What one end has.
@@ -49,12 +51,15 @@ impl End {
             let told = asked.clone().filter(|host| host.view.is_translated.is_some());
             // The address that tells most; those of other networks of ours may see no more than neighbours.
             let best = told.max_by_key(|host| host.view.scope);
+            let translated = best.filter(|host| host.view.is_translated == Some(true));
+            let mapped = translated.and_then(|host| host.view.ports.iter().find_map(|port| port.mapped));
             Family {
                 reaches_out: reaches_out || best.is_some_and(|host| host.view.scope > Some(Scope::Neighbours)),
                 is_udp_blocked: asked.clone().next().is_some() && asked.all(|host| host.is_udp_blocked == Some(true)),
-                is_translated: best.is_some_and(|host| host.view.is_translated == Some(true)),
+                is_translated: translated.is_some(),
                 mapping: best.map_or(Mapping::Unknown, |host| host.view.mapping),
                 filtering: best.map_or(Filtering::Unknown, |host| host.view.filtering),
+                outside: mapped.map(|mapped| mapped.ip().to_canonical()),
             }
         };
         Self { v4: family(true, reaches_out[0]), v6: family(false, reaches_out[1]) }
@@ -67,19 +72,19 @@ impl End {
             let hosts = offer.candidates.iter().map(|candidate| candidate.ip.to_canonical());
             let hosts: Vec<IpAddr> = hosts.filter(|ip| ip.is_ipv4() == is_v4).collect();
             let is_public = hosts.iter().any(|ip| !is_local_use(*ip));
-            let is_seen = seen.iter().any(|candidate| {
-                candidate.address.ip().to_canonical().is_ipv4() == is_v4 && candidate.kind != CandidateKind::Relayed
-            });
-            (!hosts.is_empty(), is_public, is_seen)
+            let seen = seen.iter().filter(|candidate| candidate.kind != CandidateKind::Relayed);
+            let outside = seen.map(|candidate| candidate.address.ip().to_canonical()).find(|ip| ip.is_ipv4() == is_v4);
+            (!hosts.is_empty(), is_public, outside)
         };
         let [v4, v6] = [family(true), family(false)];
-        let end = |(is_there, is_public, is_seen): (bool, bool, bool), other: (bool, bool, bool), is_v4: bool| {
+        type Told = (bool, bool, Option<IpAddr>);
+        let end = |(is_there, is_public, outside): Told, other: Told, is_v4: bool| {
             // Behind a translator, or in a network that leads nowhere: the latter if the other family has more to say.
-            let is_known = is_public || is_seen;
-            let is_hidden = is_there && !is_known && !(other.1 || other.2);
-            let is_translated = !is_public && (is_seen || is_hidden);
-            let mapping =
-                if is_translated && (is_v4 || !v4.2) { offer.extensions.punch.mapping } else { Mapping::Unknown };
+            let is_known = is_public || outside.is_some();
+            let is_hidden = is_there && !is_known && !(other.1 || other.2.is_some());
+            let is_translated = !is_public && (outside.is_some() || is_hidden);
+            let is_about_it = is_translated && (is_v4 || v4.2.is_none());
+            let mapping = if is_about_it { offer.extensions.punch.mapping } else { Mapping::Unknown };
             Family {
                 reaches_out: is_known || is_hidden,
                 // Whoever is behind a translator and hears any answer to its questions knows how it is seen.
@@ -87,6 +92,7 @@ impl End {
                 is_translated,
                 mapping,
                 filtering: Filtering::Unknown,
+                outside: outside.filter(|_| is_translated),
             }
         };
         Self { v4: end(v4, v6, true), v6: end(v6, v4, false) }
@@ -236,6 +242,12 @@ fn punching(here: &End, there: &End, punches: bool) -> (&'static str, String) {
     if !punches && here.is_translated && there.is_translated {
         return plain("punch_off", "both ends are behind NATs, and hole punching is switched off (nat.punch)");
     }
+    if here.is_translated && here.outside.is_some() && here.outside == there.outside {
+        return plain(
+            "same_nat",
+            "both ends are behind one NAT, and UDP passes from one to the other neither inside it nor by its outside address",
+        );
+    }
     let strict = if here.filtering == Filtering::AddressAndPortDependent { "only ports it has sent to" } else { "few" };
     match (here.mapping.is_symmetric(), there.mapping.is_symmetric()) {
         (true, true) => plain("both_symmetric", "both ends' NATs choose a port for each destination"),
@@ -258,7 +270,7 @@ fn punching(here: &End, there: &End, punches: bool) -> (&'static str, String) {
 mod tests {
     use ringlane_shared::id::LaneId;
     use ringlane_shared::path::candidate::OwnCandidate;
-    use ringlane_shared::stun::nat::HostView;
+    use ringlane_shared::stun::nat::{HostView, PortView};
     use ringlane_shared::wire::offer::{Candidate, Extensions, Features, LaneSet, OfferSecret, Punch};
 
     use super::*;
@@ -269,6 +281,7 @@ mod tests {
         is_translated: false,
         mapping: Mapping::Unknown,
         filtering: Filtering::Unknown,
+        outside: None,
     };
     const NONE: Family = Family { reaches_out: false, ..OPEN };
     const BLOCKED: Family = Family { is_udp_blocked: true, is_translated: true, ..OPEN };
@@ -279,6 +292,10 @@ mod tests {
         ..OPEN
     };
     const SYMMETRIC: Family = Family { mapping: Mapping::AddressAndPortDependent, ..CONE };
+
+    fn seen_at(ip: &str, family: Family) -> Family {
+        Family { outside: Some(ip.parse().unwrap()), ..family }
+    }
 
     fn v4(v4: Family) -> End {
         End { v4, v6: NONE }
@@ -317,6 +334,9 @@ mod tests {
             ("udp_lost", facts(v4(SYMMETRIC), v4(OPEN))),
             ("udp_lost", facts(v4(OPEN), v4(SYMMETRIC))),
             ("udp_lost", usual()),
+            ("same_nat", facts(v4(seen_at("5.30.0.2", CONE)), v4(seen_at("5.30.0.2", CONE)))),
+            ("same_nat", facts(v4(seen_at("5.30.0.2", SYMMETRIC)), v4(seen_at("5.30.0.2", CONE)))),
+            ("udp_lost", facts(v4(seen_at("5.30.0.2", CONE)), v4(seen_at("5.40.0.2", CONE)))),
             ("punch_off", Facts { punches: false, ..usual() }),
             ("punch_off", Facts { punches: false, ..facts(v4(SYMMETRIC), v4(SYMMETRIC)) }),
             ("udp_lost", Facts { punches: false, ..facts(v4(CONE), v4(OPEN)) }),
@@ -384,8 +404,8 @@ mod tests {
     fn an_offer_tells_what_is_before_the_peer() {
         use CandidateKind::{Mapped, Relayed, ServerReflexive};
         let seen = [("5.40.0.2:2000", ServerReflexive)];
-        let cone = Family { filtering: Filtering::Unknown, ..CONE };
-        let symmetric = Family { filtering: Filtering::Unknown, ..SYMMETRIC };
+        let cone = seen_at("5.40.0.2", Family { filtering: Filtering::Unknown, ..CONE });
+        let symmetric = seen_at("5.40.0.2", Family { filtering: Filtering::Unknown, ..SYMMETRIC });
         let cases = [
             (offer(&["5.40.0.2"], &[], Mapping::Unknown), v4(OPEN)),
             (offer(&["192.168.1.2"], &seen, Mapping::EndpointIndependent), v4(cone)),
@@ -394,7 +414,7 @@ mod tests {
             (offer(&["192.168.1.2"], &[("5.9.9.9:1", Relayed)], Mapping::Unknown), v4(BLOCKED)),
             (
                 offer(&["192.168.1.2"], &[("5.9.9.9:1", Mapped)], Mapping::Unknown),
-                v4(Family { is_translated: true, ..OPEN }),
+                v4(seen_at("5.9.9.9", Family { is_translated: true, ..OPEN })),
             ),
             // The private IPv4 address of whoever has IPv6 leads nowhere, unless something says otherwise.
             (offer(&["10.20.0.1", "2a01:28::2"], &[], Mapping::Unknown), v6(OPEN)),
@@ -423,7 +443,7 @@ mod tests {
                 keeps_ports: None,
                 port_step: None,
                 rtt_us: None,
-                ports: Vec::new(),
+                ports: vec![PortView { worker: 0, local_port: 8100, mapped: Some("5.30.0.2:8100".parse().unwrap()) }],
             },
             is_udp_blocked: Some(blocked),
         };
@@ -432,7 +452,7 @@ mod tests {
         let unasked = host("192.168.9.9", None, 0, None, true);
         for reaches_out in [true, false] {
             let here = End::here(&[near.clone(), far.clone(), unasked.clone()], [reaches_out, false]);
-            assert_eq!(here, v4(SYMMETRIC), "an answer from afar is a way out");
+            assert_eq!(here, v4(seen_at("5.30.0.2", SYMMETRIC)), "an answer from afar is a way out");
         }
         let silent = |local: &str| host(local, None, 2, None, true);
         let here = End::here(&[silent("10.0.0.1"), silent("2a01::1"), unasked.clone()], [true, true]);

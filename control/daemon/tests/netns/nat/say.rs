@@ -156,6 +156,14 @@ fn netcheck_and_status_say_why_a_symmetric_nat_and_a_network_without_udp_have_no
 }
 
 #[test]
+fn status_says_that_one_nat_leads_from_neither_end_to_the_other() {
+    let Some(mut lab) = Started::up(Pair::SameNat { hairpins: false }, |_| ()) else { return };
+    for (site, peer) in [(Site::A, Site::B), (Site::B, Site::A)] {
+        lab.wait_obstacle(site, peer, "same_nat");
+    }
+}
+
+#[test]
 fn netcheck_tells_ipv6_behind_a_firewall_from_a_public_place() {
     let pair = Pair::Apart(Kind::Ipv6Only, Kind::Public);
     let Some(lab) = Started::up(pair, |_| ()) else { return };

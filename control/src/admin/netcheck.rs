@@ -29,6 +29,8 @@ pub struct NetcheckStatus {
     pub listen: Vec<String>,
     /// Whether peers outside have reached this node (AutoNAT); `null` while none has told.
     pub is_reachable: Option<bool>,
+    /// Multiaddrs at which peers outside have found libp2p, or that a router maps to it.
+    pub reachable_at: Vec<String>,
     /// What routers were asked for.
     pub mappings: MappingsStatus,
     /// Connected peers that offer to be relays.

@@ -80,6 +80,7 @@ async fn find_out(settings: &Settings, workers: u8) -> Result<NetcheckStatus, Ne
         lane_ports: ports,
         listen: plan.control.iter().map(ToString::to_string).collect(),
         is_reachable: None,
+        reachable_at: Vec::new(),
         mappings: MappingsStatus { enabled: asks_routers, gateways },
         relays: Vec::new(),
         path_mtu_bytes: Vec::new(),

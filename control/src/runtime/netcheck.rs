@@ -33,6 +33,7 @@ impl Control {
             lane_ports: (0..workers).map(|worker| port.saturating_add(worker)).collect(),
             listen: self.node.listen_addresses().map(ToString::to_string).collect(),
             is_reachable: self.node.reachability(),
+            reachable_at: self.node.reachable_at().map(ToString::to_string).collect(),
             mappings: self.portmap.as_ref().map(PortMapper::status).unwrap_or_default(),
             relays: relays.collect(),
             path_mtu_bytes: self.path_mtus(),

@@ -53,6 +53,7 @@ fn for_people(found: &NetcheckStatus) -> String {
         None => "",
     };
     line(&mut out, "reachable", reachable);
+    list(&mut out, "at", &found.reachable_at);
     list(&mut out, "mappings", &mappings::lines(&found.mappings));
     let relays = found.relays.iter().map(|relay| {
         let mut line = text::name_or_id(&relay.node.name, &relay.node.id);
@@ -195,6 +196,10 @@ tcp         12D3KooWRelay /ip4/5.10.0.2/tcp/8001: timed out\u{fffd}
 advice      forward UDP ports
 "
         );
+        let reachable_at = vec!["/ip4/5.30.0.2/tcp/8001".to_owned()];
+        let reached = NetcheckStatus { is_reachable: Some(true), reachable_at, ..found() };
+        let told = "\nreachable   yes, peers have dialled it back\nat          /ip4/5.30.0.2/tcp/8001\n";
+        assert!(for_people(&reached).contains(told));
         let alone = NetcheckStatus { is_running: false, advice: Vec::new(), ..found() };
         let text = for_people(&alone);
         assert!(text.starts_with("no node runs: ") && text.ends_with("\nadvice      none\n"), "{text}");

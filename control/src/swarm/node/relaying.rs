@@ -70,6 +70,11 @@ impl Node {
         self.relaying.is_reachable
     }
 
+    /// Where that is: what others have found us at, and what routers map to us.
+    pub fn reachable_at(&self) -> impl Iterator<Item = &Multiaddr> {
+        self.swarm.external_addresses().filter(|address| !address::is_circuit(address))
+    }
+
     /// Whether we are known to be reachable from everywhere: others have found us there, or none has tried and one of our
     /// addresses means the same to all.
     fn is_public(&self) -> bool {

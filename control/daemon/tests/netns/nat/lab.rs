@@ -169,6 +169,14 @@ impl NatLab {
         }
     }
 
+    /// Whether any of a site's gateways remembers a UDP flow.
+    pub(crate) fn remembers(&self, site: Site) -> bool {
+        self.gateways[self.owner(site)].iter().any(|placed| {
+            let flows = placed.namespace.run("conntrack -L -p udp");
+            !flows.is_empty() || placed.namespace.run("nft list ruleset").contains(" expires ")
+        })
+    }
+
     /// Has the internet drop what two sites send to each other; all else passes.
     pub(crate) fn part(&self, [a, b]: [Site; 2], family: Family) {
         let matched = match family {

@@ -20,6 +20,10 @@ const LAST_RESORT_PORT: u16 = 443;
 /// Of A and B, and so the lanes between them.
 pub(crate) const WORKERS: u8 = 2;
 
+/// Where a machine is too busy for a bound in seconds: how many times as long as R and S, which nothing keeps apart, took for
+/// lanes the others may take.
+pub(crate) const TIMES_USUAL: u32 = 5;
+
 /// Configurations of all four, written.
 #[derive(Debug)]
 pub(crate) struct Setups([Setup; 4]);

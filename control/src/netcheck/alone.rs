@@ -1,7 +1,7 @@
 //! Finding out without a running node: STUN servers, routers and peers' TCP addresses of a configuration are asked once.
 //!
 //! Nothing is changed: no port is mapped and no interface made. What asks is bounded by the configuration, and ends by itself
-//! within [`LIMIT`].
+//! within 15 s: names are looked up at once, and then the servers are asked.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -32,8 +32,6 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::swarm::address::{host_and_port, is_circuit};
 use crate::underlay;
 
-/// How long all of it may take.
-pub const LIMIT: Duration = Duration::from_secs(15);
 /// A round of STUN, from the first question to the last that is given up.
 const STUN_LIMIT: Duration = Duration::from_secs(9);
 /// Whoever has nothing to do for so long has done all there is.
@@ -113,14 +111,12 @@ async fn ask_stun(settings: &Settings, sources: &[IpAddr], workers: u8, is_near:
     };
     let ports = (sockets.len() / sources.len().max(1)) as u16;
     let ports: Vec<u16> = (0..ports).map(|worker| first_port + worker).collect();
-    let mut targets = Vec::new();
-    for server in &settings.nat.stun_servers {
-        let found = timeout(PATIENCE, lookup_host((server.host.as_str(), server.port))).await;
-        let addresses = found.into_iter().flatten().flatten().take(STUN_ADDRESSES_PER_SERVER_MAX);
-        targets.extend(addresses.map(Target::server));
-    }
+    let names = settings.nat.stun_servers.iter();
+    let names = names.map(|server| timeout(PATIENCE, lookup_host((server.host.as_str(), server.port))));
+    let found = join_all(names).await.into_iter().flatten().flatten();
+    let addresses = found.flat_map(|addresses| addresses.take(STUN_ADDRESSES_PER_SERVER_MAX));
     let far = |target: Target| if is_near(target.address.ip()) { target.nearby() } else { target };
-    let targets: Vec<Target> = targets.into_iter().map(far).collect();
+    let targets: Vec<Target> = addresses.map(Target::server).map(far).collect();
     let hosts: Vec<(IpAddr, Vec<Target>)> = sources.iter().map(|source| (*source, targets.clone())).collect();
     let now = Instant::now();
     let mut client = Client::new(first_port, ports.len() as u8, Box::new(draw), now);

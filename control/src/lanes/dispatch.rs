@@ -100,9 +100,11 @@ impl LaneEngine {
         let is_lanes = path.local.port() == self.local_port(probe.lane) || is_relayed;
         let usable = is_lanes && is_admitted;
         if is_admitted && self.birthdays.is_of(path.local, key) {
-            let is_its_own = self.setups.get(&key).is_some_and(|setup| Rc::ptr_eq(&setup.link, link));
-            let is_handled = is_its_own && self.handle_fan_probe(&probe, path, key, now);
+            let is_handled = self.handle_fan_probe(link, &probe, path, now);
             return if is_handled { Ok(()) } else { Err(ListenerDrop::UnknownProbe) };
+        }
+        if usable && !is_relayed && self.handle_tried(link, &probe, path, now) {
+            return Ok(());
         }
         let setup = self.setups.get_mut(&key);
         let Some(setup) = setup.filter(|setup| usable && Rc::ptr_eq(&setup.link, link)) else {
@@ -116,8 +118,6 @@ impl LaneEngine {
                     socket::send_to(listener, path.remote, &reply);
                 }
             }
-            // A relay would always be first where ports are to be tried, which takes seconds only.
-            ProbeKind::Reply { .. } if is_relayed && setup.is_trying_ports() && self.birthdays.are_new(link.peer) => {}
             ProbeKind::Reply { .. } => setup.handle_reply(pair, probe.transaction, now),
         }
         Ok(())

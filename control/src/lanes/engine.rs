@@ -336,6 +336,7 @@ impl LaneEngine {
         let others =
             self.standing.poll_timeout().into_iter().chain(self.scouts_timeout()).chain(self.stun.poll_timeout());
         let others = others.chain(self.relayed.poll_timeout()).chain(self.relaying.poll_timeout());
+        let others = others.chain(self.birthdays.poll_timeout());
         let Some(deadline) = setups.chain(others).min() else { return Poll::Pending };
         let deadline = tokio::time::Instant::from_std(deadline);
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
@@ -385,11 +386,11 @@ impl LaneEngine {
         self.ask_stun(now);
         self.tick_relayed(now);
         self.tick_relaying(now);
+        self.tick_birthdays(now);
         let due: Vec<Key> =
             self.setups.iter().filter(|(_, setup)| setup.poll_timeout() <= now).map(|(key, _)| *key).collect();
         for key in due {
             self.send_probes(key, now);
-            self.drive_birthday(key, now);
             let Some(setup) = self.setups.get_mut(&key) else { continue };
             match setup.tick(now) {
                 Step::Wait => {}
@@ -433,7 +434,10 @@ impl LaneEngine {
 
     /// A handshake has begun, with a socket of its own.
     pub(super) fn begin_path(&mut self, path: Path, key: Key) {
-        self.birthdays.close(key);
+        // Beside a relay ports are still tried.
+        if !self.relayed.leads(key, path) {
+            self.birthdays.end(key);
+        }
         self.paths.insert(path, key);
         self.note_socket_added();
     }
@@ -451,7 +455,7 @@ impl LaneEngine {
         match setup.hand_over(serial) {
             Ok(lane) => {
                 if self.relay_of(lane.local).is_none() {
-                    self.birthdays.forget(key);
+                    self.birthdays.succeed(key);
                 }
                 self.remember_path(Path { local: lane.local, remote: lane.remote }, serial);
                 let worker = key.1.owner(self.workers);
@@ -506,6 +510,7 @@ impl LaneEngine {
     }
 
     pub(super) fn discard(&mut self, key: Key, now: Instant) {
+        self.birthdays.end(key);
         if let Some(setup) = self.remove(key) {
             setup.cancel(now);
         }
@@ -513,7 +518,6 @@ impl LaneEngine {
 
     fn remove(&mut self, key: Key) -> Option<LaneSetup> {
         let setup = self.setups.remove(&key)?;
-        self.birthdays.close(key);
         self.tokens.remove(&setup.token);
         // A newer handshake may have taken the same 4-tuple over.
         if let Some(path) = setup.path().filter(|path| self.paths.get(path) == Some(&key)) {

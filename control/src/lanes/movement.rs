@@ -259,8 +259,8 @@ impl LaneEngine {
         self.standing.counters.paths_seen += 1;
         let path = Path { local, remote: from };
         // Not even an authentic record may lead a lane through Ringlane's own networks, or to another worker's port.
-        let usable = self.standing.get_mut(serial).is_some_and(|lane| lane.path != path)
-            && self.listeners.get(local).is_some()
+        let of_lane = self.standing.get(serial).filter(|lane| lane.path != path).map(|lane| (lane.peer, lane.index));
+        let usable = of_lane.is_some_and(|key| self.listeners.get(local).is_some() || self.birthdays.is_of(local, key))
             && !self.policy.pairs(self.listeners.ips(), [from]).is_empty();
         if !usable || !self.try_path(serial, path, false, now) {
             self.standing.counters.paths_refused += 1;
@@ -294,6 +294,9 @@ impl LaneEngine {
                     self.handed_over.remove(&before);
                 }
                 self.remember_path(path, serial);
+                if !self.relayed.leads((peer, index), path) {
+                    self.birthdays.succeed((peer, index));
+                }
                 self.review(peer, true, now);
             }
             _ => {}

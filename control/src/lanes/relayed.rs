@@ -275,8 +275,10 @@ impl LaneEngine {
         let mut paths: Vec<Path> = self.relayed.open_paths(key).collect();
         let Some(serial) = self.standing.find(key).map(|lane| lane.serial) else { return };
         let Some(lane) = self.standing.get_mut(serial) else { return };
-        // What it goes by is one as long as it goes there, whether or not it could be chosen anew.
-        if lane.passages.contains(&lane.path) && !paths.contains(&lane.path) {
+        // What it goes by is one as long as it goes there, whether or not it could be chosen anew; and from the start, though the
+        // other end may have been told first that it is open.
+        let is_one = lane.passages.contains(&lane.path) || self.relayed.leads(key, lane.path);
+        if is_one && !paths.contains(&lane.path) {
             paths.push(lane.path);
         }
         lane.passages = paths;

@@ -33,7 +33,7 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// How old a measurement may be that a choice is made by.
 const FRESH: Duration = Duration::from_secs(10);
 /// How long a lane may take to move where it is told to: its worker has given up by then.
-const TAKEN_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(2);
 /// Addresses that are counted in [`ProbeRate`] at one time.
 const ADDRESSES_COUNTED_MAX: usize = 4096;
 
@@ -120,10 +120,13 @@ impl LaneEngine {
             }
             let is_known = self.scouting.scouts.contains_key(&key);
             let Some(lane) = self.standing.find(key) else { continue };
+            let (serial, own, class) = (lane.serial, lane.path, lane.book.class());
+            if class == PathClass::Relay {
+                self.plan_birthday(&link, key, starts_at);
+            }
             if !is_known && self.scouting.scouts.len() >= SCOUTS_MAX {
                 continue;
             }
-            let (serial, own, class) = (lane.serial, lane.path, lane.book.class());
             let ranked = self.ranked_of(&link, key);
             let is_worth =
                 |ranked: &RankedPair| !class.is_better_than(ranked.class) && self.path_for(key, ranked.pair) != own;

@@ -21,7 +21,6 @@ use ringlane_shared::wire::probe::{ProbeKey, ProbeTag, Transaction};
 use thiserror::Error;
 use tokio::net::UdpSocket;
 
-use super::birthday::Birthday;
 use super::engine::draw_transaction;
 use super::handshake::{Handshake, Path, Progress};
 use super::quic::QuicConfig;
@@ -114,9 +113,7 @@ pub(super) struct LaneSetup {
     /// What the client's first datagrams are addressed to.
     pub(super) token: [u8; TOKEN_BYTES],
     prober: Prober,
-    /// What is done where ordinary probes do not do.
-    pub(super) birthday: Option<Birthday>,
-    /// A path from another port of ours than the lane's worker has, which has answered.
+    /// A path that has answered where ports were tried.
     way: Option<Path>,
     handshake: Option<Box<Handshake>>,
     /// When to dial, once a pair has answered and dialling is ours.
@@ -130,7 +127,7 @@ pub(super) enum Step {
     Wait,
     /// This pair answered, and dialling is ours: call [`LaneSetup::dial`] when there is room.
     Dial(Pair),
-    /// The same of a path whose end here is a socket of the lane's fan.
+    /// The same of a path that was found by trying ports.
     DialFrom(Path),
     /// The handshake is confirmed: call [`LaneSetup::hand_over`].
     Confirmed,
@@ -147,7 +144,7 @@ impl LaneSetup {
         now: Instant,
     ) -> Self {
         let deadline = now + probing_period(&link);
-        Self { link, index, token, prober, birthday: None, way: None, handshake: None, dial_at: None, deadline }
+        Self { link, index, token, prober, way: None, handshake: None, dial_at: None, deadline }
     }
 
     pub(super) fn prober(&mut self) -> &mut Prober {
@@ -173,16 +170,12 @@ impl LaneSetup {
         self.handshake.is_some() || self.way.is_some() || self.prober.winner().is_some()
     }
 
-    /// Whether ports are tried that nobody can name, or will be.
-    pub(super) fn is_trying_ports(&self) -> bool {
-        match &self.birthday {
-            Some(Birthday::Guesses(guesser)) => guesser.poll_timeout().is_some(),
-            Some(Birthday::Planned(..) | Birthday::Fans(..)) => true,
-            None => false,
-        }
+    /// By which path the lane is about to be dialled, if one has answered. `path_for` tells that of a pair.
+    pub(super) fn chosen(&self, path_for: impl FnOnce(Pair) -> Path) -> Option<Path> {
+        self.path().or(self.way).or_else(|| Some(path_for(self.prober.winner()?.pair)))
     }
 
-    /// A path has answered that begins at a socket of the lane's fan, and we are the client.
+    /// A path has answered that no pair is of, or a port that was tried, and we are the client.
     pub(super) fn handle_way(&mut self, path: Path, now: Instant) {
         self.way.get_or_insert(path);
         self.dial_at.get_or_insert(now);
@@ -191,11 +184,6 @@ impl LaneSetup {
     /// Takes in an authentic probe reply.
     pub(super) fn handle_reply(&mut self, pair: Pair, transaction: Transaction, now: Instant) {
         self.prober.handle_reply(pair, transaction, now);
-        if let Some(Birthday::Guesses(guesser)) = &self.birthday
-            && let Some(valid) = guesser.handle_reply(pair, transaction, now)
-        {
-            self.prober.accept(valid);
-        }
         if self.link.is_client() && self.prober.winner().is_some() {
             self.dial_at.get_or_insert(now);
         }
@@ -222,10 +210,7 @@ impl LaneSetup {
     pub(super) fn poll_timeout(&self) -> Instant {
         let due = match &self.handshake {
             Some(handshake) => handshake.poll_timeout(),
-            None => {
-                let birthday = self.birthday.as_ref().and_then(Birthday::poll_timeout);
-                self.prober.poll_timeout().into_iter().chain(self.dial_at).chain(birthday).min()
-            }
+            None => self.prober.poll_timeout().into_iter().chain(self.dial_at).min(),
         };
         due.unwrap_or(self.deadline).min(self.deadline)
     }

@@ -14,12 +14,11 @@
 //!
 //! Pure: whoever owns a [`Guesser`] or a [`Fan`] sends what it says and comes back when it says.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::candidate::{Pair, is_private};
-use super::prober::ValidPair;
 use crate::id::LaneIndex;
 use crate::lane::keys::Role;
 use crate::limits::{
@@ -32,6 +31,9 @@ use crate::wire::probe::Transaction;
 pub const FAN_AFTER: Duration = Duration::from_millis(300);
 /// To the first guess: by then the fan is open.
 pub const GUESSES_AFTER: Duration = Duration::from_millis(850);
+/// From the first ordinary probe to the end of it: all guesses, and two seconds for their answers.
+pub const TRIED_FOR: Duration =
+    GUESSES_AFTER.saturating_add(Duration::from_secs(2 + GUESSES_MAX.div_ceil(GUESSES_PER_SECOND) as u64));
 /// Between two datagrams of a fan.
 const FAN_GAP: Duration = Duration::from_millis(2);
 /// Ports below are given to nobody.
@@ -90,7 +92,9 @@ impl Part {
         let seen = theirs.lane_candidates(lane).find(reflexive).map(|(_, address)| address);
         if our.mapping.is_symmetric() && their.mapping.is_same_to_all() {
             let is_outside = |(kind, address): &(CandidateKind, SocketAddr)| {
-                address.is_ipv4() && *kind != CandidateKind::Relayed && !is_private(address.ip())
+                let is_seen = *kind == CandidateKind::ServerReflexive;
+                let is_public = *kind != CandidateKind::Relayed && !is_private(address.ip());
+                address.is_ipv4() && (is_seen || is_public)
             };
             let to = theirs.lane_candidates(lane).filter(is_outside).map(|(_, address)| address).take(FAN_TARGETS_MAX);
             let to: Vec<_> = to.collect();
@@ -130,7 +134,7 @@ pub struct Guesser {
     place: u32,
     first: u32,
     step: u32,
-    asked: BTreeMap<u16, Instant>,
+    asked: BTreeSet<u16>,
     is_over: bool,
 }
 
@@ -142,7 +146,7 @@ impl Guesser {
         while step.is_multiple_of(3) || step.is_multiple_of(7) {
             step += 2;
         }
-        let (asked, is_over) = (BTreeMap::new(), false);
+        let (asked, is_over) = (BTreeSet::new(), false);
         Self { local, guess, transaction, began_at: now, place: 0, first, step, asked, is_over }
     }
 
@@ -157,11 +161,11 @@ impl Guesser {
                 return None;
             };
             self.place += 1;
-            if port.is_some_and(|port| self.asked.contains_key(&port)) {
+            if port.is_some_and(|port| self.asked.contains(&port)) {
                 continue;
             }
             if let Some(port) = port {
-                self.asked.insert(port, now);
+                self.asked.insert(port);
                 let remote = SocketAddr::new(self.guess.seen.ip(), port);
                 return Some((Pair { local: self.local, remote }, self.transaction));
             }
@@ -173,11 +177,25 @@ impl Guesser {
         (!self.is_over).then(|| self.due())
     }
 
-    /// Takes in an authentic reply. Returns the pair, if it is one to a request of ours on this very path.
-    pub fn handle_reply(&self, pair: Pair, transaction: Transaction, now: Instant) -> Option<ValidPair> {
-        let is_ours = transaction == self.transaction && pair.local == self.local;
-        let asked_at = self.asked.get(&pair.remote.port()).filter(|_| pair.remote.ip() == self.guess.seen.ip());
-        asked_at.filter(|_| is_ours).map(|at| ValidPair { pair, rtt: now.saturating_duration_since(*at) })
+    /// Whether an authentic reply is one to a request of ours on this very path.
+    pub fn is_answer(&self, pair: Pair, transaction: Transaction) -> bool {
+        transaction == self.transaction && self.leads(pair) && self.asked.contains(&pair.remote.port())
+    }
+
+    /// An authentic request has come from a port of the peer's: what to ask there, even if it has been before. What was may have
+    /// been too early.
+    pub fn ask_back(&mut self, pair: Pair) -> Option<Transaction> {
+        let port = pair.remote.port();
+        let is_asked = self.asked.contains(&port);
+        if !self.leads(pair) || (!is_asked && self.asked.len() >= GUESSES_MAX as usize) {
+            return None;
+        }
+        self.asked.insert(port);
+        Some(self.transaction)
+    }
+
+    fn leads(&self, pair: Pair) -> bool {
+        pair.local == self.local && pair.remote.ip() == self.guess.seen.ip()
     }
 
     fn due(&self) -> Instant {
@@ -233,11 +251,6 @@ impl Fan {
         (!self.is_over()).then_some(self.due)
     }
 
-    /// Nothing more is sent.
-    pub fn stop(&mut self) {
-        self.to.clear();
-    }
-
     fn is_over(&self) -> bool {
         self.sent >= self.sockets * self.to.len() * FAN_ROUNDS
     }
@@ -245,7 +258,7 @@ impl Fan {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
 
     use super::*;
 
@@ -303,12 +316,24 @@ mod tests {
         let (pair, transaction) = guesser.poll_transmit(now).unwrap();
         let elsewhere = |port| Pair { remote: SocketAddr::new(pair.remote.ip(), port), ..pair };
         let other = Pair { remote: "203.0.113.6:40001".parse().unwrap(), ..pair };
-        let later = now + Duration::from_millis(20);
         for (pair, transaction) in [(pair, Transaction(8)), (elsewhere(40002), transaction), (other, transaction)] {
-            assert_eq!(guesser.handle_reply(pair, transaction, later), None);
+            assert!(!guesser.is_answer(pair, transaction));
         }
-        let valid = guesser.handle_reply(pair, transaction, later).unwrap();
-        assert_eq!((valid.pair, valid.rtt), (pair, Duration::from_millis(20)));
+        assert!(guesser.is_answer(pair, transaction));
+    }
+
+    #[test]
+    fn whoever_asks_is_asked_back_at_the_peer_s_address_alone_and_within_the_bound() {
+        let now = Instant::now();
+        let mut guesser = Guesser::new(LOCAL, guess("203.0.113.5:40000", 0, 1, true), Transaction(7), 1, now);
+        let from = |ip: [u8; 4], port| Pair { local: LOCAL, remote: SocketAddr::from((ip, port)) };
+        assert_eq!(guesser.ask_back(from([203, 0, 113, 6], 5000)), None);
+        let asked = (1024..).map(|port| from([203, 0, 113, 5], port)).take_while(|pair| {
+            assert!(!guesser.is_answer(*pair, Transaction(7)));
+            guesser.ask_back(*pair) == Some(Transaction(7)) && guesser.is_answer(*pair, Transaction(7))
+        });
+        assert_eq!(asked.count(), GUESSES_MAX as usize);
+        assert_eq!(guesser.ask_back(from([203, 0, 113, 5], 1024)), Some(Transaction(7)), "again");
     }
 
     #[test]

@@ -173,11 +173,6 @@ impl Prober {
         self.winner.get_or_insert(ValidPair { pair, rtt });
     }
 
-    /// A pair has answered that the prober has not asked itself.
-    pub fn accept(&mut self, valid: ValidPair) {
-        self.winner.get_or_insert(valid);
-    }
-
     /// Whether [`Self::poll_measured`] has something.
     pub fn has_news(&self) -> bool {
         self.checks.iter().any(|check| !check.is_told && check.answers >= self.goal)

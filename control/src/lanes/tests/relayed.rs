@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use ringlane_shared::plane::{Forward, ForwardId, LaneChange, PlaneCommand};
+use ringlane_shared::path::birthday::{GUESSES_AFTER, TRIED_FOR};
+use ringlane_shared::path::candidate::OwnCandidate;
+use ringlane_shared::plane::{Forward, ForwardId, LaneChange, PlaneCommand, TrialPath};
+use ringlane_shared::stun::nat::Mapping;
 use ringlane_shared::wire::bind::{Bind, BindKind, is_bind};
 use ringlane_shared::wire::relay::{Allotment, RelayAddress};
 
@@ -301,4 +304,101 @@ async fn a_bind_cannot_take_what_a_lane_of_the_relay_goes_by() {
     // Authentic, and from where a's lane is, as anybody who can forge addresses might send it.
     three.relay.engine.handle_stray(stray(at_a[0].1.local), now);
     assert_eq!(three.relay.engine.drops().get(ListenerDrop::BadBind), before + 1);
+}
+
+/// As [`Three::start`] where one end (0 for a) has a translator with another port for each destination: its ports nobody can
+/// name, and the other's are told wrong, so that only tried ones are met.
+fn start_behind_translators(three: &mut Three, number: u8, symmetric: usize) {
+    let now = Instant::now().into_std();
+    let ips = [three.a.ip, three.b.ip];
+    let tell = |offer: &mut Offer, end: usize| {
+        offer.candidates.clear();
+        let address = SocketAddr::new(ips[end], 9);
+        offer.extensions.candidates = vec![OwnCandidate { worker: 0, kind: CandidateKind::ServerReflexive, address }];
+        let mapping = if end == symmetric { Mapping::AddressDependent } else { Mapping::EndpointIndependent };
+        (offer.extensions.punch.mapping, offer.extensions.punch.birthday) = (mapping, true);
+    };
+    let requests = requests(&three.a, &three.b, number);
+    for (end, mut request) in requests.into_iter().enumerate() {
+        tell(&mut request.ours, end);
+        tell(&mut request.theirs, 1 - end);
+        let engine = if end == 0 { &mut three.a.engine } else { &mut three.b.engine };
+        engine.start(request, now);
+    }
+}
+
+fn tried_path(outcome: &LaneOutcome) -> Option<&TrialPath> {
+    match outcome {
+        LaneOutcome::Order { command: PlaneCommand::TryPath(trial), .. } => Some(trial),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_lane_goes_by_a_relay_at_once_and_moves_when_a_tried_port_is_met() {
+    for symmetric in [0, 1] {
+        let mut three = Three::listening(65 + symmetric as u8, [1, 1, 1], Mischief::default(), 1);
+        let lanes = all_lanes(&three.a, &three.b);
+        let begun = Instant::now();
+        start_behind_translators(&mut three, 1, symmetric);
+        three.allot(lanes);
+        let [mut at_a, at_b] = three.lanes(1).await;
+        assert!(begun.elapsed() < GUESSES_AFTER, "nothing is waited for");
+        let ((_, mut lane_a), (_, lane_b)) = (at_a.remove(0), &at_b[0]);
+        assert_eq!([lane_a.remote.ip(), lane_b.remote.ip()], [three.relay.ip; 2]);
+        // The client, whichever end has the many sockets.
+        let other = three.b.ip;
+        let is_direct =
+            move |outcome: &LaneOutcome| tried_path(outcome).is_some_and(|trial| trial.remote.ip() == other);
+        let [tried, _] = three.until([1, 0], is_direct).await;
+        let trial = tried_path(&tried[0]).unwrap();
+        assert!(trial.is_better && trial.serial == lane_a.serial, "{trial:?}");
+        let sockets = [three.a.engine.birthdays.locals().count(), three.b.engine.birthdays.locals().count()];
+        assert!(sockets[symmetric] > 0 && sockets[1 - symmetric] == 0, "{sockets:?}");
+        assert_eq!(trial.local.port() == PORT, symmetric == 1, "{trial:?}");
+        // The server follows, as it follows every move: also to a socket of its fan.
+        let mut record = vec![0; RECORD_OVERHEAD_BYTES + 5];
+        lane_a.sealer.seal(&mut record, 5).unwrap();
+        UdpSocket::from(trial.socket.try_clone().unwrap()).send(&record).unwrap();
+        let is_passed =
+            |outcome: &LaneOutcome| matches!(outcome, LaneOutcome::Order { command: PlaneCommand::PassOn(_), .. });
+        let [_, passed] = three.until([0, 1], is_passed).await;
+        let LaneOutcome::Order { command: PlaneCommand::PassOn(passed), .. } = &passed[0] else { unreachable!() };
+        assert_eq!((passed.local, passed.from), (trial.remote, trial.local));
+        let now = Instant::now().into_std();
+        three.b.engine.handle_path_seen(lane_b.serial, passed.local, passed.from, now);
+        let [_, followed] = three.until([0, 1], |outcome| tried_path(outcome).is_some()).await;
+        assert_eq!(tried_path(&followed[0]).unwrap().local, trial.remote);
+        // Whoever has moved tries no more.
+        let moved = |local, remote| LaneChange::Moved { local, remote };
+        three.a.engine.handle_lane_changed(lane_a.serial, moved(trial.local, trial.remote), now);
+        three.b.engine.handle_lane_changed(lane_b.serial, moved(trial.remote, trial.local), now);
+        for end in [&three.a, &three.b] {
+            assert_eq!((end.engine.birthdays.locals().count(), end.engine.birthdays.poll_timeout()), (0, None));
+        }
+    }
+}
+
+#[tokio::test]
+async fn ports_that_are_tried_in_vain_beside_a_relay_are_given_up() {
+    let mut three = Three::listening(67, [1, 1, 1], Mischief::default(), 1);
+    let lanes = all_lanes(&three.a, &three.b);
+    start_behind_translators(&mut three, 1, 0);
+    three.allot(lanes);
+    let _lanes = three.lanes(1).await;
+    let a = &mut three.a.engine;
+    let sees_fan = |engine: &LaneEngine| engine.birthdays.locals().count() > 0;
+    while !sees_fan(a) {
+        let _ = timeout(Duration::from_millis(20), a.next()).await;
+        assert!(a.birthdays.poll_timeout().is_some(), "it is planned");
+    }
+    // Nobody answers any more.
+    tokio::time::pause();
+    while a.birthdays.poll_timeout().is_some() {
+        let _ = timeout(TRIED_FOR, a.next()).await;
+    }
+    assert!(!sees_fan(a));
+    let sent = a.probes_sent();
+    let _ = timeout(Duration::from_secs(5), a.next()).await;
+    assert_eq!(a.probes_sent(), sent);
 }

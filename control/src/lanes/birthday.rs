@@ -149,9 +149,8 @@ impl Birthdays {
 
     /// The lane is given up, or begins anew, or has been tried for long enough: its fan is folded.
     pub(super) fn end(&mut self, key: Key) {
-        if self.attempts.remove(&key).is_some() {
-            self.sockets.retain(|_, (_, of)| *of != key);
-        }
+        self.attempts.remove(&key);
+        self.sockets.retain(|_, (_, of)| *of != key);
     }
 
     /// The lane has a path, and by no relay.
@@ -322,30 +321,29 @@ impl LaneEngine {
             Part::Fan { to } => {
                 let to: Vec<_> = to.iter().copied().filter(|to| self.pair_towards(*to).is_some()).collect();
                 let local = self.pair_towards(*to.first()?)?.local;
-                let mut locals = Vec::new();
-                for _ in 0..FAN_SOCKETS_MAX {
-                    let opened = socket::listener(SocketAddr::new(local, 0));
-                    let Some((socket, at)) = opened.ok().and_then(|socket| {
-                        let at = socket.local_addr().ok()?;
-                        Some((socket, at))
-                    }) else {
-                        // Others need file descriptors, too.
-                        for local in locals.drain(locals.len() / 2..) {
-                            self.birthdays.sockets.remove(&local);
-                        }
-                        break;
-                    };
-                    // The kernel may give one port to two of us.
-                    if let Entry::Vacant(entry) = self.birthdays.sockets.entry(at) {
-                        entry.insert((socket, key));
-                        locals.push(at);
-                    }
-                }
-                self.note_socket_added();
+                let locals = self.open_fan(key, local);
                 let fan = Fan::new(&to, locals.len(), draw_transaction(), now);
                 Some(Stage::Fans(fan, locals, over_at))
             }
         }
+    }
+
+    /// Opens the sockets of a lane's fan, at ports that nothing else of ours has. Returns which.
+    pub(super) fn open_fan(&mut self, key: Key, ip: IpAddr) -> Vec<SocketAddr> {
+        let mut locals = Vec::new();
+        for _ in 0..FAN_SOCKETS_MAX {
+            let Ok((local, socket)) = socket::on_free_port(ip) else {
+                // Others need file descriptors, too.
+                for local in locals.drain(locals.len() / 2..) {
+                    self.birthdays.sockets.remove(&local);
+                }
+                break;
+            };
+            self.birthdays.sockets.insert(local, (socket, key));
+            locals.push(local);
+        }
+        self.note_socket_added();
+        locals
     }
 
     /// By which address of ours something goes there, if a lane may.

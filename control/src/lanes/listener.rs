@@ -109,7 +109,7 @@ impl Listeners {
 
     /// Opens a port of its own for a relayed lane.
     pub(super) fn open_passage(&mut self, ip: IpAddr) -> io::Result<SocketAddr> {
-        let (local, socket) = socket::passage(ip)?;
+        let (local, socket) = socket::on_free_port(ip)?;
         self.passages.insert(local, socket);
         Ok(local)
     }

@@ -80,6 +80,12 @@ impl Relayed {
         self.by_local.get(&path.local).is_some_and(|(of, ..)| *of == key)
     }
 
+    /// Forgets a route. Returns its port if it still has it: one that was given back before may be another's by now.
+    fn close(&mut self, (key, relay): (Key, PeerIndex), place: usize, local: SocketAddr) -> Option<SocketAddr> {
+        let is_its_own = self.by_local.get(&local) == Some(&(key, relay, place));
+        is_its_own.then(|| self.by_local.remove(&local)).map(|_| local)
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.passages.values().filter_map(|passage| passage.binder.poll_timeout()).min()
     }
@@ -140,9 +146,10 @@ impl LaneEngine {
 
     fn remove_passage(&mut self, key: Key, relay: PeerIndex) {
         let Some(passage) = self.relayed.passages.remove(&(key, relay)) else { return };
-        for route in passage.routes {
-            self.relayed.by_local.remove(&route.local);
-            self.listeners.close_passage(route.local);
+        for (place, route) in passage.routes.into_iter().enumerate() {
+            if let Some(local) = self.relayed.close((key, relay), place, route.local) {
+                self.listeners.close_passage(local);
+            }
         }
         self.tell_passages(key);
     }
@@ -164,12 +171,14 @@ impl LaneEngine {
     /// Our addresses are others: passages from those that are gone are too.
     pub(super) fn close_lost_passages(&mut self) {
         let ips: BTreeSet<IpAddr> = self.listeners.ips().iter().copied().collect();
-        // Those of its routes that were not chosen are closed already.
-        let is_open = |route: &&Path| self.relayed.by_local.contains_key(&route.local);
-        let is_lost =
-            |passage: &Passage| passage.routes.iter().filter(is_open).any(|route| !ips.contains(&route.local.ip()));
-        let lost: Vec<_> =
-            self.relayed.passages.iter().filter(|(_, passage)| is_lost(passage)).map(|(name, _)| *name).collect();
+        let is_lost = |(name, passage): &(&(Key, PeerIndex), &Passage)| {
+            // Those of its routes that were not chosen are closed already.
+            let is_open = |(place, route): &(usize, &Path)| {
+                self.relayed.by_local.get(&route.local) == Some(&(name.0, name.1, *place))
+            };
+            passage.routes.iter().enumerate().filter(is_open).any(|(_, route)| !ips.contains(&route.local.ip()))
+        };
+        let lost: Vec<_> = self.relayed.passages.iter().filter(is_lost).map(|(name, _)| *name).collect();
         for (key, relay) in lost {
             self.remove_passage(key, relay);
             self.tell_passages_changed();
@@ -223,11 +232,14 @@ impl LaneEngine {
         };
         let is_news = passage.binder.handle_answer(route, bind.number, is_open, now);
         let (binder, routes) = (&passage.binder, passage.routes.iter().enumerate());
-        let done: Vec<_> =
-            routes.filter(|(place, _)| binder.is_done_with(*place)).map(|(_, route)| route.local).collect();
-        for local in done {
-            self.relayed.by_local.remove(&local);
-            self.listeners.close_passage(local);
+        let done: Vec<_> = routes
+            .filter(|(place, _)| binder.is_done_with(*place))
+            .map(|(place, route)| (place, route.local))
+            .collect();
+        for (place, local) in done {
+            if let Some(local) = self.relayed.close((key, relay), place, local) {
+                self.listeners.close_passage(local);
+            }
         }
         if is_news {
             self.open_passage(key, path, now);
@@ -315,5 +327,24 @@ impl LaneEngine {
         let mut routes = self.relayed.routes(key);
         let passage = routes.find(|path| path.local.ip() == pair.local && path.remote == pair.remote);
         passage.unwrap_or_else(|| path_of(pair, self.local_port(key.1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_was_given_up_takes_nobody_s_port_though_it_was_its_own_once() {
+        let (key, relay) = ((PeerIndex(1), LaneIndex::new(0).unwrap()), PeerIndex(5));
+        let port = "192.0.2.1:40000".parse().unwrap();
+        let mut relayed = Relayed::default();
+        relayed.by_local.insert(port, (key, relay, 1));
+        assert_eq!(relayed.close((key, relay), 1, port), Some(port));
+        // Another passage is given the same port.
+        let other = (PeerIndex(2), key.1);
+        relayed.by_local.insert(port, (other, relay, 0));
+        assert_eq!(relayed.close((key, relay), 1, port), None);
+        assert!(relayed.by_local.contains_key(&port));
     }
 }

@@ -40,8 +40,9 @@ pub(super) fn forward(local: SocketAddr, remote: SocketAddr) -> io::Result<std::
 
 /// A port of `ip` that nobody holds, and its socket.
 ///
-/// The kernel is asked for one without `SO_REUSEPORT`: with it, it may choose one that we have already.
-pub(super) fn passage(ip: IpAddr) -> io::Result<(SocketAddr, UdpSocket)> {
+/// The kernel is asked for one without `SO_REUSEPORT`: with it, it may choose one that we have already, and give either socket
+/// what is for the other.
+pub(super) fn on_free_port(ip: IpAddr) -> io::Result<(SocketAddr, UdpSocket)> {
     let probe = Socket::new(Domain::for_address((ip, 0).into()), Type::DGRAM, Some(Protocol::UDP))?;
     own_family_only(&probe, (ip, 0).into())?;
     probe.bind(&SocketAddr::new(ip, 0).into())?;

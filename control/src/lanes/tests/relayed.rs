@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use ringlane_shared::limits::FAN_SOCKETS_MAX;
 use ringlane_shared::path::birthday::{GUESSES_AFTER, TRIED_FOR};
 use ringlane_shared::path::candidate::OwnCandidate;
 use ringlane_shared::plane::{Forward, ForwardId, LaneChange, PlaneCommand, TrialPath};
@@ -401,4 +402,23 @@ async fn ports_that_are_tried_in_vain_beside_a_relay_are_given_up() {
     let sent = a.probes_sent();
     let _ = timeout(Duration::from_secs(5), a.next()).await;
     assert_eq!(a.probes_sent(), sent);
+}
+
+#[tokio::test]
+async fn no_socket_of_a_fan_has_the_port_of_a_passage() {
+    let mut three = Three::listening(68, [64, 64, 1], Mischief::default(), 1);
+    let lanes = all_lanes(&three.a, &three.b);
+    three.allot(lanes);
+    let a = &mut three.a.engine;
+    let passages: Vec<_> = a.listeners.passages().collect();
+    assert_eq!(passages.len(), 64);
+    // What came to such a port would reach one socket or the other, and be read from one alone. Asked for any port with
+    // `SO_REUSEPORT`, the kernel gives one of these in every other round.
+    for _ in 0..20 {
+        let key = (PEER, LaneIndex::new(0).unwrap());
+        let fan = a.open_fan(key, three.a.ip);
+        assert_eq!(fan.len(), FAN_SOCKETS_MAX);
+        assert!(fan.iter().all(|local| !passages.contains(local)));
+        a.birthdays.end(key);
+    }
 }

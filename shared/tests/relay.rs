@@ -109,10 +109,11 @@ proptest! {
 
     #[test]
     fn binds_of_any_token_read_back_as_written(
-        token in any::<[u8; 16]>(), number in any::<u64>(), observed in address(), kind in 0..3,
+        token in any::<[u8; 16]>(), number in any::<u64>(), observed in address(), proof in 1u64.., kind in 0..4,
     ) {
         let keys = BindToken::new(token).keys();
-        let kind = [BindKind::Request, BindKind::Waiting { observed }, BindKind::Open { observed }][kind as usize];
+        let (request, challenge) = (BindKind::Request { proof }, BindKind::Challenge { proof });
+        let kind = [request, challenge, BindKind::Waiting { observed }, BindKind::Open { observed }][kind as usize];
         let datagram = keys.seal(&Bind { number, kind });
         let unverified = UnverifiedBind::parse(&datagram).unwrap();
         prop_assert_eq!((unverified.name(), keys.verify(&unverified)), (keys.name(), Ok(Bind { number, kind })));
@@ -125,10 +126,19 @@ fn binds_are_as_the_protocol_states_them() {
     let keys = BindToken::new(std::array::from_fn(|at| at as u8)).keys();
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     assert_eq!(hex(&keys.name().0), "19de927ce008e142");
-    let request = Bind { number: 1, kind: BindKind::Request };
+    let request = Bind { number: 1, kind: BindKind::Request { proof: 0 } };
     let expected = "2819de927ce008e1420000000000000001000000000000000000000000000000000000\
                     14775aed6e9ec27db5b6bf9cfcc844f9";
     assert_eq!(hex(&keys.seal(&request)), expected);
+    let proof = 0x0102_0304_0506_0708;
+    let challenge = Bind { number: 1, kind: BindKind::Challenge { proof } };
+    let expected = "2b19de927ce008e1420000000000000001010203040506070800000000000000000000\
+                    c2585a3c59d4d2c346d039c5dca4b6bd";
+    assert_eq!(hex(&keys.seal(&challenge)), expected);
+    let proven = Bind { number: 2, kind: BindKind::Request { proof } };
+    let expected = "2819de927ce008e1420000000000000002010203040506070800000000000000000000\
+                    7be63208cbb6725d2c669a2b6b87825f";
+    assert_eq!(hex(&keys.seal(&proven)), expected);
     let open = Bind { number: 1, kind: BindKind::Open { observed: "192.0.2.1:8100".parse().unwrap() } };
     let expected = "2a19de927ce008e142000000000000000100000000000000000000ffffc00002011fa4\
                     ad95badfd9ca80e10ccafe206c0295b2";

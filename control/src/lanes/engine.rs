@@ -215,7 +215,7 @@ impl LaneEngine {
             drops: ListenerDrops::default(),
             stun: Stun::new(port, workers, now()),
             relayed: Relayed::default(),
-            relaying: Relaying::new(port, workers),
+            relaying: Relaying::new(port, workers, now()),
             serials: 0,
             // One byte more than the largest datagram tells that one from a truncated larger one.
             buffer: vec![0; datagram_bytes_max + 1],

@@ -194,7 +194,9 @@ impl LaneEngine {
         let mut failed = Vec::new();
         for (name, passage) in &mut self.relayed.passages {
             while let Some(request) = passage.binder.poll_transmit(now) {
-                let bind = passage.keys.seal(&Bind { number: request.number, kind: BindKind::Request });
+                let bind = passage
+                    .keys
+                    .seal(&Bind { number: request.number, kind: BindKind::Request { proof: request.proof } });
                 requests.extend(passage.routes.get(request.route).map(|route| (name.1, *route, bind)));
             }
             if passage.binder.has_failed() {
@@ -225,12 +227,15 @@ impl LaneEngine {
         let &(key, relay, route) = self.relayed.by_local.get(&path.local).ok_or(ListenerDrop::BadBind)?;
         let passage = self.relayed.passages.get_mut(&(key, relay)).ok_or(ListenerDrop::BadBind)?;
         let bind = passage.keys.verify(&unverified).map_err(|_| ListenerDrop::BadBind)?;
-        let is_open = match bind.kind {
-            BindKind::Request => return Err(ListenerDrop::BadBind),
-            BindKind::Waiting { .. } => false,
-            BindKind::Open { .. } => true,
+        let is_news = match bind.kind {
+            BindKind::Request { .. } => return Err(ListenerDrop::BadBind),
+            BindKind::Challenge { proof } => {
+                passage.binder.handle_challenge(route, bind.number, proof, now);
+                false
+            }
+            BindKind::Waiting { .. } => passage.binder.handle_answer(route, bind.number, false, now),
+            BindKind::Open { .. } => passage.binder.handle_answer(route, bind.number, true, now),
         };
-        let is_news = passage.binder.handle_answer(route, bind.number, is_open, now);
         let (binder, routes) = (&passage.binder, passage.routes.iter().enumerate());
         let done: Vec<_> = routes
             .filter(|(place, _)| binder.is_done_with(*place))

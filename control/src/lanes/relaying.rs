@@ -29,9 +29,9 @@ pub(super) struct Relaying {
 }
 
 impl Relaying {
-    pub(super) fn new(port: u16, workers: u8) -> Self {
+    pub(super) fn new(port: u16, workers: u8, now: Instant) -> Self {
         let rate = ByteRate { per_second: FORWARDS_BYTES_PER_SECOND, burst: FORWARDS_BURST_BYTES };
-        Self { book: Book::new(port, workers), rate, forwards: BTreeMap::new() }
+        Self { book: Book::new(port, workers, now), rate, forwards: BTreeMap::new() }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {

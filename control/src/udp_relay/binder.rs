@@ -6,6 +6,8 @@
 //!     +--> failed                                                     +--> failed                      | any more
 //! ```
 //!
+//! The first answer of a relay that does not know us there is a challenge: the next request repeats the number in it.
+//!
 //! A *route* is one of our addresses and one of the relay's. Pure: whoever owns it has the keys and sends
 //! what [`Binder::poll_transmit`] says.
 
@@ -37,6 +39,8 @@ pub struct BindRequest {
     pub route: usize,
     /// With which number.
     pub number: u64,
+    /// What it proves; 0: nothing.
+    pub proof: u64,
 }
 
 /// Where it stands.
@@ -58,8 +62,10 @@ pub struct Binder {
     /// Of the newest request, and of the newest that an answer counts to.
     number: u64,
     answered: u64,
-    /// Requests since the last answer.
+    /// Requests since the last answer that was no challenge.
     unanswered: u32,
+    /// What the relay has challenged us with since then; 0 if it has not.
+    proof: u64,
 }
 
 impl Binder {
@@ -67,7 +73,7 @@ impl Binder {
     pub fn new(routes: usize, now: Instant) -> Self {
         let state = if routes == 0 { State::Failed } else { State::Trying { ends_at: now + ANSWERED_WITHIN } };
         let routes = (0..routes as u32).map(|place| (0, now + STAGGER * place)).collect();
-        Self { state, routes, due: now, number: 0, answered: 0, unanswered: 0 }
+        Self { state, routes, due: now, number: 0, answered: 0, unanswered: 0, proof: 0 }
     }
 
     /// The next request that is due. Call until there is none.
@@ -101,7 +107,7 @@ impl Binder {
         };
         self.number += 1;
         self.unanswered += 1;
-        Some(BindRequest { route, number: self.number })
+        Some(BindRequest { route, number: self.number, proof: self.proof })
     }
 
     /// When to call [`Self::poll_transmit`] next, if ever again.
@@ -138,7 +144,7 @@ impl Binder {
             State::Waiting { .. } | State::Open { .. } => {}
         }
         self.answered = number;
-        self.unanswered = 0;
+        (self.unanswered, self.proof) = (0, 0);
         let was_open = matches!(self.state, State::Open { .. });
         match is_open {
             true => {
@@ -153,6 +159,28 @@ impl Binder {
             false => {}
         }
         is_open && !was_open
+    }
+
+    /// The relay wants to see that we are where a request came from: the next one has this number. A relay that is never content
+    /// counts as one that does not answer.
+    pub fn handle_challenge(&mut self, route: usize, number: u64, proof: u64, now: Instant) {
+        if number <= self.answered || number > self.number {
+            return;
+        }
+        match self.state {
+            State::Failed => return,
+            State::Trying { .. } => {
+                // As there, the newest request is to come from this route.
+                self.answered = self.number;
+                self.state = State::Waiting { route, ends_at: now + OPEN_WITHIN, gap: WAITING_GAP };
+            }
+            State::Waiting { route: chosen, .. } | State::Open { route: chosen } if chosen != route => return,
+            State::Waiting { .. } | State::Open { .. } => self.answered = number,
+        }
+        if self.proof == 0 {
+            self.due = now;
+        }
+        self.proof = proof;
     }
 
     /// What passes by the lane does not arrive: a translator may have forgotten it, or the relay.

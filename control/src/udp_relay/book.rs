@@ -6,6 +6,8 @@
 //!                 +--> cancelled               +---- an end is elsewhere: Close, Open again
 //! ```
 //!
+//! An end is bound to where it has answered from: its first request from anywhere is challenged (`proof.rs`).
+//!
 //! Pure: whoever owns it sends the answers, makes the sockets of [`Step::Open`] and tells the workers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +27,8 @@ use ringlane_shared::wire::bind::{
 };
 use ringlane_shared::wire::offer::LaneSet;
 use ringlane_shared::wire::relay::{AllotmentId, RelayRefusal, RelayedLane};
+
+use super::proof::Prover;
 
 /// How long an allotment lasts from each renewal on.
 const LIFETIME: Duration = Duration::from_secs(ALLOTMENT_SECONDS as u64);
@@ -99,6 +103,7 @@ pub struct BookCounters {
 pub struct Book {
     port: u16,
     workers: u8,
+    prover: Prover,
     allotments: BTreeMap<AllotmentId, Allotted>,
     names: BTreeMap<BindName, Place>,
     /// Where bound ends are: no two at one.
@@ -145,10 +150,11 @@ struct Place {
 
 impl Book {
     /// An empty one of a node whose worker i receives on UDP port `port + i`.
-    pub fn new(port: u16, workers: u8) -> Self {
+    pub fn new(port: u16, workers: u8, now: Instant) -> Self {
         Self {
             port,
             workers: workers.max(1),
+            prover: Prover::new(now),
             allotments: BTreeMap::new(),
             names: BTreeMap::new(),
             paths: BTreeSet::new(),
@@ -295,9 +301,7 @@ impl Book {
         let end = &mut lane.ends[place.end];
         // Before it takes of the end's share: its name can be seen by others.
         let bind = end.keys.verify(&unverified).map_err(|_| BindFault::Unknown)?;
-        if bind.kind != BindKind::Request {
-            return Err(BindFault::Unknown);
-        }
+        let BindKind::Request { proof } = bind.kind else { return Err(BindFault::Unknown) };
         let is_newest = end.number.is_none_or(|newest| bind.number > newest);
         let share = if is_newest { &mut end.asked } else { &mut end.replayed };
         if !share.take(now) {
@@ -308,6 +312,13 @@ impl Book {
         if is_newest && is_elsewhere {
             if path.local.port() != expected_port || self.paths.contains(&path) || !is_free() {
                 return Err(BindFault::Path);
+            }
+            let name = end.keys.name();
+            if !self.prover.is_proven(name, path, proof, now) {
+                // Used up, so that nobody can have it answered again and again.
+                end.number = Some(bind.number);
+                let kind = BindKind::Challenge { proof: self.prover.proof(name, path, now) };
+                return Ok(end.keys.seal(&Bind { number: bind.number, kind }));
             }
             if end.path.is_none() || end.moves.take(now) {
                 self.counters.moves += u64::from(end.path.is_some());

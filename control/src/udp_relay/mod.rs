@@ -13,14 +13,16 @@
 //! | [`asker`] | which links have lanes relayed, by whom, and for how long |
 //! | [`binder`] | how one end shows the relay where it is |
 //! | [`book`] | whose lanes we relay, and where their ends are |
+//! | `proof` | what an end repeats to show that it is there |
 //! | `UdpRelay` | the streams, and when to look again |
 //!
-//! The first three are pure. Sockets are the lane engine's (`lanes/relayed.rs` for an end, `lanes/relaying.rs` for the
+//! The first three are pure, but for random numbers. Sockets are the lane engine's (`lanes/relayed.rs` for an end, `lanes/relaying.rs` for the
 //! relay), workers forward, and `runtime/udp_relay.rs` brings them together. To everything else a passage is one more path.
 
 pub mod asker;
 pub mod binder;
 pub mod book;
+mod proof;
 
 #[cfg(test)]
 mod tests;

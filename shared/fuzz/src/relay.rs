@@ -25,6 +25,6 @@ fn bind(datagram: &[u8]) -> bool {
     let Ok(bind) = keys.verify(&unverified) else { return false };
     assert_eq!(unverified.name(), keys.name());
     assert_eq!(keys.seal(&bind), datagram);
-    assert!(is_bind(datagram) == matches!(bind.kind, ringlane_shared::wire::bind::BindKind::Request));
+    assert!(is_bind(datagram) == matches!(bind.kind, ringlane_shared::wire::bind::BindKind::Request { .. }));
     true
 }

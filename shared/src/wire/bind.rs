@@ -11,10 +11,11 @@
 //! name = HKDF-Expand(prk, "name", 8)
 //! key  = HKDF-Expand(prk, "key", 32)
 //! ```
-//! The kind is 0x28 of a request, whose observed address and port are zero; 0x29 of the answer while the other end has not
-//! shown itself, and 0x2a when datagrams pass. An answer repeats the number and says where the request came from. All
-//! integers are big-endian; an IPv4 address is IPv4-mapped. The MAC is the first 16 bytes of HMAC-SHA256 over everything
-//! before it.
+//! The kind is 0x28 of a request; 0x29 of the answer while the other end has not shown itself, and 0x2a when datagrams pass. These
+//! answers repeat the number and say where the request came from. The answer 0x2b repeats the number, and has a *proof* in the
+//! first 8 bytes of the observed address, which the next request is to repeat there. The other bytes of address and port are zero
+//! in both, and so are all of a request that proves nothing. All integers are big-endian; an IPv4 address is IPv4-mapped. The MAC
+//! is the first 16 bytes of HMAC-SHA256 over everything before it.
 //!
 //! The token, which the relay has given to this end alone, never shows. A number is larger than all before it of this name,
 //! so that a captured request cannot be sent again from elsewhere: a relay answers it, at the same size, and does no more.
@@ -42,6 +43,7 @@ const SALT: &[u8] = b"ringlane bind 1";
 const KIND_REQUEST: u8 = 0x28;
 const KIND_WAITING: u8 = 0x29;
 const KIND_OPEN: u8 = 0x2a;
+const KIND_CHALLENGE: u8 = 0x2b;
 
 /// Whether a datagram asks to be bound, by its length and first byte alone.
 #[inline]
@@ -96,7 +98,15 @@ pub struct Bind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BindKind {
     /// The end is where this comes from.
-    Request,
+    Request {
+        /// What the relay has last challenged it with; 0 if it has not.
+        proof: u64,
+    },
+    /// The relay wants to see that the end is there: the next request is to repeat this. It does nothing before.
+    Challenge {
+        /// Never 0.
+        proof: u64,
+    },
     /// The relay knows it is at `observed`; the other end has not shown itself yet.
     Waiting {
         /// Where the request came from, as the relay saw it.
@@ -118,8 +128,8 @@ pub enum BindError {
     /// The first byte is not a bind's.
     #[error("first byte {0:#04x} is not a bind's")]
     Kind(u8),
-    /// A request that claims to have observed something.
-    #[error("request with an observed address")]
+    /// A request or challenge that claims to have observed something, or a challenge without a proof.
+    #[error("request with an observed address, or challenge without a proof")]
     Observed,
     /// The MAC is not this token's.
     #[error("bind does not authenticate")]
@@ -139,9 +149,13 @@ impl<'a> UnverifiedBind<'a> {
     pub fn parse(datagram: &'a [u8]) -> Result<Self, BindError> {
         let bytes: &[u8; BIND_BYTES] = datagram.try_into().map_err(|_| BindError::Length(datagram.len()))?;
         let observed = SocketAddr::new(unmapped(field(bytes, 17)), u16::from_be_bytes(field(bytes, 33)));
+        let proof = u64::from_be_bytes(field(bytes, 17));
+        let has_observed = bytes[25..35].iter().any(|byte| *byte != 0);
         let kind = match bytes[0] {
-            KIND_REQUEST if bytes[17..35].iter().any(|byte| *byte != 0) => return Err(BindError::Observed),
-            KIND_REQUEST => BindKind::Request,
+            KIND_REQUEST | KIND_CHALLENGE if has_observed => return Err(BindError::Observed),
+            KIND_CHALLENGE if proof == 0 => return Err(BindError::Observed),
+            KIND_REQUEST => BindKind::Request { proof },
+            KIND_CHALLENGE => BindKind::Challenge { proof },
             KIND_WAITING => BindKind::Waiting { observed },
             KIND_OPEN => BindKind::Open { observed },
             other => return Err(BindError::Kind(other)),
@@ -181,15 +195,20 @@ impl BindKeys {
         let mut bytes = [0; BIND_BYTES];
         bytes[1..9].copy_from_slice(&self.name.0);
         bytes[9..17].copy_from_slice(&bind.number.to_be_bytes());
-        let (kind, observed) = match bind.kind {
-            BindKind::Request => (KIND_REQUEST, None),
-            BindKind::Waiting { observed } => (KIND_WAITING, Some(observed)),
-            BindKind::Open { observed } => (KIND_OPEN, Some(observed)),
+        bytes[0] = match bind.kind {
+            BindKind::Request { .. } => KIND_REQUEST,
+            BindKind::Challenge { .. } => KIND_CHALLENGE,
+            BindKind::Waiting { .. } => KIND_WAITING,
+            BindKind::Open { .. } => KIND_OPEN,
         };
-        bytes[0] = kind;
-        if let Some(observed) = observed {
-            bytes[17..33].copy_from_slice(&mapped(observed.ip().to_canonical()).octets());
-            bytes[33..35].copy_from_slice(&observed.port().to_be_bytes());
+        match bind.kind {
+            BindKind::Request { proof } | BindKind::Challenge { proof } => {
+                bytes[17..25].copy_from_slice(&proof.to_be_bytes());
+            }
+            BindKind::Waiting { observed } | BindKind::Open { observed } => {
+                bytes[17..33].copy_from_slice(&mapped(observed.ip().to_canonical()).octets());
+                bytes[33..35].copy_from_slice(&observed.port().to_be_bytes());
+            }
         }
         let (authenticated, mac) = bytes.split_at_mut(AUTHENTICATED_BYTES);
         mac.copy_from_slice(&hmac::sign(&self.key, authenticated).as_ref()[..MAC_BYTES]);
@@ -240,7 +259,9 @@ mod tests {
     }
 
     fn binds() -> Vec<Bind> {
-        let mut binds = vec![Bind { number: u64::MAX, kind: BindKind::Request }];
+        let mut binds: Vec<_> =
+            [0, 1, u64::MAX].map(|proof| Bind { number: u64::MAX, kind: BindKind::Request { proof } }).into();
+        binds.extend([1, u64::MAX].map(|proof| Bind { number: 9, kind: BindKind::Challenge { proof } }));
         for address in ["192.0.2.1:8100", "[2001:db8::1]:8101", "[::ffff:192.0.2.1]:8102"] {
             let observed: SocketAddr = address.parse().unwrap();
             let observed = SocketAddr::new(observed.ip().to_canonical(), observed.port());
@@ -256,7 +277,7 @@ mod tests {
         for bind in binds() {
             let datagram = keys.seal(&bind);
             assert_eq!(DatagramKind::of(&datagram), DatagramKind::Bind);
-            assert_eq!(is_bind(&datagram), bind.kind == BindKind::Request);
+            assert_eq!(is_bind(&datagram), matches!(bind.kind, BindKind::Request { .. }));
             let unverified = UnverifiedBind::parse(&datagram).unwrap();
             assert_eq!((unverified.name(), keys.verify(&unverified)), (keys.name(), Ok(bind)));
         }
@@ -291,7 +312,8 @@ mod tests {
             bytes[at] = byte;
             error(&bytes)
         };
-        assert_eq!((broken(0, 0x2b), broken(0, 0x27)), (BindError::Kind(0x2b), BindError::Kind(0x27)));
-        assert_eq!((broken(17, 1), broken(34, 1)), (BindError::Observed, BindError::Observed));
+        assert_eq!((broken(0, 0x2c), broken(0, 0x27)), (BindError::Kind(0x2c), BindError::Kind(0x27)));
+        assert_eq!((broken(25, 1), broken(34, 1)), (BindError::Observed, BindError::Observed));
+        assert_eq!(broken(0, KIND_CHALLENGE), BindError::Observed, "it has nothing to repeat");
     }
 }

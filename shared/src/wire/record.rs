@@ -23,7 +23,7 @@ pub enum DatagramKind {
     Quic,
     /// A path probe of ours: `0010000.`.
     Probe,
-    /// An end of a relayed lane that shows the relay where it is, or the answer: `0x28` to `0x2a`.
+    /// An end of a relayed lane that shows the relay where it is, or the answer: `0x28` to `0x2b`.
     Bind,
     /// A STUN message (RFC 8489): `000000..`.
     Stun,
@@ -42,7 +42,7 @@ impl DatagramKind {
             [first, ..] => match first {
                 0x00..=0x03 => Self::Stun,
                 0x20..=0x21 => Self::Probe,
-                0x28..=0x2a => Self::Bind,
+                0x28..=0x2b => Self::Bind,
                 0x30..=0x3f => Self::Record,
                 0x40..=0x7f | 0xc0..=0xff => Self::Quic,
                 _ => Self::Unknown,
@@ -150,7 +150,7 @@ mod tests {
             let expected = match first {
                 0..=3 => DatagramKind::Stun,
                 0x20 | 0x21 => DatagramKind::Probe,
-                0x28..=0x2a => DatagramKind::Bind,
+                0x28..=0x2b => DatagramKind::Bind,
                 first if first >> 4 == 3 => DatagramKind::Record,
                 first if first & 0x40 != 0 => DatagramKind::Quic,
                 _ => DatagramKind::Unknown,

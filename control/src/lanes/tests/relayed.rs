@@ -299,7 +299,7 @@ async fn a_bind_cannot_take_what_a_lane_of_the_relay_goes_by() {
     let now = Instant::now().into_std();
     let made = three.relay.engine.book().allocate(ENDS, LaneSet(1), now, |bytes| bytes.fill(7));
     let keys = made.unwrap().lanes[0][0].token.keys();
-    let bind = Bind { number: 1, kind: BindKind::Request };
+    let bind = Bind { number: 1, kind: BindKind::Request { proof: 0 } };
     let stray = |from| Stray { local: at_a[0].1.remote, from, datagram: keys.seal(&bind).to_vec().into() };
     let before = three.relay.engine.drops().get(ListenerDrop::BadBind);
     // Authentic, and from where a's lane is, as anybody who can forge addresses might send it.

@@ -39,7 +39,11 @@ fn allot(book: &mut Book, peers: [PeerIndex; 2], lanes: u8, now: Instant) -> Res
 }
 
 fn request(keys: &BindKeys, number: u64) -> [u8; BIND_BYTES] {
-    keys.seal(&Bind { number, kind: BindKind::Request })
+    proven(keys, number, 0)
+}
+
+fn proven(keys: &BindKeys, number: u64, proof: u64) -> [u8; BIND_BYTES] {
+    keys.seal(&Bind { number, kind: BindKind::Request { proof } })
 }
 
 fn steps(book: &mut Book) -> Vec<Step> {
@@ -57,14 +61,22 @@ struct OneLane {
 
 impl OneLane {
     fn new() -> Self {
-        let (mut book, now) = (Book::new(PORT, WORKERS), Instant::now());
+        let (mut book, now) = (Book::new(PORT, WORKERS, Instant::now()), Instant::now());
         let made = allot(&mut book, [A, B], 1, now).unwrap();
         let keys = made.lanes.each_ref().map(|lanes| lanes[0].token.keys());
         Self { id: made.id, relay: local(&made.lanes[0][0]), keys, book, now }
     }
 
-    fn bind(&mut self, end: usize, number: u64, from: &str) -> Result<BindKind, BindFault> {
-        let datagram = request(&self.keys[end], number);
+    /// With the number `10 * round`, and if that is challenged with the next one.
+    fn bind(&mut self, end: usize, round: u64, from: &str) -> Result<BindKind, BindFault> {
+        match self.ask(end, 10 * round, 0, from)? {
+            BindKind::Challenge { proof } => self.ask(end, 10 * round + 1, proof, from),
+            told => Ok(told),
+        }
+    }
+
+    fn ask(&mut self, end: usize, number: u64, proof: u64, from: &str) -> Result<BindKind, BindFault> {
+        let datagram = proven(&self.keys[end], number, proof);
         self.hear(&datagram, from).map(|answer| {
             let unverified = UnverifiedBind::parse(&answer).unwrap();
             let answer = self.keys[end].verify(&unverified).unwrap();
@@ -94,6 +106,86 @@ fn a_lane_is_forwarded_when_both_ends_have_shown_themselves() {
     assert!(matches!(opened[..], [Step::Open { halves: told, .. }] if told == halves), "{opened:?}");
     assert_eq!(it.bind(0, 2, AT_A), Ok(BindKind::Open { observed: address(AT_A) }));
     assert!(steps(&mut it.book).is_empty());
+}
+
+#[test]
+fn nothing_is_sent_to_where_nobody_has_answered_from() {
+    let mut it = OneLane::new();
+    it.bind(1, 1, AT_B).unwrap();
+    // An end that means no good, and knows its own token, asks from an address that is not its own.
+    let victim = "203.0.113.66:53";
+    for number in 1..=40 {
+        let told = it.ask(0, number, number * 7, victim);
+        assert!(
+            matches!(told, Ok(BindKind::Challenge { .. })),
+            "as much as was asked with, and nothing more: {told:?}"
+        );
+    }
+    // Nor does what was said elsewhere help, or to the other end, or long ago.
+    let Ok(BindKind::Challenge { proof }) = it.ask(0, 41, 0, AT_A) else { panic!("it is not known there") };
+    assert!(matches!(it.ask(0, 42, proof, victim), Ok(BindKind::Challenge { .. })));
+    assert!(steps(&mut it.book).is_empty());
+    it.now += Duration::from_secs(60);
+    assert!(matches!(it.ask(0, 43, proof, AT_A), Ok(BindKind::Challenge { .. })));
+    // A lane that is forwarded goes on where it was while its end claims to be elsewhere.
+    it.bind(0, 5, AT_A).unwrap();
+    assert!(matches!(steps(&mut it.book)[..], [Step::Open { .. }]));
+    assert!(matches!(it.ask(0, 60, 0, victim), Ok(BindKind::Challenge { .. })));
+    assert!(steps(&mut it.book).is_empty());
+    assert_eq!(it.ask(0, 61, 0, AT_A), Ok(BindKind::Open { observed: address(AT_A) }), "nothing to prove there");
+}
+
+#[test]
+fn a_challenge_costs_one_round_trip_and_one_that_is_lost_is_asked_for_again() {
+    for lost in [false, true] {
+        let (mut it, start) = (OneLane::new(), Instant::now());
+        let (mut binder, mut now, mut round_trips) = (Binder::new(1, start), start, 0);
+        while binder.open_route().is_none() {
+            let Some(sent) = binder.poll_transmit(now) else {
+                now = now.max(binder.poll_timeout().unwrap());
+                continue;
+            };
+            round_trips += 1;
+            let told = it.ask(0, sent.number, sent.proof, AT_A).unwrap();
+            match told {
+                // The other end comes as soon as may be.
+                BindKind::Challenge { .. } if lost && round_trips == 1 => {}
+                BindKind::Challenge { proof } => {
+                    it.bind(1, 1, AT_B).unwrap();
+                    binder.handle_challenge(0, sent.number, proof, now);
+                    assert_eq!(binder.poll_timeout(), Some(now), "at once");
+                }
+                told => {
+                    binder.handle_answer(0, sent.number, matches!(told, BindKind::Open { .. }), now);
+                }
+            }
+        }
+        assert_eq!(round_trips, if lost { 3 } else { 2 });
+        assert!(now - start < Duration::from_millis(200));
+        // From then on it is asked as ever.
+        assert_eq!(binder.poll_timeout(), Some(now + Duration::from_secs(15)));
+        assert_eq!(binder.poll_transmit(now + Duration::from_secs(15)).map(|sent| sent.proof), Some(0));
+    }
+}
+
+#[test]
+fn a_relay_that_is_never_content_is_given_up() {
+    let start = Instant::now();
+    for is_open in [false, true] {
+        let (mut binder, mut now, mut sent) = (Binder::new(1, start), start, 0);
+        if is_open {
+            let first = binder.poll_transmit(now).unwrap();
+            assert!(binder.handle_answer(0, first.number, true, now));
+        }
+        while let Some(at) = binder.poll_timeout() {
+            now = now.max(at);
+            while let Some(request) = binder.poll_transmit(now) {
+                sent += 1;
+                binder.handle_challenge(0, request.number, sent, now);
+            }
+        }
+        assert!(sent < 25 && now < start + Duration::from_secs(30), "{sent} {:?}", now - start);
+    }
 }
 
 #[test]
@@ -169,10 +261,14 @@ fn an_end_that_floods_us_is_looked_at_so_many_times_and_moves_so_often() {
     it.bind(1, 1, AT_B).unwrap();
     let mut answers = 0;
     for number in 0..1000 {
-        let datagram = request(&it.keys[0], number);
-        let from = SocketAddr::from(([198, 51, 100, 7], 1000 + number as u16));
-        let heard = it.book.handle_bind(Ends { local: it.relay, remote: from }, &datagram, it.now, || true);
+        let path = Ends { local: it.relay, remote: SocketAddr::from(([198, 51, 100, 7], 1000 + number as u16)) };
+        let heard = it.book.handle_bind(path, &request(&it.keys[0], 2 * number), it.now, || true);
         answers += u32::from(heard.is_ok());
+        let told = heard.map(|heard| it.keys[0].verify(&UnverifiedBind::parse(&heard).unwrap()).unwrap().kind);
+        if let Ok(BindKind::Challenge { proof }) = told {
+            let datagram = proven(&it.keys[0], 2 * number + 1, proof);
+            answers += u32::from(it.book.handle_bind(path, &datagram, it.now, || true).is_ok());
+        }
     }
     assert!(answers <= BINDS_PER_END.0, "{answers}");
     let opened = steps(&mut it.book).iter().filter(|step| matches!(step, Step::Open { .. })).count();
@@ -198,7 +294,7 @@ fn whoever_has_seen_a_bind_keeps_its_end_from_nothing() {
     }
     assert!(answers <= BINDS_PER_END.0, "{answers}");
     let own = Ends { local: it.relay, remote: address(AT_A) };
-    for number in 2..10 {
+    for number in 12..20 {
         let datagram = request(&it.keys[0], number);
         assert!(it.book.handle_bind(own, &datagram, it.now, || true).is_ok(), "{number}");
     }
@@ -241,7 +337,7 @@ fn a_forward_that_has_ended_begins_again_when_both_ends_ask() {
 
 #[test]
 fn no_peer_gets_more_than_its_share_and_all_together_no_more_than_workers_can_do() {
-    let (mut book, now) = (Book::new(PORT, WORKERS), Instant::now());
+    let (mut book, now) = (Book::new(PORT, WORKERS, Instant::now()), Instant::now());
     let mut made = 0;
     for other in 10..1000 {
         made += usize::from(allot(&mut book, [A, PeerIndex(other)], 1, now).is_ok());
@@ -268,7 +364,7 @@ fn no_peer_gets_more_than_its_share_and_all_together_no_more_than_workers_can_do
 
 #[test]
 fn the_other_end_decides_which_lanes_there_are() {
-    let (mut book, now) = (Book::new(PORT, WORKERS), Instant::now());
+    let (mut book, now) = (Book::new(PORT, WORKERS, Instant::now()), Instant::now());
     let made = allot(&mut book, [A, B], 3, now).unwrap();
     assert_eq!(book.confirm(made.id, LaneSet(0b1110)), LaneSet(0b110));
     assert_eq!(book.allotments().map(|allotment| allotment.lanes).sum::<usize>(), 2);
@@ -305,7 +401,7 @@ impl Network {
 fn run(seed: u64, loss_percent: u64) {
     let mut random = Random::of(seed);
     let start = Instant::now();
-    let (mut book, mut now) = (Book::new(PORT, WORKERS), start);
+    let (mut book, mut now) = (Book::new(PORT, WORKERS, Instant::now()), start);
     let made = allot(&mut book, [A, B], 1, now).unwrap();
     let relay = local(&made.lanes[0][0]);
     let keys = made.lanes.each_ref().map(|lanes| lanes[0].token.keys());
@@ -330,7 +426,7 @@ fn run(seed: u64, loss_percent: u64) {
         for end in 0..2 {
             while let Some(sent) = ends[end].poll_transmit(now) {
                 if works[end][sent.route] {
-                    network.send(2, (end, sent.route), &request(&keys[end], sent.number), now);
+                    network.send(2, (end, sent.route), &proven(&keys[end], sent.number, sent.proof), now);
                 }
             }
         }
@@ -345,8 +441,12 @@ fn run(seed: u64, loss_percent: u64) {
                 }
             } else {
                 let bind = keys[end].verify(&UnverifiedBind::parse(&datagram).unwrap()).unwrap();
-                let is_open = matches!(bind.kind, BindKind::Open { .. });
-                ends[end].handle_answer(route, bind.number, is_open, now);
+                match bind.kind {
+                    BindKind::Challenge { proof } => ends[end].handle_challenge(route, bind.number, proof, now),
+                    kind => {
+                        ends[end].handle_answer(route, bind.number, matches!(kind, BindKind::Open { .. }), now);
+                    }
+                }
             }
             while let Some(step) = book.poll_step() {
                 match step {
@@ -441,7 +541,7 @@ fn an_old_answer_says_nothing_any_more() {
 
 #[test]
 fn workers_take_turns() {
-    let (mut book, now) = (Book::new(PORT, 3), Instant::now());
+    let (mut book, now) = (Book::new(PORT, 3, Instant::now()), Instant::now());
     let made = allot(&mut book, [A, B], 6, now).unwrap();
     let workers: Vec<_> = made.lanes[0].iter().map(|lane| lane.worker).collect();
     assert_eq!(workers, [0, 1, 2, 0, 1, 2].map(WorkerId));

@@ -453,7 +453,7 @@ fn a_strangers_datagram_from_before_the_socket_was_connected_goes_nowhere() {
 fn an_end_that_shows_itself_again_is_controls_and_what_no_lane_sends_goes_nowhere() {
     let mut bed = Bed::new(0);
     let Relay { ends: [a, b], counters, .. } = bed.relay(1);
-    let bind = BindToken::new([1; 16]).keys().seal(&Bind { number: 1, kind: BindKind::Request });
+    let bind = BindToken::new([1; 16]).keys().seal(&Bind { number: 1, kind: BindKind::Request { proof: 0 } });
     // More often than there are buffers, each of which comes back.
     let times = u64::from(FORWARD_RECEIVES_IN_FLIGHT) + 4;
     for _ in 0..times {
@@ -483,7 +483,7 @@ fn an_end_that_shows_itself_again_is_controls_and_what_no_lane_sends_goes_nowher
 fn an_end_that_shows_itself_without_end_keeps_no_other_from_it_and_takes_nothing_from_lanes() {
     let mut bed = Bed::new(0);
     let [flooding, other] = [1, 2].map(|id| bed.relay(id));
-    let bind = BindToken::new([1; 16]).keys().seal(&Bind { number: 1, kind: BindKind::Request });
+    let bind = BindToken::new([1; 16]).keys().seal(&Bind { number: 1, kind: BindKind::Request { proof: 0 } });
     let (now, lanes, sent) = (Instant::now(), bed.worker.state.strays, 200);
     for _ in 0..sent {
         // One by one, so that none finds the socket full.

@@ -21,7 +21,8 @@ pub(crate) fn internet(lab: &Lab) {
         ] {
             router.run(&format!("ip {family}address del {address}/{bits} dev underlay"));
             let host = if bits == 24 { 32 } else { 128 };
-            router.run(&format!("ip {family}address add {address}/{host} dev underlay"));
+            let nodad = if bits == 24 { "" } else { "nodad" };
+            router.run(&format!("ip {family}address add {address}/{host} dev underlay {nodad}"));
             router.run(&format!("ip {family}route add {gateway} dev underlay"));
             router.run(&format!("ip {family}route add default via {gateway}"));
         }

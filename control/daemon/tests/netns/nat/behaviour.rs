@@ -18,8 +18,10 @@ struct Outsiders([UdpSocket; 4]);
 impl Outsiders {
     fn of(nat: &NatLab, is_v6: bool) -> Self {
         let (v4, v6) = numbered(Site::R, 3);
-        let second = if is_v6 { format!("-6 address replace {v6}/64") } else { format!("address replace {v4}/24") };
-        nat.lab().router(Site::R).run(&format!("ip {second} dev {UNDERLAY}"));
+        // Even where duplicates are not looked for, an address may be bound only when the kernel got round to not
+        // looking, unless it comes with `nodad`.
+        let second = if is_v6 { format!("{v6}/64 dev {UNDERLAY} nodad") } else { format!("{v4}/24 dev {UNDERLAY}") };
+        nat.lab().router(Site::R).run(&format!("ip address replace {second}"));
         let at = |site, number, port| {
             let (v4, v6) = numbered(site, number);
             let address = if is_v6 { IpAddr::V6(v6) } else { IpAddr::V4(v4) };

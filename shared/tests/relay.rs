@@ -62,6 +62,7 @@ fn message() -> impl Strategy<Value = RelayMessage> {
         prop_oneof![
             Just(RelayRefusal::Busy),
             Just(RelayRefusal::NotConfigured),
+            Just(RelayRefusal::Unsupported),
             Just(RelayRefusal::NotServing),
             Just(RelayRefusal::OtherEnd),
             Just(RelayRefusal::Unknown),

@@ -1,7 +1,8 @@
 //! Lanes that are relayed for others: what comes from one end leaves to the other, as it is.
 //!
-//! Nothing of it is opened, and nothing is looked at but lengths, whatever the first byte says: a later version's datagrams
-//! pass as today's do. As one datagram leaves for each that came, and none larger, nobody gains anything by sending it here.
+//! Nothing of it is opened, and of what it says only whether an end asks us to bind it again (`wire::bind`): a later
+//! version's datagrams pass as today's do. As one datagram leaves for each that came, and none larger, nobody gains
+//! anything by sending it here.
 //!
 //! The worker's own packets come first: what is to be forwarded waits, in buffers of its own, until they have had their
 //! turn, and is at most [`FORWARD_TURN_BYTES`] a turn. What is over waits in the sockets, whose turn it is in a queue.

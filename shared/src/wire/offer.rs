@@ -15,7 +15,7 @@
 //! all others are skipped. The stream is authenticated and confidential, which is why the secrets may travel on it.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -204,12 +204,6 @@ impl Offer {
     pub fn lane_id(&self, lane: LaneIndex) -> LaneId {
         let [_, a, b, c] = (self.lane_id_base.get() + u32::from(lane.get())).to_be_bytes();
         LaneId::from_be_bytes([a, b, c])
-    }
-
-    /// Where this lane's worker receives at `ip`, an address of the sender's that we know from elsewhere, such as the
-    /// libp2p connection.
-    pub fn lane_address(&self, ip: IpAddr, lane: LaneIndex) -> SocketAddr {
-        SocketAddr::new(ip, worker_port(self.port, lane, self.workers))
     }
 
     /// Where this lane's worker can be reached: what was said of it alone, then what was said of all, each best first.
@@ -447,7 +441,6 @@ mod tests {
     fn a_lane_goes_to_its_owners_port_and_carries_its_own_id() {
         let (lane, mut offer) = (LaneIndex::new(3).unwrap(), offer());
         assert_eq!(offer.lane_id(lane), LaneId::new(0x00ab_cd03).unwrap());
-        assert_eq!(offer.lane_address("192.0.2.1".parse().unwrap(), lane), "192.0.2.1:8101".parse().unwrap());
         offer.extensions.candidates = [(0, 9000), (1, 9001)]
             .map(|(worker, port)| OwnCandidate {
                 worker,

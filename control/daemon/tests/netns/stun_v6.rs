@@ -84,9 +84,14 @@ fn without_a_firewall_ipv6_is_told_as_open() {
 fn a_translator_of_ipv6_is_noticed_and_what_it_makes_of_the_ports_is_offered() {
     let Some(lab) = Lab::up(2) else { return };
     // What B sends first to A's own address would not be translated, nor A's answers to it: there is no way back to that.
-    let rules = "table ip6 nat {\n chain out {\n  type nat hook postrouting priority 100\n  \
-                 oifname underlay masquerade\n }\n}\n";
-    let mut nodes = up(&lab, rules);
+    // What B sends to the router before A has sent is for nobody there, and would take the port if it were let in.
+    let rules = format!(
+        "table ip6 nat {{\n chain out {{\n  type nat hook postrouting priority 100\n  \
+         oifname underlay masquerade\n }}\n chain in {{\n  type filter hook input priority 0\n  \
+         iifname underlay udp dport {LANE_PORT}-{} drop\n }}\n}}\n",
+        LANE_PORT + 1
+    );
+    let mut nodes = up(&lab, &rules);
     let known = wait_known(&mut nodes[0], "endpoint_independent", "address_and_port_dependent");
     let expected = [LANE_PORT, LANE_PORT + 1].map(|port| format!("[{ROUTER}]:{port}"));
     assert_eq!(seen(&known), expected);

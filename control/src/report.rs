@@ -387,6 +387,7 @@ fn lane_status(index: u8, lane: &LaneUp) -> LaneStatus {
         local: lane.local,
         remote: lane.remote,
         rtt_us: (rtt_us > 0).then_some(rtt_us),
+        loss_percent: lane.gauges.loss().percent(),
         relay: None,
         mtu_bytes: (mtu_bytes > 0).then_some(mtu_bytes),
         state: if lane.gauges.is_silent() { LaneState::Silent } else { LaneState::Up },

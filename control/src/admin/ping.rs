@@ -50,4 +50,7 @@ pub struct PingPath {
     pub relay: Option<RelayNode>,
     /// From the question to the answer; `null` if there was none in time.
     pub rtt_us: Option<u64>,
+    /// What the lane's path loses, as in `status`.
+    #[serde(default)]
+    pub loss_percent: Option<u8>,
 }

@@ -266,6 +266,9 @@ pub struct LaneStatus {
     pub remote: SocketAddr,
     /// Smoothed round-trip time.
     pub rtt_us: Option<u64>,
+    /// What its path loses of questions and answers; `null` until it has been used for some seconds.
+    #[serde(default)]
+    pub loss_percent: Option<u8>,
     /// The name of the peer that relays it, or its id if it has none; `null` if none does.
     #[serde(default)]
     pub relay: Option<String>,

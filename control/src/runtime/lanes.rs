@@ -182,6 +182,8 @@ impl Control {
             LaneChange::Heard => info!(peer, %lane, "lane heard: the peer answers again"),
             LaneChange::Moved { local, remote } => info!(peer, %lane, %local, %remote, "lane moved"),
             LaneChange::PathMtu(bytes) => info!(peer, %lane, bytes, "path MTU found"),
+            LaneChange::Lossy(true) => info!(peer, %lane, "lane lossy: its path loses a good part of what is sent"),
+            LaneChange::Lossy(false) => info!(peer, %lane, "lane lossy no more"),
             LaneChange::Carrier(LaneCarrier::Quic) => {
                 info!(peer, %lane, "records do not pass, QUIC does: packets leave in QUIC datagrams, which is slower");
             }

@@ -231,6 +231,7 @@ impl Control {
             transport: None,
             relay: relay.map(|relay| RelayNode { name: relay.name.clone(), id: relay.id.to_string() }),
             rtt_us: None,
+            loss_percent: up.gauges.loss().percent(),
         }
     }
 
@@ -255,6 +256,7 @@ impl Control {
             transport: taken.transport.map(|transport| transport.name().to_owned()),
             relay,
             rtt_us: None,
+            loss_percent: None,
         };
         Some((path, taken.id))
     }

@@ -1,8 +1,8 @@
 //! What a worker asks and answers on the paths of its lanes: echoes.
 //!
 //! An echo leaves at once and by itself, in a record of its own that overtakes whatever the turn has begun, so that
-//! round trips measure the path and not the worker. What to ask is decided in `ringlane_shared::path`: [`PathMtu`] and
-//! [`Liveness`] of each lane, which learn of traffic once a turn.
+//! round trips measure the path and not the worker. What to ask is decided in `ringlane_shared::path`: [`PathMtu`],
+//! [`Liveness`] and [`LossMeter`] of each lane, which learn of traffic once a turn.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,6 +16,7 @@ use ringlane_shared::limits::{
     ECHO_REPLIES_PER_SECOND, ECHOES_ASKED_MAX, RECORD_HEADER_BYTES, RECORD_OVERHEAD_BYTES, datagram_bytes_max,
 };
 use ringlane_shared::path::liveness::{Liveness, LivenessAction};
+use ringlane_shared::path::loss::{Loss, LossMeter};
 use ringlane_shared::path::mtu::{MtuProbe, PathMtu};
 use ringlane_shared::path::rtt::Rtt;
 use ringlane_shared::plane::{LaneChange, LaneEnd, PlaneEvent};
@@ -77,6 +78,13 @@ impl Paths {
         }
     }
 
+    /// Records with packets have arrived.
+    pub(super) fn note_packets(&mut self, lane: &mut Lane, now: Instant) {
+        if !lane.carriage.is_quic() && lane.path.loss.note_used(now) {
+            self.deadlines.advance(lane.socket, lane.path.deadline());
+        }
+    }
+
     /// The lane's path is to be looked at now.
     pub(super) fn wake(&mut self, slot: SocketSlot, now: Instant) {
         self.deadlines.set(slot, now);
@@ -96,6 +104,7 @@ pub(crate) struct LanePath {
     rtt: Rtt,
     mtu: PathMtu,
     liveness: Liveness,
+    loss: LossMeter,
     asked: VecDeque<Asked>,
     /// The largest record of this turn.
     record_bytes: usize,
@@ -149,7 +158,8 @@ impl LanePath {
     }
 
     fn deadline(&self) -> Instant {
-        self.mtu.poll_timeout().into_iter().fold(self.liveness.poll_timeout(), Instant::min)
+        let due = self.mtu.poll_timeout().into_iter().chain(self.loss.poll_timeout());
+        due.fold(self.liveness.poll_timeout(), Instant::min)
     }
 }
 
@@ -165,6 +175,7 @@ impl<E: Engine> Worker<E> {
             rtt: Rtt::default(),
             mtu: PathMtu::new(header_bytes, ceiling, self.ring.route_mtu(slot), now),
             liveness: Liveness::new(self.state.paths.keep_alive, chance, now),
+            loss: LossMeter::default(),
             asked: VecDeque::with_capacity(ECHOES_ASKED_MAX),
             record_bytes: 0,
             route_checked_at: now,
@@ -174,9 +185,10 @@ impl<E: Engine> Worker<E> {
     /// A lane has moved to the socket in `slot`, where its peer has just answered: nothing is known of this path but that.
     pub(super) fn restart_path(&mut self, slot: SocketSlot, now: Instant) -> io::Result<()> {
         let Some(remote) = self.state.lanes.get_mut(slot).map(|lane| lane.remote) else { return Ok(()) };
-        let LanePath { rtt, mtu, asked, .. } = self.new_path(slot, remote, now);
+        let LanePath { rtt, mtu, loss, asked, .. } = self.new_path(slot, remote, now);
         if let Some(lane) = self.state.lanes.get_mut(slot) {
-            (lane.path.rtt, lane.path.mtu, lane.path.asked) = (rtt, mtu, asked);
+            (lane.path.rtt, lane.path.mtu, lane.path.loss, lane.path.asked) = (rtt, mtu, loss, asked);
+            lane.gauges.set_loss(Loss::default());
             lane.path.liveness.note_heard(now);
             // Also where packets leave by QUIC, which has no use for it before it does not.
             lane.record_bytes = usize::from(lane.path.mtu.bytes());
@@ -210,6 +222,9 @@ impl<E: Engine> Worker<E> {
             0 if !is_quic => return,
             0 => {}
             bytes => path.mtu.note_sent(bytes, now),
+        }
+        if !is_quic {
+            path.loss.note_used(now);
         }
         path.liveness.note_sent(now);
         if is_quic {
@@ -263,6 +278,7 @@ impl<E: Engine> Worker<E> {
                 LivenessAction::Ask => drop(self.ask(slot, None, now)),
                 LivenessAction::Late => self.tell(slot, LaneChange::Late),
                 LivenessAction::Silent => {
+                    lane.path.loss.handle_silent();
                     lane.carriage.handle_silent(now);
                     self.tell(slot, LaneChange::Silent);
                 }
@@ -278,6 +294,11 @@ impl<E: Engine> Worker<E> {
                 MtuProbe::Short => None,
             };
             let sent = self.ask(slot, bytes, now);
+            if let (Ok(token), Some(lane)) = (&sent, self.state.lanes.get_mut(slot))
+                && bytes.is_none_or(|bytes| bytes <= lane.path.mtu.bytes())
+            {
+                lane.path.loss.note_asked(*token, now);
+            }
             let (Err(error), Some(bytes), Some(lane)) = (sent, bytes, self.state.lanes.get_mut(slot)) else { continue };
             match error.raw_os_error() {
                 Some(libc::EMSGSIZE) if bytes > lane.path.mtu.bytes() => lane.path.mtu.handle_refused(bytes),
@@ -291,11 +312,23 @@ impl<E: Engine> Worker<E> {
             self.state.paths.deadlines.set(slot, lane.path.liveness.poll_timeout());
             return Ok(());
         }
+        if lane.path.loss.poll(now, lane.path.rtt.patience())
+            && let Ok(token) = self.ask(slot, None, now)
+            && let Some(lane) = self.state.lanes.get_mut(slot)
+        {
+            lane.path.loss.note_asked(token, now);
+        }
+        let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
         lane.record_bytes = usize::from(lane.path.mtu.bytes());
         lane.gauges.set_mtu(lane.path.mtu.bytes());
+        lane.gauges.set_loss(lane.path.loss.found());
+        let lossy = lane.path.loss.poll_change();
         self.state.paths.deadlines.set(slot, lane.path.deadline());
         if let Some(bytes) = lane.path.mtu.poll_change() {
             self.tell(slot, LaneChange::PathMtu(bytes));
+        }
+        if let Some(is_lossy) = lossy {
+            self.tell(slot, LaneChange::Lossy(is_lossy));
         }
         Ok(())
     }
@@ -351,7 +384,11 @@ impl<E: Engine> Worker<E> {
         if let Some(rtt) = lane.path.rtt.smoothed() {
             lane.gauges.set_rtt(rtt);
         }
+        if let Some(rtt) = lane.path.rtt.shortest() {
+            lane.gauges.set_shortest_rtt(rtt);
+        }
         if !is_datagram {
+            lane.path.loss.handle_answer(token);
             lane.path.mtu.handle_answer(bytes, sent_at, now);
         }
         if let Some(ask) = ask {
@@ -379,8 +416,8 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Sends a request on a lane's own path, in a datagram of so many bytes or as short as can be.
-    fn ask(&mut self, slot: SocketSlot, bytes: Option<u16>, now: Instant) -> io::Result<()> {
+    /// Sends a request on a lane's own path, in a datagram of so many bytes or as short as can be. Returns its token.
+    fn ask(&mut self, slot: SocketSlot, bytes: Option<u16>, now: Instant) -> io::Result<u64> {
         let token = self.draw_token()?;
         let is_quic = self.state.lanes.get_mut(slot).is_some_and(|lane| lane.carriage.is_quic());
         match bytes {
@@ -391,7 +428,7 @@ impl<E: Engine> Worker<E> {
             lane.gauges.echoes_sent.add(1);
             lane.path.note_asked(Asked { token, sent_at: now, bytes, ask: None });
         }
-        Ok(())
+        Ok(token)
     }
 
     /// Tells control what is different about a lane.
@@ -463,6 +500,15 @@ impl Deadlines {
         }
         (self.at[position], self.slots[position]) = (at, slot);
         self.earliest = self.earliest.min(at);
+    }
+
+    /// As [`Self::set`], unless the slot's time comes sooner anyhow.
+    fn advance(&mut self, slot: SocketSlot, at: Instant) {
+        let position = slot.position();
+        let is_sooner = self.slots.get(position) == Some(&slot) && self.at[position] <= self.number(at);
+        if !is_sooner {
+            self.set(slot, at);
+        }
     }
 
     fn forget(&mut self, slot: SocketSlot) {

@@ -130,7 +130,11 @@ impl<E: Engine> Worker<E> {
         counters.quic_datagrams_received.add(datagrams);
         if records + datagrams > 0 {
             paths.note_arrivals(lane, socket == slot && records + datagrams > requests, now);
-            movement.note_arrivals(lane, requests == 0 && has_packets, now);
+            let has_packets = requests == 0 && has_packets;
+            movement.note_arrivals(lane, has_packets, now);
+            if has_packets {
+                paths.note_packets(lane, now);
+            }
         }
     }
 

@@ -6,14 +6,16 @@
 //! whose ports nobody can name.
 //!
 //! Once a lane stands, its worker finds out by echoes what its path carries ([`mtu`]), whether anybody is there
-//! ([`liveness`], [`lull`]), how long an answer takes ([`rtt`]), and whether records pass at all or packets must go by QUIC
-//! ([`carrier`]). [`trial`] says when it moves to another path, and [`choice`] which of several is the best.
+//! ([`liveness`], [`lull`]), how long an answer takes ([`rtt`]), how many are lost ([`loss`]), and whether records pass at
+//! all or packets must go by QUIC ([`carrier`]). [`trial`] says when it moves to another path, and [`choice`] which of several
+//! is the best.
 
 pub mod birthday;
 pub mod candidate;
 pub mod carrier;
 pub mod choice;
 pub mod liveness;
+pub mod loss;
 pub mod lull;
 pub mod mtu;
 pub mod prober;

@@ -11,16 +11,27 @@ const PATIENCE_MIN: Duration = Duration::from_millis(50);
 /// Waited at most.
 const PATIENCE_MAX: Duration = Duration::from_secs(3);
 
-/// The smoothed round-trip time of one path.
+/// Samples that one half of the time has, by which the shortest one is forgotten.
+const HALF: u8 = 64;
+
+/// The round-trip time of one path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Rtt {
     smoothed: Option<Duration>,
     variation: Duration,
+    /// Of the present half and of the one before.
+    shortest: [Option<Duration>; 2],
+    samples: u8,
 }
 
 impl Rtt {
     /// Takes in the time from a request to its answer.
     pub fn add(&mut self, sample: Duration) {
+        if self.samples == HALF {
+            (self.shortest, self.samples) = ([None, self.shortest[0]], 0);
+        }
+        self.samples += 1;
+        self.shortest[0] = Some(self.shortest[0].map_or(sample, |shortest| shortest.min(sample)));
         match &mut self.smoothed {
             None => {
                 self.smoothed = Some(sample);
@@ -36,6 +47,12 @@ impl Rtt {
     /// The smoothed round-trip time, once there was an answer.
     pub fn smoothed(&self) -> Option<Duration> {
         self.smoothed
+    }
+
+    /// The shortest of the latest 64 samples or more, once there was one: what the path takes when nothing waits on it, which
+    /// is what other paths are measured by.
+    pub fn shortest(&self) -> Option<Duration> {
+        self.shortest.into_iter().flatten().min()
     }
 
     /// How long to wait for an answer before asking again: less than RFC 6298 has a sender wait before it retransmits
@@ -64,6 +81,18 @@ mod tests {
         rtt.add(MS(180));
         assert_eq!(rtt.smoothed(), Some(MS(110)));
         assert!(rtt.patience() > MS(150), "{rtt:?}");
+    }
+
+    #[test]
+    fn the_shortest_is_of_the_latest_samples() {
+        let mut rtt = Rtt::default();
+        assert_eq!(rtt.shortest(), None);
+        let samples: Vec<_> = (0..1000).map(|step| MS(100 + step * 7919 % 400)).collect();
+        for (position, sample) in samples.iter().enumerate() {
+            rtt.add(*sample);
+            let from = (position / 64 * 64).saturating_sub(64);
+            assert_eq!(rtt.shortest(), samples[from..=position].iter().min().copied());
+        }
     }
 
     #[test]

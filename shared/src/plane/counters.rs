@@ -13,6 +13,7 @@ use super::settings::Engine;
 use crate::drop_reason::DropReason;
 use crate::lane::keys::Suite;
 use crate::lane::seal::Sequence;
+use crate::path::loss::Loss;
 use crate::wire::record::EpochTag;
 
 /// A number that only grows, written by one thread.
@@ -140,9 +141,11 @@ const NEWEST_COUNTER_MASK: u64 = (1 << NEWEST_COUNTER_BITS) - 1;
 #[repr(align(128))]
 pub struct LaneGauges {
     rtt_us: AtomicU64,
+    shortest_rtt_us: AtomicU64,
     mtu_bytes: AtomicU32,
     epoch: AtomicU64,
     newest: AtomicU64,
+    loss: AtomicU32,
     is_silent: AtomicBool,
     carrier: AtomicU8,
     suite: AtomicU8,
@@ -162,6 +165,17 @@ impl LaneGauges {
     /// Stores the smoothed round-trip time. Only the owning worker may call this, and all setters.
     pub fn set_rtt(&self, rtt: Duration) {
         self.rtt_us.store(rtt.as_micros().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Stores the shortest round-trip time of late.
+    pub fn set_shortest_rtt(&self, rtt: Duration) {
+        self.shortest_rtt_us.store(rtt.as_micros().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Stores what the lane's path was found to lose.
+    pub fn set_loss(&self, loss: Loss) {
+        let (asked, lost) = loss.counts();
+        self.loss.store(u32::from(asked) << 16 | u32::from(lost), Ordering::Relaxed);
     }
 
     /// Stores the largest UDP payload the lane's path is known to carry.
@@ -204,6 +218,20 @@ impl LaneGauges {
     /// Smoothed round-trip time in microseconds; 0 before the first figure.
     pub fn rtt_us(&self) -> u64 {
         self.rtt_us.load(Ordering::Relaxed)
+    }
+
+    /// Shortest round-trip time of late; the smoothed one before the first figure.
+    pub fn shortest_rtt_us(&self) -> u64 {
+        match self.shortest_rtt_us.load(Ordering::Relaxed) {
+            0 => self.rtt_us(),
+            us => us,
+        }
+    }
+
+    /// What the lane's path was found to lose.
+    pub fn loss(&self) -> Loss {
+        let counts = self.loss.load(Ordering::Relaxed);
+        Loss::new((counts >> 16) as u16, counts as u16)
     }
 
     /// Largest UDP payload the lane's path is known to carry; 0 before the first figure.

@@ -74,7 +74,12 @@ fn for_people(sequence: u64, status: &PingStatus, timeout_ms: u64, is_last: bool
             Some(_) => format!("answers in {}", text::rtt(path.rtt_us)),
             None => format!("does not answer within {timeout_ms} ms"),
         };
-        let _ = writeln!(out, "{sequence}: {peer} {answer} {}", text::printable(&way(path)));
+        let _ = writeln!(
+            out,
+            "{sequence}: {peer} {answer} {}{}",
+            text::printable(&way(path)),
+            text::loss(path.loss_percent)
+        );
     }
     if status.paths.is_empty() {
         let _ = writeln!(out, "{sequence}: no path leads to {peer}");
@@ -138,6 +143,7 @@ mod tests {
             transport: None,
             relay: None,
             rtt_us,
+            loss_percent: None,
         }
     }
 
@@ -157,6 +163,7 @@ mod tests {
             transport: Some("tcp".to_owned()),
             relay: Some(node("site\x1b[31m-r")),
             rtt_us: Some(25_000),
+            loss_percent: None,
         };
         let obstacle = ObstacleStatus { code: "udp_blocked".to_owned(), text: "no UDP leaves this network".to_owned() };
         PingStatus {
@@ -178,7 +185,10 @@ mod tests {
         assert_eq!(last, format!("{line}no direct lane: no UDP leaves this network\n"));
         let direct = PingStatus {
             direct: true,
-            paths: vec![lane(0, "lan", Some(350)), lane(1, "translated", None)],
+            paths: vec![
+                PingPath { loss_percent: Some(0), ..lane(0, "lan", Some(350)) },
+                PingPath { loss_percent: Some(7), ..lane(1, "translated", None) },
+            ],
             obstacle: None,
             peer: node(""),
             ..relayed()
@@ -187,7 +197,7 @@ mod tests {
             for_people(7, &direct, 1000, true),
             "7: 12D3KooWBob answers in 350 us on lane 0 (worker 0), 10.201.0.1:8100 -> 10.201.0.2:8100, in the local network\n\
              7: 12D3KooWBob does not answer within 1000 ms on lane 1 (worker 1), 10.201.0.1:8101 -> 10.201.0.2:8101, direct \
-             through a NAT\n"
+             through a NAT, loses 7 %\n"
         );
         let nowhere = PingStatus { paths: Vec::new(), answered: false, obstacle: None, ..relayed() };
         assert_eq!(for_people(2, &nowhere, 1000, false), "2: no path leads to site\u{fffd}-b\n");

@@ -154,6 +154,7 @@ fn lane_line(lane: &LaneStatus) -> String {
     if lane.rtt_us.is_some() {
         let _ = write!(line, ", rtt {}", text::rtt(lane.rtt_us));
     }
+    line.push_str(&text::loss(lane.loss_percent));
     if let Some(mtu_bytes) = lane.mtu_bytes {
         let _ = write!(line, ", datagrams to {mtu_bytes} bytes");
     }
@@ -332,6 +333,7 @@ mod tests {
                     local: "10.201.0.1:8100".parse().unwrap(),
                     remote: "10.201.0.2:8100".parse().unwrap(),
                     rtt_us: Some(350),
+                    loss_percent: Some(3),
                     relay: None,
                     mtu_bytes: Some(1452),
                     state: LaneState::Up,
@@ -351,6 +353,7 @@ mod tests {
                     local: "[2001:db8::1]:8101".parse().unwrap(),
                     remote: "[2001:db8::2]:8101".parse().unwrap(),
                     rtt_us: None,
+                    loss_percent: None,
                     relay: None,
                     mtu_bytes: None,
                     state: LaneState::Silent,

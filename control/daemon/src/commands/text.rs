@@ -110,6 +110,11 @@ pub(super) fn rtt(rtt_us: Option<u64>) -> String {
     }
 }
 
+/// What a path loses, as the end of a line; nothing where it is nothing, or not known.
+pub(super) fn loss(loss_percent: Option<u8>) -> String {
+    loss_percent.filter(|percent| *percent > 0).map_or_else(String::new, |percent| format!(", loses {percent} %"))
+}
+
 /// An amount of bytes in the unit that suits it.
 pub(super) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

@@ -87,6 +87,8 @@ pub(super) struct StandingLane {
     /// Where it was told to move because that is better, and until when that may take.
     pub(super) taking: Option<(Ends, Instant)>,
     is_silent: bool,
+    /// Whether its path loses a good part of what is sent.
+    pub(super) is_lossy: bool,
     search: Option<Search>,
     pub(super) gauges: Arc<LaneGauges>,
     /// Those of its paths that relays forward.
@@ -150,6 +152,7 @@ impl Standing {
             book: PathBook::new(own, PathClass::Translated, now),
             taking: None,
             is_silent: false,
+            is_lossy: false,
             search: None,
             gauges: Arc::clone(&lane.gauges),
             passages: Vec::new(),
@@ -282,11 +285,16 @@ impl LaneEngine {
                 lane.is_silent = false;
                 lane.search = None;
             }
+            LaneChange::Lossy(is_lossy) => {
+                lane.is_lossy = is_lossy;
+                self.review(peer, is_lossy, now);
+            }
             LaneChange::Moved { local, remote } => {
                 let path = Path { local, remote };
                 let before = std::mem::replace(&mut lane.path, path);
                 lane.search = None;
                 lane.taking = None;
+                lane.is_lossy = false;
                 let had_to = lane.is_silent || !ips.contains(&before.local.ip());
                 let class = lane.class_of(path, on_link);
                 lane.book.handle_moved(path.into(), class, had_to, now);

@@ -5,7 +5,8 @@
 //! ([`ringlane_shared::path::choice`]) and has its worker move the lane; the server follows it, as it follows every move. So two
 //! ends never disagree for long, and there is one that remembers which paths were of no use.
 //!
-//! When a better path is conceivable than the one a lane has, a new exchange is asked for, again and again.
+//! When a better path is conceivable than the one a lane has, a new exchange is asked for, again and again. Where a lane's own path
+//! is lossy any other may be better: they are asked many times, to find out what they lose, and at once.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -53,10 +54,31 @@ pub(super) struct Scouting {
     retries: BTreeMap<PeerIndex, Search>,
 }
 
-/// When to ask a peer again, and whether that is because a better class of paths is conceivable.
+/// When to ask a peer again, and why.
 struct Search {
     retry: Retry,
-    is_urgent: bool,
+    hope: Hope,
+}
+
+/// What can be hoped for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Hope {
+    /// Something a little faster.
+    Alike,
+    /// A better class of paths.
+    Better,
+    /// A path that loses less.
+    Clean,
+}
+
+impl Hope {
+    fn retry(self, now: Instant) -> Retry {
+        match self {
+            Self::Alike => Retry::rarely(now),
+            Self::Better => Retry::new(now),
+            Self::Clean => Retry::at_once(now),
+        }
+    }
 }
 
 /// How many requests were sent lately to each address, and because of each peer: what a peer names may be third parties, as
@@ -120,7 +142,8 @@ impl LaneEngine {
             }
             let is_known = self.scouting.scouts.contains_key(&key);
             let Some(lane) = self.standing.find(key) else { continue };
-            let (serial, own, class) = (lane.serial, lane.path, lane.book.class());
+            let (serial, own, class, is_lossy) = (lane.serial, lane.path, lane.book.class(), lane.is_lossy);
+            let is_thorough = link.is_client() && (is_lossy || lane.book.remembers_loss(now));
             if class == PathClass::Relay {
                 self.plan_birthday(&link, key, starts_at);
             }
@@ -128,12 +151,13 @@ impl LaneEngine {
                 continue;
             }
             let ranked = self.ranked_of(&link, key);
-            let is_worth =
-                |ranked: &RankedPair| !class.is_better_than(ranked.class) && self.path_for(key, ranked.pair) != own;
+            let is_worth = |ranked: &RankedPair| {
+                (is_lossy || !class.is_better_than(ranked.class)) && self.path_for(key, ranked.pair) != own
+            };
             let ranked: Vec<_> = ranked.into_iter().filter(is_worth).take(SCOUT_PAIRS_MAX).collect();
             let pairs: Vec<_> = ranked.iter().map(|ranked| ranked.pair).collect();
             let classes = ranked.iter().map(|ranked| (ranked.pair, ranked.class)).collect();
-            let prober = Prober::measuring(&pairs, starts_at, draw_transaction);
+            let prober = Prober::measuring(&pairs, is_thorough, starts_at, draw_transaction);
             let scout = Scout { link: Rc::clone(&link), serial, prober, classes, decide_at: None };
             self.scouting.scouts.insert(key, scout);
         }
@@ -173,14 +197,22 @@ impl LaneEngine {
         Ok(())
     }
 
-    /// Sends a request, unless its address has been sent too many, or its peer has caused too many.
-    pub(super) fn send_probe(&mut self, link: &Link, key: Key, path: Path, transaction: Transaction, now: Instant) {
+    /// Sends a request, unless its address has been sent too many, or its peer has caused too many. Returns whether it has.
+    pub(super) fn send_probe(
+        &mut self,
+        link: &Link,
+        key: Key,
+        path: Path,
+        transaction: Transaction,
+        now: Instant,
+    ) -> bool {
         let probe = Probe { tag: link.our_tag, lane: key.1, transaction, kind: ProbeKind::Request };
-        if let Some(listener) = self.listeners.get(path.local)
-            && self.probe_rate.take(link.peer, path.remote.ip(), now)
-        {
+        let Some(listener) = self.listeners.get(path.local) else { return false };
+        let may_leave = self.probe_rate.take(link.peer, path.remote.ip(), now);
+        if may_leave {
             socket::send_to(listener, path.remote, &link.probe_key.seal(&probe));
         }
+        may_leave
     }
 
     /// Requests that probes have sent so far.
@@ -235,7 +267,10 @@ impl LaneEngine {
         let decides = scout.decide_at.take_if(|at| *at <= now || is_over).is_some();
         let classes: Vec<_> = measured.iter().map(|found| scout.classes.get(&found.pair).copied()).collect();
         for request in requests {
-            self.send_probe(&link, key, self.path_for(key, request.pair), request.transaction, now);
+            let is_sent = self.send_probe(&link, key, self.path_for(key, request.pair), request.transaction, now);
+            if let Some(scout) = self.scouting.scouts.get_mut(&key).filter(|_| !is_sent) {
+                scout.prober.handle_unsent(request.pair);
+            }
         }
         let paths: Vec<_> = measured.iter().map(|found| self.path_for(key, found.pair)).collect();
         let on_link = &self.on_link;
@@ -243,13 +278,21 @@ impl LaneEngine {
             for ((found, class), path) in measured.into_iter().zip(classes).zip(paths) {
                 let (local, remote) = (found.pair.local, found.pair.remote.ip());
                 let class = class.unwrap_or_else(|| PathClass::of(local, remote, None, on_link));
-                let measurement = Measurement { rtt: found.rtt, loss_percent: 0 };
-                let own_rtt = match lane.gauges.rtt_us() {
+                let measurement = Measurement { rtt: found.rtt, loss: found.loss };
+                let own_rtt = match lane.gauges.shortest_rtt_us() {
                     0 => found.rtt,
                     us => Duration::from_micros(us),
                 };
-                let own = Measurement { rtt: own_rtt, loss_percent: 0 };
+                let own = Measurement { rtt: own_rtt, loss: lane.gauges.loss() };
+                let Path { local, remote } = path;
+                tracing::debug!(%local, %remote, ?class, ?measurement, ?own, "path measured");
                 lane.book.handle_measured(path.into(), class, measurement, own, now);
+            }
+            if lane.is_lossy
+                && lane.book.is_to_be_confirmed(now)
+                && let Some(search) = self.scouting.retries.get_mut(&key.0)
+            {
+                search.retry.hasten(now);
             }
             let chosen = lane.book.choose(FRESH, now).filter(|_| decides && link.is_client() && lane.taking.is_none());
             if let Some(ends) = chosen {
@@ -281,17 +324,21 @@ impl LaneEngine {
             let best = ranked
                 .iter()
                 .find(|ranked| Ends::from(path_of(ranked.pair, lane.path.local.port())) != lane.book.own());
-            best.filter(|best| !lane.book.class().is_better_than(best.class))
-                .map(|best| best.class.is_better_than(lane.book.class()))
+            let class = lane.book.class();
+            best.and_then(|best| match () {
+                () if lane.is_lossy => Some(Hope::Clean),
+                () if best.class.is_better_than(class) => Some(Hope::Better),
+                () => (!class.is_better_than(best.class)).then_some(Hope::Alike),
+            })
         });
-        let Some(is_urgent) = wants.max() else {
+        let Some(hope) = wants.max() else {
             self.scouting.retries.remove(&peer);
             return;
         };
-        let retry = if is_urgent { Retry::new(now) } else { Retry::rarely(now) };
-        let search = self.scouting.retries.entry(peer).or_insert(Search { retry, is_urgent });
-        if afresh && is_urgent || search.is_urgent != is_urgent {
-            *search = Search { retry, is_urgent };
+        match self.scouting.retries.get_mut(&peer).filter(|search| search.hope == hope) {
+            Some(search) if afresh && hope > Hope::Alike => search.retry = Retry::new(now),
+            Some(_) => {}
+            None => drop(self.scouting.retries.insert(peer, Search { retry: hope.retry(now), hope })),
         }
     }
 

@@ -5,7 +5,11 @@
 //!
 //! - to a path of a better class as soon as its score is less;
 //! - to any other path when its score is less by a margin, in two measurements in a row;
-//! - not to a path that it has just had to leave, for a time that doubles with every time that this happens.
+//! - not to a path that it has just had to leave, for a time that doubles with every time that this happens; one that was left
+//!   because of what it lost counts as such, and is avoided for longer.
+//!
+//! Losses are found by few questions, so of two paths only that difference counts which is beyond chance ([`Loss::at_least`],
+//! [`Loss::at_most`]). Where all paths lose alike there is none, and the lane stays.
 //!
 //! So two paths that are alike never take turns. A path that is silent is left at once, whatever the scores: that is
 //! not decided here, and the best of the others comes first ([`PathBook::others`]).
@@ -19,6 +23,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::candidate::{AddressPolicy, Pair, is_private};
+use super::loss::Loss;
 use crate::id::LaneIndex;
 use crate::limits::{GUESSED_PORTS_MAX, PATHS_KNOWN_MAX, PROBE_PAIRS_MAX, PROBE_PORTS_PER_ADDRESS_MAX};
 use crate::wire::offer::{CandidateKind, Offer, Punch};
@@ -166,17 +171,17 @@ fn guessed_candidates(theirs: &Offer, lane: LaneIndex) -> Vec<(CandidateKind, So
 pub struct Measurement {
     /// Its round trip.
     pub rtt: Duration,
-    /// How many requests of a hundred were lost.
-    pub loss_percent: u8,
+    /// What it loses.
+    pub loss: Loss,
 }
 
-/// How good a path is: the less, the better.
+/// How good a path is: the less, the better. Of its losses only those count that are sure.
 pub fn score(class: PathClass, measurement: Measurement) -> Duration {
-    class.allowance() + measurement.rtt + LOSS_COST * u32::from(measurement.loss_percent)
+    class.allowance() + measurement.rtt + LOSS_COST * measurement.loss.at_least()
 }
 
-/// What each lost datagram of a hundred counts.
-const LOSS_COST: Duration = Duration::from_millis(2);
+/// What each lost datagram of a thousand counts: a path that loses a tenth is as bad as one that is 50 ms longer.
+const LOSS_COST: Duration = Duration::from_micros(500);
 
 /// How much better a path of the same or a worse class must be, at least; else an eighth of the present round trip.
 const MARGIN_MIN: Duration = Duration::from_millis(3);
@@ -184,6 +189,8 @@ const MARGIN_MIN: Duration = Duration::from_millis(3);
 const TIMES_BETTER: u32 = 2;
 /// How long a path is avoided that had to be left, or was not there when the lane was to take it; doubles with each time.
 const AVOID_MIN: Duration = Duration::from_secs(5);
+/// The same of one that was left because of its losses: those may have been the lane's own doing, and would be again.
+const AVOID_LOSSY_MIN: Duration = Duration::from_secs(60);
 /// The longest such time.
 const AVOID_MAX: Duration = Duration::from_secs(300);
 /// After so long on a path, or away from it, what it has done before is forgiven.
@@ -204,6 +211,8 @@ pub struct PathBook {
     own: Ends,
     class: PathClass,
     own_since: Instant,
+    /// What it was like when it was last compared with another.
+    own_measured: Option<Measurement>,
     known: Vec<Known>,
 }
 
@@ -220,13 +229,15 @@ struct Known {
     times_better: u32,
     /// How often it had to be left, or was not there.
     failures: u32,
+    /// Whether it was left because of its losses, and has not been found to be clean since.
+    was_lossy: bool,
     avoid_until: Instant,
 }
 
 impl PathBook {
     /// Of a lane that has just begun.
     pub fn new(own: Ends, class: PathClass, now: Instant) -> Self {
-        Self { own, class, own_since: now, known: Vec::new() }
+        Self { own, class, own_since: now, own_measured: None, known: Vec::new() }
     }
 
     /// The lane's own path.
@@ -256,10 +267,15 @@ impl PathBook {
         if ends == self.own {
             return;
         }
+        self.own_measured = Some(own);
         let is_better = is_better((class, measured), (self.class, own));
         let known = self.known(ends, class, now);
         (known.class, known.measured, known.at) = (class, Some(measured), now);
-        known.times_better = if is_better { known.times_better + 1 } else { 0 };
+        let is_forgiven = now.saturating_duration_since(known.avoid_until) >= FORGIVEN_AFTER;
+        known.was_lossy &= !is_forgiven && !measured.loss.is_clean();
+        // Not because it is a little shorter, as far as can be told.
+        let is_no_worse = !known.was_lossy || own.loss.at_least() > measured.loss.at_most();
+        known.times_better = if is_better && is_no_worse { known.times_better + 1 } else { 0 };
     }
 
     /// The path the lane should move to, if to any: one that was measured within `fresh`.
@@ -275,10 +291,17 @@ impl PathBook {
         scored.min().map(|(_, ends)| ends)
     }
 
+    /// Whether a path was better when it was measured last, and has only to be so again.
+    pub fn is_to_be_confirmed(&self, now: Instant) -> bool {
+        self.known
+            .iter()
+            .any(|known| known.at == now && known.times_better == TIMES_BETTER - 1 && known.avoid_until <= now)
+    }
+
     /// The lane could not be moved to a path that was chosen: it did not answer.
     pub fn handle_unanswered(&mut self, ends: Ends, now: Instant) {
         let class = self.class;
-        self.known(ends, class, now).fail(now);
+        self.known(ends, class, now).fail(AVOID_MIN, now);
     }
 
     /// The lane has moved. `was_silent`: because it had to.
@@ -288,19 +311,31 @@ impl PathBook {
         }
         let (from, from_class, since) = (self.own, self.class, self.own_since);
         (self.own, self.class, self.own_since) = (to, class, now);
+        let measured = self.own_measured.take();
         let left = self.known(from, from_class, now);
         (left.at, left.times_better, left.was_own) = (now, 0, true);
-        if was_silent {
+        left.measured = measured.or(left.measured);
+        let was_lossy = !was_silent && measured.is_some_and(is_lossy);
+        if was_silent || was_lossy {
             if now.saturating_duration_since(since) >= FORGIVEN_AFTER {
                 left.failures = 0;
             }
-            left.fail(now);
+            left.fail(if was_lossy { AVOID_LOSSY_MIN } else { AVOID_MIN }, now);
+            left.was_lossy = was_lossy;
         }
         // What was said of them was said in comparison with the path before.
         self.known.iter_mut().for_each(|known| known.times_better = 0);
         if let Some(position) = self.known.iter().position(|known| known.ends == to) {
             self.known[position].at = now;
         }
+    }
+
+    /// Whether another path was lossy when it was last measured, not long ago: then paths are not to be compared by few
+    /// questions.
+    pub fn remembers_loss(&self, now: Instant) -> bool {
+        let is_recent = |known: &Known| now.saturating_duration_since(known.at) < FORGIVEN_AFTER;
+        let mut others = self.known.iter().filter(|known| known.ends != self.own && is_recent(known));
+        others.any(|known| known.was_lossy || known.measured.is_some_and(is_lossy))
     }
 
     /// Our addresses or the peer's are others: whatever was avoided may be different now.
@@ -334,6 +369,7 @@ impl PathBook {
                     at: now,
                     times_better: 0,
                     failures: 0,
+                    was_lossy: false,
                     avoid_until: now,
                 };
                 if self.known.len() < PATHS_KNOWN_MAX {
@@ -356,11 +392,11 @@ impl Known {
         self.measured.map(|measured| score(self.class, measured))
     }
 
-    fn fail(&mut self, now: Instant) {
+    fn fail(&mut self, least: Duration, now: Instant) {
         if now.saturating_duration_since(self.avoid_until) >= FORGIVEN_AFTER {
             self.failures = 0;
         }
-        let pause = AVOID_MIN.saturating_mul(1 << self.failures.min(8)).min(AVOID_MAX);
+        let pause = least.saturating_mul(1 << self.failures.min(8)).min(AVOID_MAX);
         self.failures = self.failures.saturating_add(1);
         (self.at, self.times_better, self.avoid_until) = (now, 0, now + pause);
     }
@@ -368,7 +404,15 @@ impl Known {
 
 fn is_better((class, new): (PathClass, Measurement), (own_class, own): (PathClass, Measurement)) -> bool {
     let margin = if class.is_better_than(own_class) { Duration::ZERO } else { MARGIN_MIN.max(own.rtt / 8) };
-    score(class, new) + margin < score(own_class, own)
+    // Who knows nothing of its own path's losses does not leave it for one that surely has some.
+    let own_at_most = if own.loss.is_known() { own.loss.at_most() } else { 0 };
+    let [more, less] = [(new.loss.at_least(), own_at_most), (own.loss.at_least(), new.loss.at_most())]
+        .map(|(surely, at_most)| LOSS_COST * surely.saturating_sub(at_most));
+    class.allowance() + new.rtt + more + margin < own_class.allowance() + own.rtt + less
+}
+
+fn is_lossy(measured: Measurement) -> bool {
+    measured.loss.is_lossy()
 }
 
 /// When to look for something better again: after 5 s, then after pauses that double, up to 5 min, for ever.
@@ -392,6 +436,16 @@ impl Retry {
     /// As above, where nothing better than what there is can be hoped for, only something a little faster.
     pub fn rarely(now: Instant) -> Self {
         Self { at: now + Self::PAUSE_MAX, pause: Self::PAUSE_MAX }
+    }
+
+    /// At once, then as after a first pause.
+    pub fn at_once(now: Instant) -> Self {
+        Self { at: now, pause: Self::PAUSE_MIN / 2 }
+    }
+
+    /// There is reason to look once more soon. The pauses after that are as long as they would have been.
+    pub fn hasten(&mut self, now: Instant) {
+        self.at = self.at.min(now + Self::PAUSE_MIN);
     }
 
     /// When to call [`Self::poll`] next.

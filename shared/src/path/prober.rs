@@ -8,13 +8,19 @@
 //! When the ends exchange offers again meanwhile, both begin anew with what they know by then ([`Prober::refresh`]).
 //!
 //! A prober that *measures* ([`Prober::measuring`]) asks a pair that has answered again, until it has answered
-//! [`ANSWERS_MEASURED`] times, and tells of every such pair instead of the first.
+//! [`ANSWERS_MEASURED`] times, and tells of every such pair instead of the first. One that does so *thoroughly* asks the first
+//! few many times more, to find out what they lose.
 //!
 //! Pure: whoever owns it sends what [`Prober::poll_transmit`] gives and comes back at [`Prober::poll_timeout`].
 
+mod sampling;
+
 use std::time::{Duration, Instant};
 
+use self::sampling::Sampling;
+pub use self::sampling::{SAMPLED_PAIRS_MAX, SAMPLES};
 use super::candidate::Pair;
+use super::loss::Loss;
 use crate::limits::PROBE_PAIRS_MAX;
 use crate::wire::probe::Transaction;
 
@@ -67,8 +73,8 @@ pub struct Measured {
     pub pair: Pair,
     /// The shortest round trip.
     pub rtt: Duration,
-    /// Requests that were not answered.
-    pub lost: u32,
+    /// What it loses, if that was to be found out.
+    pub loss: Loss,
 }
 
 /// Probes the pairs of one lane. Owner: control.
@@ -77,8 +83,10 @@ pub struct Prober {
     ends_at: Instant,
     /// How often a pair has to answer.
     goal: u32,
+    is_thorough: bool,
     over: bool,
     checks: Vec<Check>,
+    samplings: Vec<Sampling>,
     winner: Option<ValidPair>,
 }
 
@@ -104,15 +112,16 @@ impl Prober {
         Self::with_goal(1, pairs, now, draw)
     }
 
-    /// Starts measuring `pairs`.
-    pub fn measuring(pairs: &[Pair], now: Instant, draw: impl FnMut() -> Transaction) -> Self {
-        Self::with_goal(ANSWERS_MEASURED, pairs, now, draw)
+    /// Starts measuring `pairs`. `is_thorough`: also what they lose.
+    pub fn measuring(pairs: &[Pair], is_thorough: bool, now: Instant, draw: impl FnMut() -> Transaction) -> Self {
+        Self { is_thorough, ..Self::with_goal(ANSWERS_MEASURED, pairs, now, draw) }
     }
 
     fn with_goal(goal: u32, pairs: &[Pair], now: Instant, mut draw: impl FnMut() -> Transaction) -> Self {
         let checks = pairs.iter().take(PROBE_PAIRS_MAX).zip(0..);
         let checks = checks.map(|(&pair, place)| Check::new(pair, draw(), now + STAGGER * place)).collect();
-        Self { ends_at: now + PROBING_PERIOD, goal, over: false, checks, winner: None }
+        let (is_thorough, over, samplings, winner) = (false, false, Vec::new(), None);
+        Self { ends_at: now + PROBING_PERIOD, goal, is_thorough, over, checks, samplings, winner }
     }
 
     /// More is known of where the other end is, and it begins anew too: asks `pairs`, best first, as if for the first time,
@@ -138,8 +147,13 @@ impl Prober {
     pub fn poll_transmit(&mut self, now: Instant) -> Option<ProbeRequest> {
         if self.is_over(now) {
             self.checks.iter_mut().for_each(|check| check.due = None);
+            self.samplings.iter_mut().for_each(Sampling::stop);
             self.over = true;
             return None;
+        }
+        let sampled = self.samplings.iter_mut().find_map(|sampling| Some((sampling.pair, sampling.poll(now)?)));
+        if let Some((pair, transaction)) = sampled {
+            return Some(ProbeRequest { pair, transaction });
         }
         let check = self.checks.iter_mut().find(|check| check.due.is_some_and(|due| due <= now))?;
         let transaction = if self.goal > 1 { check.transaction_of(check.attempts) } else { check.transaction };
@@ -150,15 +164,26 @@ impl Prober {
         Some(ProbeRequest { pair: check.pair, transaction })
     }
 
+    /// The latest request on `pair` could not leave: that is no loss.
+    pub fn handle_unsent(&mut self, pair: Pair) {
+        if let Some(sampling) = self.samplings.iter_mut().find(|sampling| sampling.pair == pair) {
+            sampling.handle_unsent();
+        }
+    }
+
     /// When to call [`Self::poll_transmit`] next, if ever again.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let next = self.checks.iter().filter_map(|check| check.due).fold(self.ends_at, Instant::min);
+        let sampled = self.samplings.iter().filter_map(Sampling::poll_timeout);
+        let next = self.checks.iter().filter_map(|check| check.due).chain(sampled).fold(self.ends_at, Instant::min);
         (!self.over).then_some(next)
     }
 
     /// Takes in an authentic reply that arrived on `pair`. One that does not belong to a request on this very pair
     /// says nothing about it and is ignored.
     pub fn handle_reply(&mut self, pair: Pair, transaction: Transaction, now: Instant) {
+        if let Some(sampling) = self.samplings.iter_mut().find(|sampling| sampling.pair == pair) {
+            return sampling.handle_reply(transaction, now);
+        }
         let Some(check) = self.checks.iter_mut().find(|check| check.pair == pair) else { return };
         let number = transaction.0.wrapping_sub(check.transaction.0);
         let asked = usize::try_from(number).ok().and_then(|number| check.sent_at.get_mut(number));
@@ -171,20 +196,31 @@ impl Prober {
         check.rtt = Some(check.rtt.map_or(rtt, |shortest| shortest.min(rtt)));
         check.due = check.due.filter(|_| check.answers < self.goal).map(|due| due.min(now + MEASURE_GAP));
         self.winner.get_or_insert(ValidPair { pair, rtt });
+        if self.is_thorough && !check.is_told && self.samplings.len() < SAMPLED_PAIRS_MAX {
+            (check.is_told, check.due) = (true, None);
+            self.samplings.push(Sampling::new(pair, check.transaction_of(ATTEMPTS_MAX), rtt, now, self.ends_at));
+        }
     }
 
     /// Whether [`Self::poll_measured`] has something.
     pub fn has_news(&self) -> bool {
         self.checks.iter().any(|check| !check.is_told && check.answers >= self.goal)
+            || self.samplings.iter().any(|sampling| !sampling.is_told && sampling.found().is_some())
     }
 
     /// The next pair that has answered often enough, each once. Of a prober that measures.
     pub fn poll_measured(&mut self) -> Option<Measured> {
         let goal = self.goal;
-        let check = self.checks.iter_mut().find(|check| !check.is_told && check.answers >= goal)?;
-        check.is_told = true;
-        let lost = check.attempts.saturating_sub(check.answers);
-        check.rtt.map(|rtt| Measured { pair: check.pair, rtt, lost })
+        if let Some(check) = self.checks.iter_mut().find(|check| !check.is_told && check.answers >= goal) {
+            check.is_told = true;
+            return check.rtt.map(|rtt| Measured { pair: check.pair, rtt, loss: Loss::default() });
+        }
+        let mut sampled = self.samplings.iter_mut().filter(|sampling| !sampling.is_told);
+        sampled.find_map(|sampling| {
+            let (rtt, loss) = sampling.found()?;
+            sampling.is_told = true;
+            Some(Measured { pair: sampling.pair, rtt, loss })
+        })
     }
 
     /// Takes in an authentic request that arrived on `pair`: the way towards us is open and the other end has started,
@@ -488,7 +524,7 @@ mod tests {
     fn a_prober_that_measures_tells_of_every_pair_that_answers_and_of_its_shortest_round_trip() {
         let mut now = Instant::now();
         let pairs = [pair(1, 2), pair(1, 3)];
-        let mut prober = Prober::measuring(&pairs, now, || Transaction(u64::MAX - 1));
+        let mut prober = Prober::measuring(&pairs, false, now, || Transaction(u64::MAX - 1));
         let (mut sent, mut told) = ([0; 2], Vec::new());
         while let Some(due) = prober.poll_timeout() {
             now = now.max(due);
@@ -504,9 +540,38 @@ mod tests {
             }
             told.extend(prober.poll_measured());
         }
-        let measured = |pair, lost| Measured { pair, rtt: LATENCY, lost };
-        assert_eq!(told, [measured(pairs[0], 0), measured(pairs[1], 1)]);
+        let measured = |pair| Measured { pair, rtt: LATENCY, loss: Loss::default() };
+        assert_eq!(told, pairs.map(measured));
         assert_eq!(sent, [3, 4]);
+    }
+
+    #[test]
+    fn a_prober_that_measures_thoroughly_finds_out_what_the_first_pairs_lose() {
+        let mut now = Instant::now();
+        let pairs: Vec<_> = (2..7).map(|host| pair(1, host)).collect();
+        let mut prober = Prober::measuring(&pairs, true, now, || Transaction(u64::MAX - 1));
+        let (mut sent, mut told) = (BTreeMap::<Pair, u16>::new(), BTreeMap::new());
+        while let Some(due) = prober.poll_timeout() {
+            now = now.max(due);
+            while let Some(request) = prober.poll_transmit(now) {
+                let sent = sent.entry(request.pair).or_default();
+                *sent += 1;
+                match (request.pair, *sent) {
+                    // Two ways open with the third and the fourth request.
+                    (pair, 1..3) if pair == pairs[0] => {}
+                    (pair, 1..4) if pair == pairs[4] => {}
+                    (pair, 10..14) if pair == pairs[0] => prober.handle_unsent(pair),
+                    (pair, number) if pair == pairs[0] && number.is_multiple_of(4) => {}
+                    _ => prober.handle_reply(request.pair, request.transaction, now + LATENCY),
+                }
+            }
+            told.extend(std::iter::from_fn(|| prober.poll_measured()).map(|measured| (measured.pair, measured.loss)));
+        }
+        // Of 64 after the third four could not leave, one of which would have been lost.
+        assert_eq!(told[&pairs[0]], Loss::new(SAMPLES - 4, 15));
+        assert!(pairs[1..SAMPLED_PAIRS_MAX].iter().all(|pair| told[pair] == Loss::new(SAMPLES, 0)), "{told:?}");
+        assert_eq!(told[&pairs[4]], Loss::default(), "which was too late to be among the first");
+        assert!(sent.values().all(|sent| *sent <= SAMPLES + ATTEMPTS_MAX as u16), "{sent:?}");
     }
 
     proptest! {

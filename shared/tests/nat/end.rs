@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use ringlane_shared::id::{LaneId, LaneIndex};
 use ringlane_shared::path::candidate::{AddressPolicy, OwnCandidate, Pair};
 use ringlane_shared::path::choice::{Ends, Measurement, PathBook, PathClass, RankedPair, Retry, lane_pairs};
+use ringlane_shared::path::loss::Loss;
 use ringlane_shared::path::prober::Prober;
 use ringlane_shared::stun::nat::Mapping;
 use ringlane_shared::wire::offer::{
@@ -127,7 +128,7 @@ impl End {
                 let (own, class) = (lane.book.own(), lane.book.class());
                 let is_worth = |ranked: &&RankedPair| !class.is_better_than(ranked.class) && ends(ranked.pair) != own;
                 let pairs: Vec<_> = pairs.iter().filter(is_worth).map(|ranked| ranked.pair).take(16).collect();
-                Prober::measuring(&pairs, starts_at, &mut draw)
+                Prober::measuring(&pairs, false, starts_at, &mut draw)
             }
             None => {
                 let pairs: Vec<_> = pairs.iter().map(|ranked| ranked.pair).collect();
@@ -167,7 +168,7 @@ impl End {
         let decides = self.decide_at.take_if(|decide_at| *decide_at <= now).is_some();
         let lane = self.lane.as_mut()?;
         for (found, class) in measured.into_iter().zip(classes) {
-            let of = |rtt| Measurement { rtt, loss_percent: 0 };
+            let of = |rtt| Measurement { rtt, loss: Loss::default() };
             lane.book.handle_measured(ends(found.pair), class, of(found.rtt), of(own_rtt), at);
         }
         if !decides || !self.is_client || lane.taking.is_some() {

@@ -10,6 +10,7 @@
 
 mod birthday;
 mod end;
+mod lossy;
 mod reference;
 mod translator;
 mod world;

@@ -2,6 +2,8 @@
 
 use ringlane_shared::limits::{PROBES_PER_ADDRESS_MAX, PROBES_PER_PEER_MAX, SCOUT_PAIRS_MAX};
 use ringlane_shared::path::candidate::OwnCandidate;
+use ringlane_shared::path::loss::Loss;
+use ringlane_shared::path::prober::{ATTEMPTS_MAX, PROBING_PERIOD, SAMPLES};
 use ringlane_shared::plane::{LaneChange, PlaneCommand, TrialPath};
 
 use super::super::scouting::ProbeRate;
@@ -110,6 +112,51 @@ async fn a_lane_that_is_there_looks_no_further_and_one_that_must_leave_goes_back
     a.engine.handle_lane_changed(at_a.serial, LaneChange::Silent, Instant::now().into_std());
     let back = first_trial(&mut a, &mut b).await;
     assert_eq!((back.local, back.remote, back.is_better), (at_a.local, at_a.remote, false));
+}
+
+#[tokio::test]
+async fn a_lane_whose_path_is_lossy_asks_at_once_and_takes_a_clean_one_that_is_not_as_near() {
+    let (mut a, mut b, [at_a, _]) = that_meet(55).await;
+    let now = Instant::now().into_std();
+    for node in [&mut a, &mut b] {
+        node.engine.set_on_link(vec!["127.77.55.0/24".parse().unwrap()], now);
+    }
+    at_a.gauges.set_rtt(Duration::from_millis(20));
+    let mut sent = a.engine.probes_sent();
+    exchange(&mut a, &mut b, 2, |_| ());
+    at_a.gauges.set_loss(Loss::new(128, 30));
+    a.engine.handle_lane_changed(at_a.serial, LaneChange::Lossy(true), now);
+    let wish = timeout(Duration::from_secs(2), a.engine.next()).await.expect("it is asked for at once");
+    assert!(matches!(wish, LaneOutcome::Improve { peer: PEER }), "{wish:?}");
+    assert_eq!(a.engine.probes_sent(), sent, "a path that is not as near is none to look at");
+    for number in [3, 4] {
+        exchange(&mut a, &mut b, number, |_| ());
+        let both = async {
+            loop {
+                let outcome = tokio::select! {
+                    outcome = a.engine.next() => outcome,
+                    outcome = b.engine.next() => panic!("the server decides nothing: {outcome:?}"),
+                };
+                if let LaneOutcome::Order { command: PlaneCommand::TryPath(trial), .. } = outcome {
+                    return *trial;
+                }
+            }
+        };
+        let trial = timeout(PROBING_PERIOD + Duration::from_millis(100), both).await;
+        let asked = a.engine.probes_sent() - sent;
+        // The three other pairs of the two addresses of each.
+        let sampled = u64::from(SAMPLES);
+        assert!((3 * sampled..=3 * (sampled + u64::from(ATTEMPTS_MAX))).contains(&asked), "{asked}");
+        sent = a.engine.probes_sent();
+        match number {
+            3 => assert!(trial.is_err(), "once is not enough"),
+            _ => {
+                let trial = trial.expect("a clean path is found");
+                let own = (at_a.local, at_a.remote);
+                assert!(trial.is_better && (trial.local, trial.remote) != own, "{trial:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

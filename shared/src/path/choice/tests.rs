@@ -7,7 +7,11 @@ fn ends(remote: &str) -> Ends {
 }
 
 fn rtt(ms: u64) -> Measurement {
-    Measurement { rtt: Duration::from_millis(ms), loss_percent: 0 }
+    Measurement { rtt: Duration::from_millis(ms), loss: Loss::default() }
+}
+
+fn lossy(ms: u64, asked: u16, lost: u16) -> Measurement {
+    Measurement { loss: Loss::new(asked, lost), ..rtt(ms) }
 }
 
 const WIDE: &str = "203.0.113.7:8100";
@@ -54,8 +58,83 @@ fn a_near_path_that_is_much_slower_is_not_taken() {
     let mut book = PathBook::new(ends(WIDE), PathClass::DirectV4, now);
     book.handle_measured(ends(NEAR), PathClass::Lan, rtt(300), rtt(20), now);
     assert_eq!(book.choose(FRESH, now), None);
-    book.handle_measured(ends(NEAR), PathClass::Lan, Measurement { loss_percent: 40, ..rtt(1) }, rtt(20), now);
+    book.handle_measured(ends(NEAR), PathClass::Lan, lossy(1, 64, 26), rtt(20), now);
     assert_eq!(book.choose(FRESH, now), None, "nor one that loses much");
+}
+
+#[test]
+fn a_lossy_path_is_left_for_a_clean_one_that_is_no_better_otherwise_and_not_taken_again_soon() {
+    let mut now = Instant::now();
+    let mut book = PathBook::new(ends(WIDE), PathClass::DirectV4, now);
+    let (own, clean) = (lossy(20, 128, 26), lossy(40, 64, 0));
+    book.handle_measured(ends(OTHER), PathClass::DirectV4, clean, own, now);
+    assert_eq!(book.choose(FRESH, now), None, "once is not enough");
+    book.handle_measured(ends(OTHER), PathClass::DirectV4, clean, own, now);
+    assert_eq!(book.choose(FRESH, now), Some(ends(OTHER)));
+    assert!(!book.remembers_loss(now));
+    book.handle_moved(ends(OTHER), PathClass::DirectV4, false, now);
+    assert!(book.remembers_loss(now));
+    // It is shorter, and nothing is known yet of what the new one loses.
+    for _ in 0..3 {
+        book.handle_measured(ends(WIDE), PathClass::DirectV4, rtt(20), rtt(40), now);
+    }
+    now += AVOID_LOSSY_MIN - Duration::from_secs(1);
+    book.handle_measured(ends(WIDE), PathClass::DirectV4, rtt(20), rtt(40), now);
+    assert_eq!(book.choose(FRESH, now), None);
+    // Measured thoroughly it is found to be as lossy as it was, then to be clean.
+    now += AVOID_MAX;
+    for own in [rtt(40), lossy(40, 128, 1)] {
+        book.handle_measured(ends(WIDE), PathClass::DirectV4, lossy(20, 64, 13), own, now);
+        book.handle_measured(ends(WIDE), PathClass::DirectV4, lossy(20, 64, 13), own, now);
+        assert_eq!(book.choose(FRESH, now), None);
+        assert!(book.remembers_loss(now) && !book.remembers_loss(now + FORGIVEN_AFTER));
+    }
+    // Nor is it enough that few were lost by chance.
+    for _ in 0..3 {
+        book.handle_measured(ends(WIDE), PathClass::DirectV4, lossy(20, 64, 4), lossy(40, 128, 1), now);
+        assert_eq!(book.choose(FRESH, now), None);
+    }
+    // It is still remembered when it was asked too little in between.
+    book.handle_measured(ends(WIDE), PathClass::DirectV4, rtt(20), lossy(40, 128, 1), now);
+    assert!(book.remembers_loss(now));
+    book.handle_measured(ends(WIDE), PathClass::DirectV4, lossy(20, 64, 1), lossy(40, 128, 1), now);
+    assert!(book.is_to_be_confirmed(now) && !book.is_to_be_confirmed(now + FRESH));
+    book.handle_measured(ends(WIDE), PathClass::DirectV4, lossy(20, 64, 1), lossy(40, 128, 1), now);
+    assert_eq!(book.choose(FRESH, now), Some(ends(WIDE)));
+}
+
+#[test]
+fn where_all_paths_lose_alike_or_nothing_is_sure_the_lane_stays() {
+    let now = Instant::now();
+    let mut book = PathBook::new(ends(WIDE), PathClass::DirectV4, now);
+    for (measured, own) in [
+        (lossy(20, 64, 13), lossy(20, 128, 26)),
+        (lossy(20, 64, 7), lossy(20, 128, 20)),
+        (lossy(20, 3, 0), lossy(20, 128, 26)),
+        (lossy(20, 64, 0), lossy(20, 10, 5)),
+        (lossy(10, 64, 20), lossy(20, 128, 2)),
+    ] {
+        book.handle_measured(ends(OTHER), PathClass::DirectV4, measured, own, now);
+        book.handle_measured(ends(OTHER), PathClass::DirectV4, measured, own, now);
+        assert_eq!(book.choose(FRESH, now), None, "{measured:?} {own:?}");
+    }
+    // Other differences count as ever.
+    for _ in 0..2 {
+        book.handle_measured(ends(OTHER), PathClass::DirectV4, lossy(10, 64, 13), lossy(20, 128, 26), now);
+    }
+    assert_eq!(book.choose(FRESH, now), Some(ends(OTHER)));
+}
+
+#[test]
+fn a_relay_is_taken_only_where_a_direct_path_loses_a_good_part() {
+    for (lost, is_taken) in [(0, false), (13, false), (26, false), (52, true)] {
+        let now = Instant::now();
+        let mut book = PathBook::new(ends(WIDE), PathClass::DirectV4, now);
+        for _ in 0..2 {
+            book.handle_measured(ends(OTHER), PathClass::Relay, lossy(30, 64, 0), lossy(20, 128, lost), now);
+        }
+        assert_eq!(book.choose(FRESH, now).is_some(), is_taken, "{lost} of 128");
+    }
 }
 
 #[test]
@@ -116,4 +195,10 @@ fn looking_for_something_better_never_stops_and_becomes_rare() {
         looks.push((at - start).as_secs());
     }
     assert_eq!(looks, [5, 15, 35, 75, 155, 315, 615, 915, 1215, 1515]);
+    // Once more soon, and then as rarely as before.
+    let now = start + Duration::from_secs(1515);
+    retry.hasten(now);
+    assert_eq!(retry.poll_timeout(), now + Retry::PAUSE_MIN);
+    assert!(retry.poll(now + Retry::PAUSE_MIN));
+    assert_eq!(retry.poll_timeout(), now + Retry::PAUSE_MIN + Retry::PAUSE_MAX);
 }

@@ -45,6 +45,7 @@ mod interop;
 mod lanes;
 mod lifecycle;
 mod loss;
+mod lossy;
 mod metrics;
 mod moves;
 mod mtu;

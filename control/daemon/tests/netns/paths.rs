@@ -13,7 +13,7 @@ const FAR: &str = "10.201.0.";
 const NEAR: &str = "10.213.0.";
 
 /// Makes the routers' underlay one that is routed: neither is in the other's network.
-fn route_underlay(lab: &Lab) {
+pub(crate) fn route_underlay(lab: &Lab) {
     for (site, other) in [(Site::A, Site::B), (Site::B, Site::A)] {
         let (router, own) = (lab.router(site), site.underlay());
         router.run("ip -6 address flush dev underlay scope global");
@@ -24,7 +24,7 @@ fn route_underlay(lab: &Lab) {
 }
 
 /// Puts both routers on a network of their own, 10.213.0.0/24.
-fn plug_in(lab: &Lab) {
+pub(crate) fn plug_in(lab: &Lab) {
     let [a, b] = [lab.router(Site::A), lab.router(Site::B)];
     let other = format!("{}n", lab.prefix());
     a.run(&format!("ip link add near type veth peer name {other}"));

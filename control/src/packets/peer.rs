@@ -9,12 +9,12 @@ use ringlane_shared::bucket::Bucket;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::limits::{QUIET_STREAMS_KEPT, STREAM_BUDGET, STREAM_WRITE_BYTES, STREAM_WRITE_BYTES_RINGLANE};
 use ringlane_shared::plane::{PacketBatch, PlaneSender};
-use ringlane_shared::wire::packets::Framing;
+use ringlane_shared::wire::packets::{Framing, Mark};
 use tokio::time::{Sleep, sleep_until};
 
 use super::drops::{StreamDrop, StreamDrops};
 use super::queue::OutQueue;
-use super::stream::{PacketProtocol, PacketStream, Read};
+use super::stream::{Order, PacketProtocol, PacketStream, Read};
 use crate::swarm::{Direction, PeerKind, Quality};
 
 /// Frames per second on a QUIC stream to a Hyprspace node: each leaves by itself, for two together can crash it.
@@ -65,6 +65,11 @@ pub(super) struct PeerStreams {
     sending: Option<u64>,
     /// The one that takes its place at the end of a batch, or when it is stuck.
     next_sending: Option<u64>,
+    /// The last change of streams that was marked, and whether its second mark is still to come.
+    marks: u32,
+    is_leaving: bool,
+    /// The last such change of the peer's of which all that comes before it has been given to the worker.
+    left: Option<u32>,
     queue: OutQueue,
     /// A stream has been asked for.
     is_opening: bool,
@@ -90,6 +95,9 @@ impl PeerStreams {
             serials: 0,
             sending: None,
             next_sending: None,
+            marks: 0,
+            is_leaving: false,
+            left: None,
             queue: OutQueue::new(Framing::Ringlane),
             is_opening: false,
             open_at: None,
@@ -179,7 +187,7 @@ impl PeerStreams {
     pub(super) fn handle_disconnected(&mut self) {
         self.forget_packets();
         let drops = std::mem::take(&mut self.drops);
-        *self = Self { drops, serials: self.serials, ..Self::new(self.peer) };
+        *self = Self { drops, serials: self.serials, marks: self.marks, ..Self::new(self.peer) };
     }
 
     fn forget_packets(&mut self) {
@@ -297,12 +305,16 @@ impl PeerStreams {
         // The first has its turn first, and goes to the end of the line, however much more it has.
         for _ in 0..self.streams.len() {
             self.streams.rotate_left(1);
+            let has_others = self.has_others(self.streams.len() - 1);
             let Some(stream) = self.streams.last_mut() else { break };
+            let mut order = Order { left: self.left, has_others };
             loop {
                 if budget == 0 {
                     return (true, false);
                 }
-                match stream.poll_read(cx, now, self.peer, tools, &mut self.drops) {
+                let read = stream.poll_read(cx, now, self.peer, tools, &mut order, &mut self.drops);
+                self.left = order.left;
+                match read {
                     Read::Some => budget -= 1,
                     Read::Nothing => break,
                     Read::Blocked => {
@@ -313,7 +325,18 @@ impl PeerStreams {
                 }
             }
         }
-        (false, false)
+        // One may have brought what another waited for, that had its turn before.
+        let is_due = |at: usize| {
+            let stream = &self.streams[at];
+            let order = Order { left: self.left, has_others: self.has_others(at) };
+            stream.held_until().is_some() && stream.is_released(now, order)
+        };
+        ((0..self.streams.len()).any(is_due), false)
+    }
+
+    /// Whether another stream than this one may bring what it waits for.
+    fn has_others(&self, at: usize) -> bool {
+        self.streams.iter().enumerate().any(|(other, stream)| other != at && stream.may_bring())
     }
 
     /// Whether there is more, and whether a stream is wanted for it.
@@ -350,16 +373,27 @@ impl PeerStreams {
 
     /// The position of the stream to send on, if there is one.
     fn choose(&mut self, now: Instant) -> Option<usize> {
-        let is_stuck = || {
-            self.sending_stream()
-                .is_none_or(|stream| stream.is_suspect || now.saturating_duration_since(stream.last_write) >= STUCK)
-        };
-        if self.next_sending.is_some() && (self.queue.is_between_batches() || is_stuck()) {
-            self.leave_stream(now);
-            self.sending = self.next_sending.take().filter(|next| {
-                let next = self.streams.iter().find(|stream| stream.serial == *next);
-                next.is_some_and(|next| self.may_take(next))
-            });
+        let is_between_batches = self.queue.is_between_batches();
+        let is_stuck = self
+            .sending_stream()
+            .is_none_or(|stream| stream.is_suspect || now.saturating_duration_since(stream.last_write) >= STUCK);
+        let mut joins = false;
+        if let Some(next) = self.next_sending
+            && (is_between_batches || is_stuck)
+        {
+            let is_orderly = !is_stuck && self.queue.framing() == Framing::Ringlane;
+            if is_orderly && !self.is_leaving {
+                // What this stream has taken may be under way for longer than what the next one will take.
+                self.marks = self.marks.wrapping_add(1);
+                self.queue.put_mark(Mark::Leave(self.marks));
+                self.is_leaving = true;
+            } else {
+                joins = std::mem::take(&mut self.is_leaving) && is_orderly;
+                self.leave_stream(now);
+                self.next_sending = None;
+                let next = self.streams.iter().find(|stream| stream.serial == next);
+                self.sending = next.filter(|next| self.may_take(next)).map(|next| next.serial);
+            }
         }
         if self.sending.is_none() {
             let usable = self.streams.iter().filter(|stream| self.may_take(stream));
@@ -369,6 +403,9 @@ impl PeerStreams {
             self.sending = best.map(|stream| stream.serial);
         }
         let sending = self.sending?;
+        if joins {
+            self.queue.put_mark(Mark::Join(self.marks));
+        }
         self.streams.iter().position(|stream| stream.serial == sending)
     }
 
@@ -385,6 +422,12 @@ impl PeerStreams {
     #[cfg(test)]
     pub(super) fn let_pass(&mut self, time: Duration) {
         self.streams.iter_mut().for_each(|stream| stream.last_write -= time);
+    }
+
+    /// As if something had been written just now.
+    #[cfg(test)]
+    pub(super) fn touch(&mut self, now: Instant) {
+        self.streams.iter_mut().for_each(|stream| stream.last_write = now);
     }
 
     fn may_take(&self, stream: &PacketStream) -> bool {
@@ -438,7 +481,8 @@ impl PeerStreams {
         let deliver_at = is_blocked.then(|| now + DELIVER_AGAIN);
         let doubt_at = self.sending_stream().filter(|_| self.kind == Some(PeerKind::Ringlane));
         let doubt_at = doubt_at.and_then(PacketStream::doubt_at);
-        let times = [open_at, closed_by, deliver_at, doubt_at, self.paced_until, self.quiet_at];
+        let held_until = self.streams.iter().filter_map(PacketStream::held_until).min();
+        let times = [open_at, closed_by, deliver_at, held_until, doubt_at, self.paced_until, self.quiet_at];
         let Some(at) = times.into_iter().flatten().min() else { return false };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at.into())));
         timer.as_mut().reset(at.into());

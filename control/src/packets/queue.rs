@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use ringlane_shared::limits::{STREAM_QUEUE_BYTES, STREAM_QUEUE_PACKETS};
 use ringlane_shared::plane::BatchItem;
-use ringlane_shared::wire::packets::{Framing, Unsendable};
+use ringlane_shared::wire::packets::{Framing, Mark, Unsendable};
 
 use super::drops::{StreamDrop, StreamDrops};
 
@@ -22,7 +22,8 @@ pub(super) struct OutQueue {
     waiting: Vec<u8>,
     start: usize,
     sizes: VecDeque<u32>,
-    /// Whole frames given to the stream, the size of each, and how many bytes of them the stream has taken.
+    /// Whole frames given to the stream, the size of each packet's, and how many bytes of them the stream has taken. A
+    /// mark has them for itself.
     writing: Vec<u8>,
     writing_sizes: Vec<u32>,
     written: usize,
@@ -84,6 +85,15 @@ impl OutQueue {
         &self.writing[self.written..]
     }
 
+    /// Has a mark written next, on this stream or never. Only for between batches.
+    pub(super) fn put_mark(&mut self, mark: Mark) {
+        debug_assert!(self.is_between_batches());
+        self.writing.clear();
+        self.writing_sizes.clear();
+        self.written = 0;
+        mark.write(&mut self.writing);
+    }
+
     /// The stream has taken so many bytes of what [`Self::next`] gave.
     pub(super) fn advance(&mut self, bytes: usize) {
         self.written = (self.written + bytes).min(self.writing.len());
@@ -92,6 +102,12 @@ impl OutQueue {
     /// The stream has failed, or is left. What it has not begun to take goes to the next one; a frame it took a part of is
     /// lost. Returns whether there was one.
     pub(super) fn handle_stream_lost(&mut self, drops: &mut StreamDrops) -> bool {
+        if self.writing_sizes.is_empty() {
+            let was_cut = self.written > 0 && !self.is_between_batches();
+            self.writing.clear();
+            self.written = 0;
+            return was_cut;
+        }
         let (mut begin, mut begun) = (0, 0);
         for &size in &self.writing_sizes {
             if begin >= self.written {
@@ -170,7 +186,7 @@ mod tests {
         let mut reader = FrameReader::new(Framing::Hyprspace);
         let read = reader.read(bytes, |frame| match frame {
             Frame::Packet(item) => found.push(u32::from_be_bytes(item.packet[20..24].try_into().unwrap())),
-            Frame::Malformed => panic!("what we write is packets"),
+            Frame::Mark(_) | Frame::Malformed => panic!("what we write is packets"),
         });
         read.unwrap();
         found
@@ -204,6 +220,20 @@ mod tests {
         queue.push(BatchItem { form: WHOLE, packet: &packet(2, 1420) }, &mut drops);
         assert_eq!((drops.get(StreamDrop::TooLong), drops.get(StreamDrop::Form)), (1, 1));
         assert_eq!(numbers(queue.next(1)), [2]);
+    }
+
+    #[test]
+    fn a_mark_stays_on_its_stream_and_costs_no_packet() {
+        let (mut queue, mut drops) = (OutQueue::new(Framing::Ringlane), StreamDrops::default());
+        queue.push(BatchItem { form: WHOLE, packet: &packet(0, 60) }, &mut drops);
+        for (taken, was_cut) in [(0, false), (3, true), (8, false)] {
+            queue.put_mark(Mark::Leave(7));
+            assert_eq!(queue.next(1), [3, 0, 0, 4, 0, 0, 0, 7]);
+            assert_eq!(queue.packets(), 1);
+            queue.advance(taken);
+            assert_eq!(queue.handle_stream_lost(&mut drops), was_cut);
+        }
+        assert_eq!((queue.next(1)[0], drops.get(StreamDrop::Lost)), (0, 0));
     }
 
     #[derive(Clone, Debug)]

@@ -11,11 +11,15 @@ use libp2p::StreamProtocol;
 use libp2p::swarm::ConnectionId;
 use ringlane_shared::id::PeerIndex;
 use ringlane_shared::plane::{BatchEnd, PacketBatch, PlaneSender, QueueFull};
-use ringlane_shared::wire::packets::{Frame, FrameReader, Framing, HYPRSPACE_V0, HYPRSPACE_V1, RINGLANE_PACKETS};
+use ringlane_shared::wire::packets::{Frame, FrameReader, Framing, HYPRSPACE_V0, HYPRSPACE_V1, Mark, RINGLANE_PACKETS};
 
 use super::drops::{StreamDrop, StreamDrops};
 use super::peer::Tools;
 use crate::swarm::{Direction, Quality};
+
+/// How long packets on another stream are waited for that come before those of this one. Less than a second, so that a
+/// stream that has died costs no more than its death would have.
+pub(super) const JOIN_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long the end of a stream may take.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(10);
@@ -84,6 +88,30 @@ pub(super) enum Read {
     Blocked,
 }
 
+/// What has been read of a stream.
+enum Arrived {
+    Packets(PacketBatch),
+    Mark(Mark),
+}
+
+/// What keeps the packets of a peer's streams in the order in which they were sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order {
+    /// The number of the last [`Mark::Leave`] of which everything before it has been given to the worker.
+    pub(super) left: Option<u32>,
+    /// Whether there is another stream that may bring one.
+    pub(super) has_others: bool,
+}
+
+/// What [`PacketStream::deliver`] came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    All,
+    Blocked,
+    /// The next is not its turn yet.
+    Held,
+}
+
 /// A stream of one peer's.
 pub(super) struct PacketStream {
     pub(super) serial: u64,
@@ -103,7 +131,9 @@ pub(super) struct PacketStream {
     io: Pin<Box<dyn Duplex>>,
     reader: FrameReader,
     /// Read, but not yet taken by the worker.
-    undelivered: VecDeque<PacketBatch>,
+    undelivered: VecDeque<Arrived>,
+    /// Since when it waits for what comes before its next packets on another stream.
+    held_since: Option<Instant>,
     peer_ended: bool,
     /// Since when our half is to be closed.
     closing: Option<Instant>,
@@ -136,6 +166,7 @@ impl PacketStream {
             io: Box::into_pin(io),
             reader: FrameReader::new(protocol.framing()),
             undelivered: VecDeque::new(),
+            held_since: None,
             peer_ended: false,
             closing: None,
             is_closed: false,
@@ -152,6 +183,23 @@ impl PacketStream {
     /// Whether nothing is left of it.
     pub(super) fn is_over(&self) -> bool {
         self.is_gone && self.undelivered.is_empty()
+    }
+
+    /// Whether something may come by it that another stream waits for.
+    pub(super) fn may_bring(&self) -> bool {
+        let is_read = !self.is_suspect && !self.peer_ended && !self.is_gone;
+        is_read && self.protocol.framing() == Framing::Ringlane || !self.undelivered.is_empty()
+    }
+
+    /// Until when it waits for what comes before its next packets on another stream.
+    pub(super) fn held_until(&self) -> Option<Instant> {
+        self.held_since.map(|since| since + JOIN_LIMIT)
+    }
+
+    /// Whether it has waited for that long enough.
+    pub(super) fn is_released(&self, now: Instant, order: Order) -> bool {
+        let Some(Arrived::Mark(Mark::Join(number))) = self.undelivered.front() else { return true };
+        order.left == Some(*number) || !order.has_others || self.held_until().is_some_and(|until| until <= now)
     }
 
     /// How long nothing has passed.
@@ -185,10 +233,13 @@ impl PacketStream {
         now: Instant,
         peer: PeerIndex,
         tools: &mut Tools<'_>,
+        order: &mut Order,
         drops: &mut StreamDrops,
     ) -> Read {
-        if !self.deliver(tools.worker) {
-            return Read::Blocked;
+        match self.deliver(now, tools.worker, order) {
+            Delivery::All => {}
+            Delivery::Blocked => return Read::Blocked,
+            Delivery::Held => return Read::Nothing,
         }
         if self.peer_ended || self.is_gone {
             return Read::Nothing;
@@ -213,30 +264,49 @@ impl PacketStream {
         let undelivered = &mut self.undelivered;
         let read = self.reader.read(&tools.memory[..bytes], |frame| match frame {
             Frame::Malformed => drops.count(StreamDrop::Malformed),
+            Frame::Mark(mark) => undelivered.push_back(Arrived::Mark(mark)),
             Frame::Packet(item) => {
-                let fits = undelivered.back_mut().is_some_and(|batch| batch.push(item.form, item.packet));
+                let fits = match undelivered.back_mut() {
+                    Some(Arrived::Packets(batch)) => batch.push(item.form, item.packet),
+                    Some(Arrived::Mark(_)) | None => false,
+                };
                 if !fits {
                     let mut batch = PacketBatch::new(BatchEnd::Peer(peer), tools.spare.pop().unwrap_or_default());
                     batch.push(item.form, item.packet);
-                    undelivered.push_back(batch);
+                    undelivered.push_back(Arrived::Packets(batch));
                 }
             }
         });
         if let Err(error) = read {
             self.fail(peer, &error);
         }
-        if self.deliver(tools.worker) { Read::Some } else { Read::Blocked }
+        match self.deliver(now, tools.worker, order) {
+            Delivery::All => Read::Some,
+            Delivery::Blocked => Read::Blocked,
+            Delivery::Held => Read::Nothing,
+        }
     }
 
-    /// Whether the worker has taken all.
-    fn deliver(&mut self, worker: Option<&PlaneSender<PacketBatch>>) -> bool {
-        while let Some(batch) = self.undelivered.pop_front() {
-            if let Some(Err(QueueFull(batch))) = worker.map(|worker| worker.try_send(batch)) {
-                self.undelivered.push_front(batch);
-                return false;
+    /// Gives the worker what it takes and whose turn it is.
+    fn deliver(&mut self, now: Instant, worker: Option<&PlaneSender<PacketBatch>>, order: &mut Order) -> Delivery {
+        loop {
+            if !self.is_released(now, *order) {
+                self.held_since.get_or_insert(now);
+                return Delivery::Held;
+            }
+            self.held_since = None;
+            match self.undelivered.pop_front() {
+                None => return Delivery::All,
+                Some(Arrived::Mark(Mark::Join(_))) => {}
+                Some(Arrived::Mark(Mark::Leave(number))) => order.left = Some(number),
+                Some(Arrived::Packets(batch)) => {
+                    if let Some(Err(QueueFull(batch))) = worker.map(|worker| worker.try_send(batch)) {
+                        self.undelivered.push_front(Arrived::Packets(batch));
+                        return Delivery::Blocked;
+                    }
+                }
             }
         }
-        true
     }
 
     /// Writes a part of `bytes`; whether it was possible, and how many the stream has taken. An error ends the stream.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::{AsyncRead, AsyncWrite};
 use ringlane_shared::plane::queue::plane_queue_of;
 use ringlane_shared::plane::{BatchEnd, BatchItem, BatchItemForm, PlaneReceiver};
-use ringlane_shared::wire::packets::Framing;
+use ringlane_shared::wire::packets::{Framing, Mark};
 
 use super::peer::{OPEN_PAUSE_MIN, STUCK};
 use super::*;
@@ -521,4 +521,85 @@ async fn packets_that_are_answered_raise_no_doubt() {
         }
     }
     assert!(site.doubted.is_empty());
+}
+
+fn marked(mark: Mark) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    mark.write(&mut bytes);
+    bytes
+}
+
+/// What one connection has taken may be under way for longer than what another takes after it.
+#[tokio::test]
+async fn packets_keep_their_order_when_their_sender_changes_streams() {
+    for number in 0..8_u32 {
+        let [mut sender, mut receiver] = [Site::of(PeerKind::Ringlane), Site::of(PeerKind::Ringlane)];
+        sender.send(ALICE, &packets(0..100, 1000));
+        let slow = sender.open(ALICE, PacketProtocol::Ringlane, Quality::Relayed).await;
+        sender.run_until(|_| !slow.writes().is_empty()).await;
+        sender.settle().await;
+        sender.packets.handle_connected(ALICE, Instant::now());
+        let fast = sender.open(ALICE, PacketProtocol::Ringlane, Quality::Direct).await;
+        sender.packets.peers[0].touch(Instant::now());
+        sender.send(ALICE, &packets(100..200, 1000));
+        sender.run_until(|_| !fast.writes().is_empty()).await;
+        sender.settle().await;
+        let (first, second) = (slow.take(), fast.take());
+        let expected = [framed(Framing::Ringlane, &packets(0..100, 1000)), marked(Mark::Leave(1))].concat();
+        assert!(first == expected, "nothing more on the first");
+        let expected = [marked(Mark::Join(1)), framed(Framing::Ringlane, &packets(100..200, 1000))].concat();
+        assert!(second == expected, "all the rest on the second");
+
+        // A part of the first comes early, the rest after all of the second.
+        let [one, other] = [(); 2].map(|()| receiver.accept(BOB, PacketProtocol::Ringlane, Quality::Direct, 1 << 18));
+        let (early, late) = first.split_at(first.len() / 8 * number as usize);
+        one.put(early);
+        other.put(&second);
+        receiver.settle().await;
+        one.put(late);
+        let mut delivered = Vec::new();
+        receiver
+            .run_until(|site| {
+                delivered.extend(site.delivered());
+                delivered.len() == 200
+            })
+            .await;
+        assert!(delivered == from(BOB, &packets(0..200, 1000)), "in the order in which they were sent");
+    }
+}
+
+#[tokio::test]
+async fn what_may_still_come_by_another_stream_is_waited_for_no_longer_than_it_may_and_not_for_ever() {
+    let ends: [fn(&mut Site, &Pipe); 3] = [
+        |_, first| first.end(),
+        |site, _| {
+            let first = ConnectionId::new_unchecked(1);
+            site.packets.handle_connection_suspect(ALICE, first, Instant::now());
+        },
+        |_, _| {},
+    ];
+    for (how, end) in ends.into_iter().enumerate() {
+        let mut site = Site::of(PeerKind::Ringlane);
+        let [first, second] = [(); 2].map(|()| site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 18));
+        first.put(&framed(Framing::Ringlane, &packets(0..1, 60)));
+        let begun = Instant::now();
+        second.put(&[marked(Mark::Join(1)), framed(Framing::Ringlane, &packets(1..2, 60))].concat());
+        site.run_until(|_| first.with(1, |of| of.bytes.is_empty()) && second.with(1, |of| of.bytes.is_empty())).await;
+        end(&mut site, &first);
+        let mut delivered = Vec::new();
+        site.run_until(|site| {
+            delivered.extend(site.delivered());
+            delivered.len() == 2
+        })
+        .await;
+        assert_eq!(delivered, from(ALICE, &packets(0..2, 60)));
+        assert!(how < 2 || begun.elapsed() >= stream::JOIN_LIMIT, "{:?}", begun.elapsed());
+    }
+    // Where there is nothing else it might come by, or what it says was said long ago, nothing is waited for.
+    let mut site = Site::of(PeerKind::Ringlane);
+    let only = site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 18);
+    only.put(&[marked(Mark::Join(9)), framed(Framing::Ringlane, &packets(0..1, 60))].concat());
+    only.put(&[marked(Mark::Leave(1)), marked(Mark::Join(1)), framed(Framing::Ringlane, &packets(1..2, 60))].concat());
+    site.settle().await;
+    assert_eq!(site.delivered(), from(ALICE, &packets(0..2, 60)));
 }

@@ -2,13 +2,20 @@
 
 use ringlane_shared::packet::ip::PacketHeader;
 use ringlane_shared::plane::{BatchItem, BatchItemForm};
-use ringlane_shared::wire::packets::{Frame, FrameReader, Framing};
+use ringlane_shared::wire::packets::{Frame, FrameReader, Framing, Mark};
 
-/// What a stream says, in order; `None` stands for something that is no packet.
-type Said = Vec<Option<(BatchItemForm, Vec<u8>)>>;
+/// What a frame says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Says {
+    Packet(BatchItemForm, Vec<u8>),
+    Mark(Mark),
+}
+
+/// What a stream says, in order; `None` stands for something that makes no sense.
+type Said = Vec<Option<Says>>;
 
 /// The first byte says whose framing it is, and in how large pieces the rest comes. Accepted is a stream of whole frames,
-/// each with a packet in it.
+/// each with a packet or a mark in it.
 pub fn packets(input: &[u8]) -> bool {
     let Some((&how, stream)) = input.split_first() else { return false };
     let framing = if how & 1 == 0 { Framing::Hyprspace } else { Framing::Ringlane };
@@ -17,7 +24,8 @@ pub fn packets(input: &[u8]) -> bool {
     let read = stream.chunks(1 + usize::from(how >> 1)).try_for_each(|piece| {
         reader.read(piece, |frame| {
             said.push(match frame {
-                Frame::Packet(BatchItem { form, packet }) => Some((form, packet.to_vec())),
+                Frame::Packet(BatchItem { form, packet }) => Some(Says::Packet(form, packet.to_vec())),
+                Frame::Mark(mark) => Some(Says::Mark(mark)),
                 Frame::Malformed => None,
             });
         })
@@ -51,15 +59,23 @@ fn read_slowly(framing: Framing, mut stream: &[u8]) -> (Said, bool) {
         let plain = BatchItemForm::Packet { is_partial: false };
         match kind {
             None if length == 0 => {}
-            None => said.push(PacketHeader::parse(rest).ok().map(|is| (plain, rest[..is.total_bytes].to_vec()))),
+            None => {
+                let header = PacketHeader::parse(rest).ok();
+                said.push(header.map(|is| Says::Packet(plain, rest[..is.total_bytes].to_vec())));
+            }
             Some(kind @ 0..=1) => {
                 let form = BatchItemForm::Packet { is_partial: kind == 1 };
-                said.push((length > 0).then(|| (form, rest.to_vec())));
+                said.push((length > 0).then(|| Says::Packet(form, rest.to_vec())));
             }
             Some(2) => {
                 let segment_bytes = if length < 2 { 0 } else { 256 * u16::from(rest[0]) + u16::from(rest[1]) };
                 let form = BatchItemForm::SuperSegment { segment_bytes };
-                said.push((segment_bytes > 0 && length > 2).then(|| (form, rest[2..].to_vec())));
+                said.push((segment_bytes > 0 && length > 2).then(|| Says::Packet(form, rest[2..].to_vec())));
+            }
+            Some(kind @ 3..=4) => {
+                let mark = if kind == 3 { Mark::Leave } else { Mark::Join };
+                let number = <[u8; 4]>::try_from(rest).ok().map(u32::from_be_bytes);
+                said.push(number.map(|number| Says::Mark(mark(number))));
             }
             Some(_) => {}
         }
@@ -71,9 +87,15 @@ fn read_slowly(framing: Framing, mut stream: &[u8]) -> (Said, bool) {
 /// What was said can be said by us, in frames of which Hyprspace's are even.
 fn write_again(framing: Framing, said: &Said) {
     let mut bytes = Vec::new();
-    for (form, packet) in said.iter().flatten() {
-        let size = framing.write(BatchItem { form: *form, packet }, &mut bytes).expect("what was read can be written");
-        assert!(framing == Framing::Ringlane || size.is_multiple_of(2));
+    for says in said.iter().flatten() {
+        match says {
+            Says::Packet(form, packet) => {
+                let size = framing.write(BatchItem { form: *form, packet }, &mut bytes);
+                let size = size.expect("what was read can be written");
+                assert!(framing == Framing::Ringlane || size.is_multiple_of(2));
+            }
+            Says::Mark(mark) => mark.write(&mut bytes),
+        }
     }
     assert_eq!(read_slowly(framing, &bytes), (said.clone(), true));
 }

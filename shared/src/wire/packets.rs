@@ -17,7 +17,10 @@
 //! kind 0   a packet
 //! kind 1   a packet whose TCP or UDP checksum holds only the pseudo-header's sum
 //! kind 2   segment bytes (16, big-endian, not 0) | a super-segment, its checksum as in kind 1
+//! kind 3   number (32, big-endian): what follows this is on another stream, behind the mark of kind 4
+//! kind 4   number (32, big-endian): what follows this comes after all that is before the mark of kind 3
 //! ```
+//! By the two marks packets stay in order when their sender takes another stream.
 //! A frame of any other kind is skipped: so later versions say more.
 
 use thiserror::Error;
@@ -40,6 +43,8 @@ const SEGMENT_BYTES_BYTES: usize = 2;
 const PACKET: u8 = 0;
 const PARTIAL_PACKET: u8 = 1;
 const SUPER_SEGMENT: u8 = 2;
+const LEAVE: u8 = 3;
+const JOIN: u8 = 4;
 
 /// How packets are told apart on a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -74,11 +79,34 @@ pub enum Unsendable {
     Form,
 }
 
+/// Where a sender changes streams, each change with a number of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mark {
+    /// The packets go on elsewhere, behind the other mark of this number.
+    Leave(u32),
+    /// The packets go on here.
+    Join(u32),
+}
+
+impl Mark {
+    /// Appends its frame, which only [`Framing::Ringlane`] has, to `out`.
+    pub fn write(self, out: &mut Vec<u8>) {
+        let (kind, number) = match self {
+            Self::Leave(number) => (LEAVE, number),
+            Self::Join(number) => (JOIN, number),
+        };
+        out.extend([kind, 0, 0, 4]);
+        out.extend(number.to_be_bytes());
+    }
+}
+
 /// What a frame holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Frame<'a> {
     /// A packet.
     Packet(BatchItem<'a>),
+    /// A change of streams.
+    Mark(Mark),
     /// Something that is no packet.
     Malformed,
 }
@@ -128,7 +156,9 @@ impl Framing {
                         Frame::Malformed
                     })
                 }
-                (&SUPER_SEGMENT, _) => Some(Frame::Malformed),
+                (&LEAVE, &[a, b, c, d]) => Some(Frame::Mark(Mark::Leave(u32::from_be_bytes([a, b, c, d])))),
+                (&JOIN, &[a, b, c, d]) => Some(Frame::Mark(Mark::Join(u32::from_be_bytes([a, b, c, d])))),
+                (&(SUPER_SEGMENT | LEAVE | JOIN), _) => Some(Frame::Malformed),
                 _ => None,
             },
         }
@@ -242,7 +272,7 @@ mod tests {
         let ended = reader.read(bytes, |frame| {
             found.push(match frame {
                 Frame::Packet(item) => Some((item.form, item.packet.to_vec())),
-                Frame::Malformed => None,
+                Frame::Mark(_) | Frame::Malformed => None,
             });
         });
         (found, ended)
@@ -323,5 +353,21 @@ mod tests {
         let form = BatchItemForm::SuperSegment { segment_bytes: 3 };
         Framing::Ringlane.write(BatchItem { form, packet: &[0x45, 0, 0, 4] }, &mut bytes).unwrap();
         assert_eq!(bytes, [2, 0, 0, 6, 0, 3, 0x45, 0, 0, 4]);
+        bytes.clear();
+        Mark::Leave(258).write(&mut bytes);
+        Mark::Join(258).write(&mut bytes);
+        assert_eq!(bytes, [3, 0, 0, 4, 0, 0, 1, 2, 4, 0, 0, 4, 0, 0, 1, 2]);
+        // Neither is one of any other length.
+        bytes.extend([3, 0, 0, 3, 0, 0, 0, 4, 0, 0, 5, 0, 0, 0, 0, 0]);
+        let mut found = Vec::new();
+        FrameReader::new(Framing::Ringlane)
+            .read(&bytes, |frame| {
+                found.push(match frame {
+                    Frame::Mark(mark) => Some(mark),
+                    _ => None,
+                });
+            })
+            .unwrap();
+        assert_eq!(found, [Some(Mark::Leave(258)), Some(Mark::Join(258)), None, None]);
     }
 }

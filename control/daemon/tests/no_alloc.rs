@@ -247,9 +247,13 @@ fn carries_through(engine: Engine, rate_bits_per_s: Option<u64>, reached: [Socke
         let worker = &side.dataplane.counters[0];
         assert!(worker.super_segments_read.get() > 0 && worker.super_segments_written.get() > 0);
         assert_eq!(worker.egress.state() == EgressState::Queueing, rate_bits_per_s.is_some());
-        let others = std::iter::from_fn(|| side.events.try_recv())
-            .filter(|event| !matches!(event, PlaneEvent::LaneChanged { change: LaneChange::PathMtu(_), .. }));
-        assert_eq!(others.count(), 0, "the lane and the worker live");
+        // On a busy machine the other side may be late to answer, once or often; silent it is never.
+        let is_expected = |event: &PlaneEvent| {
+            matches!(event, PlaneEvent::LaneChanged { change: LaneChange::PathMtu(_) | LaneChange::Late, .. })
+        };
+        let others: Vec<_> =
+            std::iter::from_fn(|| side.events.try_recv()).filter(|event| !is_expected(event)).collect();
+        assert!(others.is_empty(), "the lane and the worker live: {others:?}");
     }
     sides.into_iter().for_each(Side::stop);
 }

@@ -76,11 +76,17 @@ impl Lane {
 pub(crate) struct Lanes {
     by_slot: Vec<Option<Lane>>,
     by_peer: Vec<Vec<SocketSlot>>,
-    /// Of each peer, those that flows may take: none where they are avoided, else those that are not silent, else all.
-    for_flows: Vec<Vec<SocketSlot>>,
-    /// Peers whose lanes no flow is to take.
-    avoided: Vec<PeerIndex>,
+    /// Of each peer.
+    for_flows: Vec<ForFlows>,
     count: usize,
+}
+
+/// What flows may take of one peer's lanes.
+#[derive(Default)]
+struct ForFlows {
+    /// None where they are avoided, else those that are not silent, else all.
+    slots: Vec<SocketSlot>,
+    is_avoided: bool,
 }
 
 impl Lanes {
@@ -101,8 +107,7 @@ impl Lanes {
 
     /// The lane that carries a flow to a peer: always the same one while the worker's lanes to it stay the same.
     pub(crate) fn for_flow(&self, peer: PeerIndex, flow_hash: u32) -> Option<SocketSlot> {
-        let slots = self.for_flows.get(peer.position())?;
-        match slots.as_slice() {
+        match self.for_flows.get(peer.position())?.slots.as_slice() {
             [] => None,
             [slot] => Some(*slot),
             // The low bits chose the worker where there was a choice; the high ones choose here.
@@ -112,23 +117,34 @@ impl Lanes {
 
     /// Whether no flow is to take a lane to this peer. Returns whether that is news.
     pub(crate) fn set_avoided(&mut self, peer: PeerIndex, is_avoided: bool) -> bool {
-        let was_avoided = self.avoided.contains(&peer);
-        match (was_avoided, is_avoided) {
-            (false, true) => self.avoided.push(peer),
-            (true, false) => self.avoided.retain(|other| *other != peer),
-            _ => return false,
+        // Hundreds may be avoided, and each snapshot asks this of every peer.
+        let was_avoided = self.for_flows.get(peer.position()).is_some_and(|of_peer| of_peer.is_avoided);
+        if was_avoided == is_avoided {
+            return false;
         }
+        self.of_flows_mut(peer).is_avoided = is_avoided;
         self.let_flow(peer);
         true
     }
 
-    fn let_flow(&mut self, peer: PeerIndex) {
+    fn of_flows_mut(&mut self, peer: PeerIndex) -> &mut ForFlows {
         if self.for_flows.len() <= peer.position() {
-            self.for_flows.resize_with(peer.position() + 1, Vec::new);
+            self.for_flows.resize_with(peer.position() + 1, ForFlows::default);
         }
-        let slots = &mut self.for_flows[peer.position()];
+        &mut self.for_flows[peer.position()]
+    }
+
+    fn let_flow(&mut self, peer: PeerIndex) {
+        let ForFlows { mut slots, is_avoided } = std::mem::take(self.of_flows_mut(peer));
         slots.clear();
-        let Some(all) = self.by_peer.get(peer.position()).filter(|_| !self.avoided.contains(&peer)) else { return };
+        if !is_avoided {
+            self.choose_for_flows(peer, &mut slots);
+        }
+        *self.of_flows_mut(peer) = ForFlows { slots, is_avoided };
+    }
+
+    fn choose_for_flows(&self, peer: PeerIndex, slots: &mut Vec<SocketSlot>) {
+        let all = self.of_peer(peer);
         let is_silent = |slot: &SocketSlot| {
             let lane = self.by_slot.get(slot.position()).and_then(Option::as_ref);
             lane.is_some_and(|lane| lane.gauges.is_silent())
@@ -205,5 +221,21 @@ impl Lanes {
     /// The slots of all lanes.
     pub(crate) fn slots(&self) -> Vec<SocketSlot> {
         self.by_slot.iter().flatten().map(|lane| lane.socket).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whether_a_peers_lanes_are_avoided_is_news_once_and_no_others_matter() {
+        let mut lanes = Lanes::default();
+        let peers = || (0..600).map(PeerIndex);
+        assert!(peers().all(|peer| !lanes.set_avoided(peer, false)));
+        assert!(peers().step_by(2).all(|peer| lanes.set_avoided(peer, true)));
+        assert!(peers().all(|peer| lanes.set_avoided(peer, true) == (peer.0 % 2 == 1)));
+        assert!(peers().all(|peer| lanes.for_flow(peer, 0).is_none()));
+        assert!(peers().all(|peer| lanes.set_avoided(peer, false) && !lanes.set_avoided(peer, false)));
     }
 }

@@ -234,3 +234,23 @@ async fn read_request(reader: impl tokio::io::AsyncRead + Unpin) -> Result<Admin
     let request: RequestLine = serde_json::from_slice(&line).map_err(|error| format!("not a request: {error}"))?;
     Ok(request.command)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the client makes of it is seen in `control/tests/admin.rs`; writing so much takes an unoptimized build seconds.
+    #[test]
+    fn an_answer_that_is_too_long_for_a_client_becomes_a_refusal() {
+        let answer = |text: &str| {
+            let (sender, mut answer) = oneshot::channel();
+            AdminReply(sender).send(text);
+            answer.try_recv().unwrap()
+        };
+        let around = answer("").len();
+        let mut text = "x".repeat(ADMIN_RESPONSE_BYTES_MAX - around);
+        assert_eq!(answer(&text), error_line("the answer is too long"));
+        text.pop();
+        assert_eq!(answer(&text).len(), ADMIN_RESPONSE_BYTES_MAX - 1);
+    }
+}

@@ -30,14 +30,18 @@ const BURST_MIN: u64 = 256 << 10;
 impl Control {
     /// Tells the engine and the workers how much they may forward.
     pub(super) fn limit_forwards(&mut self) {
-        let workers = self.workers.commands.len().max(1) as u64;
-        let per_second = u64::from(self.settings.relay.rate_mbit) * MBIT / workers;
+        let per_second = self.forward_rate();
         let rate = ByteRate { per_second, burst: (per_second * BURST_MS / 1000).max(BURST_MIN) };
         self.engine.set_forward_rate(rate);
         for commands in &self.workers.commands {
             // A worker that takes no orders at its start will not take the next one either, which says so.
             let _ = commands.try_send(PlaneCommand::LimitForwards(rate));
         }
+    }
+
+    /// Bytes per second that one worker may forward.
+    fn forward_rate(&self) -> u64 {
+        u64::from(self.settings.relay.rate_mbit) * MBIT / self.workers.commands.len().max(1) as u64
     }
 
     /// Looks whether lanes need a relay, or need it no more. Cheap when it did so a moment ago.
@@ -200,7 +204,7 @@ impl Control {
         // Who is not here cannot be told; and whoever reaches us by way of others has no use for us.
         self.direct_connection(other).ok_or(RelayRefusal::OtherEnd)?;
         let made = self.engine.book().allocate([from, to], lanes, now, random)?;
-        let rate = u64::from(self.settings.relay.rate_mbit) * MBIT / self.workers.commands.len().max(1) as u64;
+        let rate = self.forward_rate();
         let [ours, theirs] = made.lanes.map(|lanes| Allotment {
             id: made.id,
             lifetime_s: ALLOTMENT_SECONDS,

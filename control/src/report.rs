@@ -320,8 +320,7 @@ impl<T> Reporter<'_, T> {
     }
 
     fn relay_node(&self, id: &PeerId) -> RelayNode {
-        let name = self.settings.peers.iter().find(|peer| peer.id == *id).map(|peer| peer.name.clone());
-        RelayNode { name: name.unwrap_or_default(), id: id.to_string() }
+        RelayNode::of(&self.settings.peers, id)
     }
 
     fn connection(&self, connection: &ConnectionInfo) -> ConnectionStatus {

@@ -1,5 +1,7 @@
 //! What `status` says of relays: whether we are one, which ones we use, and who is reached by way of one.
 
+use ringlane_shared::config::PeerSettings;
+use ringlane_shared::id::PeerId;
 use serde::{Deserialize, Serialize};
 
 use super::udp_relay::ForwardingStatus;
@@ -39,6 +41,14 @@ pub struct RelayNode {
     pub name: String,
     /// Its peer id.
     pub id: String,
+}
+
+impl RelayNode {
+    /// A node that may be one of these.
+    pub(crate) fn of(peers: &[PeerSettings], id: &PeerId) -> Self {
+        let name = peers.iter().find(|peer| peer.id == *id).map(|peer| peer.name.clone());
+        Self { name: name.unwrap_or_default(), id: id.to_string() }
+    }
 }
 
 /// A relay that could be used.

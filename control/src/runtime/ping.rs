@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::{Stream, StreamProtocol};
-use ringlane_shared::id::{LaneSerial, PeerIndex};
+use ringlane_shared::id::{LaneSerial, PeerId, PeerIndex};
 use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::path::choice::PathClass;
 use ringlane_shared::plane::{LaneCarrier, PlaneCommand};
@@ -200,7 +200,7 @@ impl Control {
         let answered = || ping.paths.iter().filter(|path| path.rtt_us.is_some());
         let is_direct = |path: &PingPath| path.lane.is_some() && path.kind != UDP_RELAY;
         let status = PingStatus {
-            peer: RelayNode { name: peer.name.clone(), id: peer.id.to_string() },
+            peer: self.relay_node(&peer.id),
             answered: answered().next().is_some(),
             direct: answered().any(is_direct),
             rtt_us: answered().filter_map(|path| path.rtt_us).min(),
@@ -229,7 +229,7 @@ impl Control {
             remote: Some(up.remote),
             connection: None,
             transport: None,
-            relay: relay.map(|relay| RelayNode { name: relay.name.clone(), id: relay.id.to_string() }),
+            relay: relay.map(|relay| self.relay_node(&relay.id)),
             rtt_us: None,
             loss_percent: up.gauges.loss().percent(),
         }
@@ -241,10 +241,6 @@ impl Control {
         let way = self.node.packet_way(&peer.id).map(|way| way.connection);
         let is_it = |known: &&ConnectionInfo| Some(known.id) == way;
         let taken = self.node.connections(&peer.id).find(is_it).or_else(|| self.node.best_connection(&peer.id))?;
-        let relay = taken.relay.map(|relay| {
-            let known = self.settings.peers.iter().find(|peer| peer.id == relay);
-            RelayNode { name: known.map(|peer| peer.name.clone()).unwrap_or_default(), id: relay.to_string() }
-        });
         let path = PingPath {
             carrier: Carrier::Stream,
             kind: if taken.relayed { "relayed_stream" } else { "stream" }.to_owned(),
@@ -254,11 +250,15 @@ impl Control {
             remote: None,
             connection: Some(taken.remote.to_string()),
             transport: taken.transport.map(|transport| transport.name().to_owned()),
-            relay,
+            relay: taken.relay.map(|relay| self.relay_node(&relay)),
             rtt_us: None,
             loss_percent: None,
         };
         Some((path, taken.id))
+    }
+
+    fn relay_node(&self, id: &PeerId) -> RelayNode {
+        RelayNode::of(&self.settings.peers, id)
     }
 
     /// The peer that a name, the beginning of an id, or a built-in address stands for.

@@ -40,14 +40,13 @@ impl Site {
         let known = |(peer, is_known): &(&Site, bool)| {
             (peer.id, if *is_known { vec![peer.address.clone()] } else { Vec::new() })
         };
-        let mut node = Node::new(NodeConfig {
+        Node::new(NodeConfig {
             allow_loopback: true,
             seed: 1,
+            relay: RelaySettings { serve, ..RelaySettings::default() },
             ..NodeConfig::new(self.keypair.clone(), peers.iter().map(known).collect())
         })
-        .unwrap();
-        node.set_relay(&RelaySettings { serve, ..RelaySettings::default() });
-        node
+        .unwrap()
     }
 
     fn listening(&self, peers: &[(&Site, bool)], serve: RelayServe) -> Node {

@@ -99,10 +99,10 @@ impl Control {
             accepted: accepted(),
             discovery,
             web,
+            relay: settings.relay.clone(),
             ..NodeConfig::new(keypair.clone(), peers)
         })?;
         let portmap = portmap(&settings, &keypair);
-        node.set_relay(&settings.relay);
         let lan = lan(&host, &settings.interface);
         node.set_lan(lan.clone());
         deny_own(&mut node, host.iter().map(|address| address.prefix.addr()).collect());

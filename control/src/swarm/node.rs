@@ -21,7 +21,6 @@ use ipnet::IpNet;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, Swarm};
 use libp2p::{Multiaddr, StreamProtocol};
-use ringlane_shared::config::RelaySettings;
 use ringlane_shared::id::PeerId;
 use ringlane_shared::limits::DIALED_ADDRESSES_MAX;
 use tokio::time::Sleep;
@@ -37,6 +36,7 @@ use super::mdns::Mdns;
 use super::names::{self, Found, LookUps};
 use super::problems::Problems;
 use super::recorder::Recorder;
+use super::relay::hop::HOP;
 use super::relay::{self, Relaying};
 use super::streams::OpenId;
 use super::transport;
@@ -145,12 +145,13 @@ impl Node {
             problems: Problems::default(),
             discovery,
             recorder: Recorder::default(),
-            relaying: Relaying::new(&RelaySettings::default(), now),
+            relaying: Relaying::new(&config.relay, now),
             probes: HashMap::new(),
             events: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         };
-        node.set_relay(&RelaySettings::default());
+        node.swarm.behaviour_mut().streams.set_offered(&HOP, false);
+        node.consider_serving();
         Ok(node)
     }
 

@@ -2,6 +2,7 @@
 
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
+use ringlane_shared::config::RelaySettings;
 use ringlane_shared::id::PeerId;
 use thiserror::Error;
 
@@ -39,6 +40,8 @@ pub struct NodeConfig {
     pub discovery: Discovery,
     /// What of the underlay is used, and through what.
     pub web: Web,
+    /// Whether we are a relay, and which relays to use.
+    pub relay: RelaySettings,
 }
 
 impl NodeConfig {
@@ -59,6 +62,7 @@ impl NodeConfig {
             resolver: Resolver::system(),
             discovery: Discovery::default(),
             web: Web::default(),
+            relay: RelaySettings::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::relay::client;
 use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, autonat};
-use ringlane_shared::config::{RelayServe, RelaySettings};
+use ringlane_shared::config::RelayServe;
 use ringlane_shared::limits::{CIRCUIT_ADDRESSES_MAX, PEX_ADDRESSES_PER_PEER_MAX};
 
 use super::{Node, NodeEvent};
@@ -17,7 +17,7 @@ use crate::swarm::address::{self, AddressRefusal};
 use crate::swarm::connections::{ConnectionInfo, Direction};
 use crate::swarm::dialer::Better;
 use crate::swarm::relay::hop::{Asked, HOP, Situation, Step};
-use crate::swarm::relay::{CarriedCircuit, HopCounters, Relaying};
+use crate::swarm::relay::{CarriedCircuit, HopCounters};
 
 /// Addresses told of a peer that can be reached through us.
 const CIRCUITS_TOLD_MAX: usize = 4;
@@ -43,15 +43,6 @@ pub struct RelayReport {
 }
 
 impl Node {
-    /// Sets whether we are a relay, and which relays to use. What there is of reservations is forgotten, so this is for the
-    /// beginning.
-    pub fn set_relay(&mut self, settings: &RelaySettings) {
-        self.relaying = Relaying::new(settings, Instant::now());
-        let streams = &mut self.swarm.behaviour_mut().streams;
-        streams.set_offered(&HOP, false);
-        self.consider_serving();
-    }
-
     /// What we have to do with relays.
     pub fn relay_report(&self) -> RelayReport {
         RelayReport {

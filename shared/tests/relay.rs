@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "the inputs are this file's own")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use proptest::collection::{btree_set, vec};
+use proptest::option;
 use proptest::prelude::*;
 use ringlane_shared::id::{LaneIndex, PeerId, WorkerId};
 use ringlane_shared::limits::{RELAY_ADDRESSES_MAX, RELAY_MESSAGE_BYTES_MAX};
+use ringlane_shared::path::relay::{Load, RelayView, ranked, replacement};
 use ringlane_shared::wire::bind::{Bind, BindKind, BindToken, UnverifiedBind};
 use ringlane_shared::wire::offer::LaneSet;
 use ringlane_shared::wire::relay::{
@@ -72,7 +75,83 @@ fn message() -> impl Strategy<Value = RelayMessage> {
     ]
 }
 
+fn relay() -> impl Strategy<Value = RelayView> {
+    // Few figures, so that many are equal, and others, so that none need be.
+    let rtt_us = prop_oneof![Just(20_000), Just(40_000), 0..100_000u64, 0..4_000_000u64];
+    let load = prop_oneof![Just(0u8), Just(128), Just(254), Just(255), any::<u8>()];
+    let (rtt_us, load) = (option::weighted(0.8, rtt_us), option::weighted(0.8, load));
+    (option::weighted(0.2, 0..3u16), 0..3u32, rtt_us, load).prop_map(|(preferred, refusals, rtt_us, load)| RelayView {
+        preferred,
+        refusals,
+        rtt: rtt_us.map(Duration::from_micros),
+        load: load.map(Load),
+    })
+}
+
+/// Counted distance, and what of 256 parts is left.
+fn far_and_left(view: &RelayView) -> (u64, u64) {
+    let rtt_us = view.rtt.map_or(2_000_000, |rtt| rtt.as_micros() as u64).min(2_000_000);
+    (rtt_us + 10_000, 256 - view.load.map_or(32, |load| u64::from(load.0)))
+}
+
+/// Whether a relay is better than another: the rule, one sentence after the other.
+fn is_better(one: &RelayView, other: &RelayView) -> bool {
+    match (one.preferred, other.preferred) {
+        (Some(_), None) => return true,
+        (None, Some(_)) => return false,
+        (Some(one), Some(other)) if one != other => return one < other,
+        _ => {}
+    }
+    if one.refusals != other.refusals {
+        return one.refusals < other.refusals;
+    }
+    let ((one_far, one_left), (other_far, other_left)) = (far_and_left(one), far_and_left(other));
+    one_far * other_left < other_far * one_left
+}
+
+fn slowly_ranked(relays: &[RelayView]) -> Vec<usize> {
+    let mut left: Vec<usize> = (0..relays.len()).filter(|at| relays[*at].load != Some(Load(255))).collect();
+    let mut order = Vec::new();
+    while !left.is_empty() {
+        let is_best = |at: &&usize| left.iter().all(|other| !is_better(&relays[*other], &relays[**at]));
+        let best = *left.iter().find(is_best).unwrap();
+        left.retain(|at| *at != best);
+        order.push(best);
+    }
+    order
+}
+
+fn is_much_better(new: &RelayView, old: &RelayView) -> bool {
+    let ((new_far, new_left), (old_far, old_left)) = (far_and_left(new), far_and_left(old));
+    // Both sides times both remainders. 20 ms are those of an idle relay.
+    let (new_cost, old_cost) = (new_far * 256 * old_left, old_far * 256 * new_left);
+    2 * new_cost <= old_cost && new_cost + 20_000 * new_left * old_left <= old_cost
+}
+
 proptest! {
+    #[test]
+    fn relays_are_ranked_as_the_rule_says(relays in vec(relay(), 0..8)) {
+        prop_assert_eq!(ranked((0..).zip(relays.iter().copied())), slowly_ranked(&relays));
+    }
+
+    #[test]
+    fn a_relay_is_replaced_as_the_rule_says_and_by_one_that_would_be_asked_before_it(
+        in_use in vec(relay(), 0..4), others in vec(relay(), 0..4),
+    ) {
+        let found = replacement(in_use.iter().zip(in_use.iter().copied()), others.iter().zip(others.iter().copied()));
+        let may_go = |old: &&RelayView| old.preferred.is_none() && old.rtt.is_some();
+        let may_come = |new: &&RelayView| new.load != Some(Load(255)) && new.rtt.is_some();
+        let mut pairs = in_use.iter().filter(may_go).flat_map(|old| {
+            others.iter().filter(may_come).map(move |new| (old, new))
+        });
+        prop_assert_eq!(found.is_some(), pairs.any(|(old, new)| is_much_better(new, old)));
+        if let Some((old, new)) = found {
+            prop_assert!(may_go(&old) && may_come(&new) && is_much_better(new, old));
+            // And not back.
+            prop_assert!(replacement([((), *new)], [((), *old)]).is_none());
+        }
+    }
+
     #[test]
     fn relay_messages_read_back_as_written_with_whatever_extensions(
         message in message(),

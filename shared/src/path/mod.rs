@@ -8,7 +8,7 @@
 //! Once a lane stands, its worker finds out by echoes what its path carries ([`mtu`]), whether anybody is there
 //! ([`liveness`], [`lull`]), how long an answer takes ([`rtt`]), how many are lost ([`loss`]), and whether records pass at
 //! all or packets must go by QUIC ([`carrier`]). [`trial`] says when it moves to another path, and [`choice`] which of several
-//! is the best.
+//! is the best. [`relay`] says which relays to use where there is none.
 
 pub mod birthday;
 pub mod candidate;
@@ -19,5 +19,6 @@ pub mod loss;
 pub mod lull;
 pub mod mtu;
 pub mod prober;
+pub mod relay;
 pub mod rtt;
 pub mod trial;

@@ -12,12 +12,13 @@ use ringlane_shared::identity::{builtin_ipv4, builtin_ipv6};
 use ringlane_shared::limits::{
     FRAME_HEADER_BYTES_MIN, QUIC_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, STREAM_PACKET_BYTES_MAX,
 };
+use ringlane_shared::path::relay::RelayLoad;
 use ringlane_shared::plane::{CarrierChoice, LaneCarrier, StreamForm, WorkerCounters};
 
 use crate::admin::discovery::DiscoveryStatus;
 use crate::admin::nat::NatStatus;
 use crate::admin::obstacle::ObstacleStatus;
-use crate::admin::relay::{CircuitStatus, RelayNode, RelayPeer, RelayStatus, RelayedPeer};
+use crate::admin::relay::{CircuitStatus, LoadStatus, RelayNode, RelayPeer, RelayStatus, RelayedPeer};
 use crate::admin::status::{
     AddressStatus, Carrier, ConnectionStatus, Direction, Drops, LaneState, LaneStatus, MovementStatus, NodeInfo,
     NodeStatus, PeerState, PeerStatus, RoutePeer, RouteStatus, StreamStatus, TunStatus, WorkerStatus, sum_drops,
@@ -35,6 +36,7 @@ use crate::routes::Origin;
 use crate::runtime::Routing;
 use crate::services::ServiceNetwork;
 use crate::swarm::{ConnectionInfo, LearntAddress, Node, Quality};
+use crate::udp_relay::loads::Loads;
 
 /// Everything a report is made from.
 pub(crate) struct Reporter<'a, T> {
@@ -57,6 +59,8 @@ pub(crate) struct Reporter<'a, T> {
     pub(crate) routing: &'a Routing,
     pub(crate) offers_refused: u64,
     pub(crate) portmap: Option<&'a PortMapper>,
+    pub(crate) loads: &'a Loads,
+    pub(crate) own_load: RelayLoad,
     /// What keeps each peer from being reached by lanes from node to node.
     pub(crate) obstacles: Vec<Option<ObstacleStatus>>,
 }
@@ -264,10 +268,13 @@ impl<T> Reporter<'_, T> {
                 relay: best.relay.map(|relay| self.relay_node(&relay)),
             })
         });
-        let relays = report
-            .offering
-            .iter()
-            .map(|relay| RelayPeer { node: self.relay_node(relay), reserved: report.reserved_at.contains(relay) });
+        let load_of = |relay: &PeerId| self.loads.of(self.coordinator.index_of(relay)?);
+        let loads: Vec<_> = report.offering.iter().map(load_of).collect();
+        let relays = report.offering.iter().zip(&loads).map(|(relay, load)| RelayPeer {
+            node: self.relay_node(relay),
+            reserved: report.reserved_at.contains(relay),
+            load: load.map(LoadStatus::from),
+        });
         let circuits = report.circuits.iter().map(|circuit| CircuitStatus {
             source: self.relay_node(&circuit.source),
             target: self.relay_node(&circuit.target),
@@ -278,7 +285,9 @@ impl<T> Reporter<'_, T> {
         RelayStatus {
             serves: report.serves,
             public: report.is_public,
+            load: report.serves.then(|| self.own_load.into()),
             relays: relays.collect(),
+            problem: relays_problem(&loads).map(str::to_owned),
             relayed: relayed.collect(),
             reservations: report.reserved_here.iter().map(|peer| self.relay_node(peer)).collect(),
             circuits: circuits.collect(),
@@ -342,6 +351,19 @@ impl<T> Reporter<'_, T> {
             rtt_us: connection.rtt.map(|rtt| rtt.as_micros() as u64),
             age_s: connection.established.elapsed().as_secs(),
         }
+    }
+}
+
+/// Why relays take nothing new, if all say so.
+fn relays_problem(loads: &[Option<RelayLoad>]) -> Option<&'static str> {
+    let all_are = |is_full: fn(&RelayLoad) -> bool| {
+        !loads.is_empty() && loads.iter().all(|load| load.as_ref().is_some_and(is_full))
+    };
+    match (all_are(|load| load.lanes.is_full()), all_are(|load| load.circuits.is_full())) {
+        (true, true) => Some("all relays are full"),
+        (true, false) => Some("all relays are full of lanes"),
+        (false, true) => Some("all relays are full of circuits"),
+        (false, false) => None,
     }
 }
 

@@ -17,6 +17,7 @@ mod obstacle;
 mod packets;
 mod ping;
 mod portmap;
+mod relay_load;
 mod routes;
 mod services;
 mod start;

@@ -832,6 +832,8 @@ pub const PASSAGE_ROUTES_MAX: usize = 4;
 pub const PASSAGES_MAX: usize = 512;
 /// Relays that one link holds allotments of at once: the one it uses, and the one that replaces it.
 pub const RELAYS_PER_LINK_MAX: usize = 2;
+/// Relays whose load a node asks for: those that it would use first.
+pub const RELAYS_ASKED_MAX: usize = 8;
 /// Streams of `/ringlane/relay/1` that one peer may have open.
 pub const RELAY_STREAMS_PER_PEER_MAX: usize = 16;
 /// Bytes that wait in each direction of each socket of a relayed lane: what a gigabit brings in 4 ms. More would wait where

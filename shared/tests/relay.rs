@@ -9,7 +9,7 @@ use proptest::option;
 use proptest::prelude::*;
 use ringlane_shared::id::{LaneIndex, PeerId, WorkerId};
 use ringlane_shared::limits::{RELAY_ADDRESSES_MAX, RELAY_MESSAGE_BYTES_MAX};
-use ringlane_shared::path::relay::{Load, RelayView, ranked, replacement};
+use ringlane_shared::path::relay::{Load, RelayLoad, RelayView, ranked, replacement};
 use ringlane_shared::wire::bind::{Bind, BindKind, BindToken, UnverifiedBind};
 use ringlane_shared::wire::offer::LaneSet;
 use ringlane_shared::wire::relay::{
@@ -72,6 +72,10 @@ fn message() -> impl Strategy<Value = RelayMessage> {
             (7u8..).prop_map(RelayRefusal::Other),
         ]
         .prop_map(RelayMessage::Refused),
+        Just(RelayMessage::AskLoad),
+        any::<[u8; 2]>().prop_map(|[lanes, circuits]| {
+            RelayMessage::Load(RelayLoad { lanes: Load(lanes), circuits: Load(circuits) })
+        }),
     ]
 }
 
@@ -266,9 +270,13 @@ fn only_the_exact_form_is_a_relay_message() {
     let refused = [RELAY_VERSION, 8, 1];
     assert_eq!(RelayMessage::parse(&refused), Ok(RelayMessage::Refused(RelayRefusal::Busy)));
     assert_eq!(RelayMessage::parse(&[2, 8, 1]), Err(RelayError::Version(2)));
-    for kind in [0, 9, 255] {
+    for kind in [0, 11, 255] {
         assert_eq!(RelayMessage::parse(&[RELAY_VERSION, kind, 1]), Err(RelayError::Kind(kind)));
     }
+    let load = RelayLoad { lanes: Load(40), circuits: Load::FULL };
+    assert_eq!(RelayMessage::parse(&[RELAY_VERSION, 9]), Ok(RelayMessage::AskLoad));
+    assert_eq!(RelayMessage::parse(&[RELAY_VERSION, 10, 40, 255]), Ok(RelayMessage::Load(load)));
+    assert_eq!(RelayMessage::parse(&[RELAY_VERSION, 10, 40]), Err(RelayError::Truncated));
     assert_eq!(RelayMessage::parse(&[RELAY_VERSION, 8, 1, 0]), Err(RelayError::Truncated));
     let long = vec![0; RELAY_MESSAGE_BYTES_MAX + 1];
     assert_eq!(RelayMessage::parse(&long), Err(RelayError::TooLong(long.len())));

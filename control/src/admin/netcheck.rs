@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mappings::MappingsStatus;
 use super::nat::{CandidateStatus, HostStatus};
-use super::relay::RelayNode;
+use super::relay::{LoadStatus, RelayNode};
 use super::underlay::UnderlayStatus;
 
 /// What was found out, by a running node or without one.
@@ -72,6 +72,9 @@ pub struct RelayCheck {
     pub node: RelayNode,
     /// Whether this node can be reached through it.
     pub reserved: bool,
+    /// How much it says that it has to do; `null` if it has not lately.
+    #[serde(default)]
+    pub load: Option<LoadStatus>,
     /// Round-trip time to it, if it was measured.
     pub rtt_us: Option<u64>,
     /// What the connection to it runs over.

@@ -2,6 +2,7 @@
 
 use ringlane_shared::config::PeerSettings;
 use ringlane_shared::id::PeerId;
+use ringlane_shared::path::relay::RelayLoad;
 use serde::{Deserialize, Serialize};
 
 use super::udp_relay::ForwardingStatus;
@@ -13,8 +14,14 @@ pub struct RelayStatus {
     pub serves: bool,
     /// Whether the node is known to be reachable from everywhere.
     pub public: bool,
+    /// How much this node has to do as one; `null` if it is none.
+    #[serde(default)]
+    pub load: Option<LoadStatus>,
     /// Connected peers that offer to be relays.
     pub relays: Vec<RelayPeer>,
+    /// Why none of them can be used for something new, if so.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// Peers whose best connection a relay passes on.
     pub relayed: Vec<RelayedPeer>,
     /// Peers that may be reached through this node.
@@ -59,6 +66,24 @@ pub struct RelayPeer {
     pub node: RelayNode,
     /// Whether this node can be reached through it.
     pub reserved: bool,
+    /// How much it says that it has to do; `null` if it has not lately.
+    #[serde(default)]
+    pub load: Option<LoadStatus>,
+}
+
+/// How much of a relay is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LoadStatus {
+    /// By relayed lanes, of 100.
+    pub lanes_percent: u8,
+    /// By circuits, of 100.
+    pub circuits_percent: u8,
+}
+
+impl From<RelayLoad> for LoadStatus {
+    fn from(RelayLoad { lanes, circuits }: RelayLoad) -> Self {
+        Self { lanes_percent: lanes.percent(), circuits_percent: circuits.percent() }
+    }
 }
 
 /// A peer that is reached by way of a relay.

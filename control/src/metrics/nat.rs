@@ -5,7 +5,7 @@ use ringlane_shared::stun::nat::{Filtering, Mapping};
 use super::families::{NONE, PEER, counter, gauge, seconds};
 use super::{Family, Samples, Scrape};
 use crate::admin::nat::{HostStatus, StunStatus};
-use crate::admin::relay::RelayStatus;
+use crate::admin::relay::{LoadStatus, RelayStatus};
 
 const ADDRESS: &[&str] = &["address"];
 
@@ -173,6 +173,23 @@ pub(super) const FAMILIES: &[Family] = &[
             }
         }
     }),
+    gauge("ringlane_relay_load_ratio", &["by"], "How much of this relay is taken, from 0 to 1", |scrape, out| {
+        for (by, share) in scrape.status.relay.load.into_iter().flat_map(shares) {
+            out.add(&[by], share);
+        }
+    }),
+    gauge(
+        "ringlane_relay_peer_load_ratio",
+        &["peer", "name", "by"],
+        "How much a peer that offers to be a relay says is taken of it, from 0 to 1",
+        |scrape, out| {
+            for relay in &scrape.status.relay.relays {
+                for (by, share) in relay.load.into_iter().flat_map(shares) {
+                    out.add(&[&relay.node.id, &relay.node.name, by], share);
+                }
+            }
+        },
+    ),
     gauge(
         "ringlane_peer_obstacle",
         &["peer", "name", "code"],
@@ -206,6 +223,11 @@ fn stun(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&StunStatus) -> u64)
 
 fn relay(scrape: &Scrape, out: &mut Samples, figure: impl Fn(&RelayStatus) -> u64) {
     out.add(&[], figure(&scrape.status.relay));
+}
+
+fn shares(load: LoadStatus) -> [(&'static str, f64); 2] {
+    [("lanes", load.lanes_percent), ("circuits", load.circuits_percent)]
+        .map(|(by, of_100)| (by, f64::from(of_100) / 100.0))
 }
 
 /// Bytes of the circuits that stand.

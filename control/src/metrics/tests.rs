@@ -108,7 +108,9 @@ fn scrape() -> Scrape {
                 "requests_malformed"]),
         },
         "relay": merge(
-            json!({ "serves": true, "public": false, "relays": [{ "name": "r", "id": "12D3KooWBob", "reserved": true }],
+            json!({ "serves": true, "public": false, "load": { "lanes_percent": 25, "circuits_percent": 0 },
+                "relays": [{ "name": "r", "id": "12D3KooWBob", "reserved": true,
+                    "load": { "lanes_percent": 50, "circuits_percent": 100 } }],
                 "relayed": [], "reservations": [], "circuits": [],
                 "forwarding": merge(
                     json!({ "allotments": [] }),
@@ -201,6 +203,8 @@ fn figures_have_their_labels_and_base_units() {
         r#"ringlane_udp_blocked{address="192.168.1.2"} 0"#,
         r#"ringlane_gateways{method="pcp"} 1"#,
         r#"ringlane_relay_rtt_seconds{peer="12D3KooWBob",name="r"} 0.0035"#,
+        r#"ringlane_relay_load_ratio{by="lanes"} 0.25"#,
+        r#"ringlane_relay_peer_load_ratio{peer="12D3KooWBob",name="r",by="circuits"} 1.0"#,
         r#"ringlane_peer_obstacle{peer="12D3KooWNobody",name="",code="udp_blocked"} 1"#,
         "process_threads 4",
     ] {

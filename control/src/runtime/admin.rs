@@ -63,6 +63,8 @@ impl Control {
             routing: &self.routing,
             offers_refused: self.offers_refused,
             portmap: self.portmap.as_ref(),
+            loads: &self.udp_relay.loads,
+            own_load: self.own_load(None),
             obstacles: Vec::new(),
         }
     }

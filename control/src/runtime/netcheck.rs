@@ -20,6 +20,7 @@ impl Control {
                 transport: direct.and_then(|known| known.transport).map(|transport| transport.name().to_owned()),
                 node: relay.node,
                 reserved: relay.reserved,
+                load: relay.load,
             }
         });
         let workers = self.workers.commands.len() as u16;

@@ -9,6 +9,7 @@ use ringlane_shared::bucket::ByteRate;
 use ringlane_shared::id::{PeerIndex, WorkerId};
 use ringlane_shared::limits::{ALLOTMENT_SECONDS, RELAY_ADDRESSES_MAX};
 use ringlane_shared::path::candidate::is_private;
+use ringlane_shared::path::relay::{RelayView, ranked};
 use ringlane_shared::plane::PlaneCommand;
 use ringlane_shared::wire::offer::LaneSet;
 use ringlane_shared::wire::relay::{Allotment, AllotmentId, RelayAddress, RelayMessage, RelayRefusal, RelayedLane};
@@ -40,7 +41,7 @@ impl Control {
     }
 
     /// Bytes per second that one worker may forward.
-    fn forward_rate(&self) -> u64 {
+    pub(super) fn forward_rate(&self) -> u64 {
         u64::from(self.settings.relay.rate_mbit) * MBIT / self.workers.commands.len().max(1) as u64
     }
 
@@ -49,6 +50,7 @@ impl Control {
         if !self.udp_relay.takes_look(now) {
             return;
         }
+        self.look_at_loads(now);
         let views: Vec<LinkView> = self.link_views();
         let needs_nothing = |view: &LinkView| {
             view.missing.is_empty() && view.silent.is_empty() && view.relayed.is_empty() && view.passages.is_empty()
@@ -94,24 +96,27 @@ impl Control {
         views.collect()
     }
 
-    /// Connected peers that offer to be relays: those that the configuration prefers, then the nearest.
-    fn relays_by_preference(&self) -> Vec<PeerIndex> {
-        let preferred = &self.settings.relay.preferred;
-        let offering = self.node.relay_report().offering;
-        let mut relays: Vec<_> = offering
-            .iter()
-            .filter_map(|id| {
-                let index = self.coordinator.index_of(id)?;
-                let (_, rtt) = self.direct_connection(id)?;
-                let place = preferred.iter().position(|preferred| preferred == id).unwrap_or(usize::MAX);
-                Some((place, rtt.unwrap_or(Duration::MAX), index))
-            })
-            .collect();
-        relays.sort_unstable();
-        relays.into_iter().map(|(.., index)| index).collect()
+    /// Connected peers that offer to be relays: those that are to be asked first, and after them the full ones.
+    fn relays_by_preference(&mut self) -> Vec<PeerIndex> {
+        let relays: Vec<_> = self.relays().collect();
+        let full: Vec<_> = relays.iter().filter(|(_, view)| view.is_full()).map(|(index, _)| *index).collect();
+        self.udp_relay.asker.set_full(full.iter().copied().collect());
+        ranked(relays).into_iter().chain(full).collect()
     }
 
-    fn direct_connection(&self, id: &PeerId) -> Option<(ConnectionId, Option<Duration>)> {
+    /// Connected peers that offer to be relays.
+    pub(super) fn relays(&self) -> impl Iterator<Item = (PeerIndex, RelayView)> {
+        let preferred = &self.settings.relay.preferred;
+        self.node.relays().iter().filter_map(move |id| {
+            let index = self.coordinator.index_of(id)?;
+            let (_, rtt) = self.direct_connection(id)?;
+            let place = preferred.iter().position(|preferred| preferred == id).map(|place| place as u16);
+            let load = self.udp_relay.loads.of(index).map(|load| load.lanes);
+            Some((index, RelayView { preferred: place, refusals: 0, rtt, load }))
+        })
+    }
+
+    pub(super) fn direct_connection(&self, id: &PeerId) -> Option<(ConnectionId, Option<Duration>)> {
         let direct = self.node.connections(id).filter(|connection| !connection.relayed);
         direct.last().map(|connection| (connection.id, connection.rtt))
     }
@@ -135,7 +140,7 @@ impl Control {
     }
 
     /// Asks a relay, or as one the other end, on a stream.
-    fn ask_relay(&mut self, whom: PeerIndex, purpose: Purpose, message: &RelayMessage) {
+    pub(super) fn ask_relay(&mut self, whom: PeerIndex, purpose: Purpose, message: &RelayMessage) {
         let id = self.settings.peers.get(whom.position()).map(|peer| peer.id);
         let connection = id.and_then(|id| Some(self.node.best_connection(&id)?.id));
         match (connection, bytes_of(message)) {
@@ -183,6 +188,10 @@ impl Control {
                 false => RelayMessage::Refused(RelayRefusal::Unknown),
             },
             Ok(RelayMessage::Release(id)) => return self.engine.book().release(from, id),
+            Ok(RelayMessage::AskLoad) => match self.node.is_relay() {
+                true => RelayMessage::Load(self.own_load(Some(from))),
+                false => RelayMessage::Refused(RelayRefusal::NotServing),
+            },
             Ok(_) | Err(_) => RelayMessage::Refused(RelayRefusal::Unsupported),
         };
         self.udp_relay.answer(stream, &answer);
@@ -196,7 +205,7 @@ impl Control {
         lanes: LaneSet,
         now: Instant,
     ) -> Result<(PeerIndex, AllotmentId, RelayMessage, RelayMessage), RelayRefusal> {
-        if !self.node.relay_report().serves {
+        if !self.node.is_relay() {
             return Err(RelayRefusal::NotServing);
         }
         let to = self.coordinator.index_of(other).ok_or(RelayRefusal::NotConfigured)?;
@@ -321,6 +330,13 @@ impl Control {
                 _ => {}
             },
             Purpose::Release => {}
+            Purpose::Load { relay } => {
+                let load = match answer {
+                    Some(RelayMessage::Load(load)) => Some(load),
+                    _ => None,
+                };
+                self.handle_load(relay, load, now);
+            }
             Purpose::Invite { id, allotted, asker } => {
                 let accepted = match answer {
                     Some(RelayMessage::Accept(lanes)) => lanes,

@@ -21,6 +21,7 @@ use ringlane_shared::limits::{
     BINDS_PER_END, FORWARDS_PER_WORKER_MAX,
 };
 use ringlane_shared::path::choice::Ends;
+use ringlane_shared::path::relay::Load;
 use ringlane_shared::plane::ForwardId;
 use ringlane_shared::wire::bind::{
     BIND_BYTES, BIND_TOKEN_BYTES, Bind, BindKeys, BindKind, BindName, BindToken, UnverifiedBind,
@@ -231,6 +232,24 @@ impl Book {
         self.allotments.len() < ALLOTMENTS_MAX
             && all <= FORWARDS_PER_WORKER_MAX * usize::from(self.workers)
             && peers.into_iter().all(is_left)
+    }
+
+    /// How much of all that there may be is taken, or of what this peer may have, if that is more.
+    pub fn load(&self, peer: Option<PeerIndex>) -> Load {
+        let share = |taken: usize, limit: usize| Load::of(taken as u64, limit as u64);
+        let lanes = |allotted: &Allotted| allotted.lanes.len();
+        let of_peer = || {
+            let is_its = |allotted: &&Allotted| peer.is_some_and(|peer| allotted.peers.contains(&peer));
+            self.allotments.values().filter(is_its)
+        };
+        let all = self.allotments.values().map(lanes).sum();
+        let shares = [
+            share(self.allotments.len(), ALLOTMENTS_MAX),
+            share(all, FORWARDS_PER_WORKER_MAX * usize::from(self.workers)),
+            share(of_peer().count(), ALLOTMENTS_PER_PEER_MAX),
+            share(of_peer().map(lanes).sum(), ALLOTTED_LANES_PER_PEER_MAX),
+        ];
+        shares.into_iter().max().unwrap_or_default()
     }
 
     /// The other end uses these lanes of an allotment. Returns which of them there are; with none the allotment ends.

@@ -13,21 +13,24 @@
 //! | [`asker`] | which links have lanes relayed, by whom, and for how long |
 //! | [`binder`] | how one end shows the relay where it is |
 //! | [`book`] | whose lanes we relay, and where their ends are |
+//! | [`loads`] | what relays have to do |
 //! | `proof` | what an end repeats to show that it is there |
 //! | `UdpRelay` | the streams, and when to look again |
 //!
-//! The first three are pure, but for random numbers. Sockets are the lane engine's (`lanes/relayed.rs` for an end, `lanes/relaying.rs` for the
-//! relay), workers forward, and `runtime/udp_relay.rs` brings them together. To everything else a passage is one more path.
+//! The first four are pure, but for random numbers. Sockets are the lane engine's (`lanes/relayed.rs` for an end,
+//! `lanes/relaying.rs` for the relay), workers forward, and `runtime/udp_relay.rs` brings them together. To everything else a
+//! passage is one more path.
 
 pub mod asker;
 pub mod binder;
 pub mod book;
+pub mod loads;
 mod proof;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -36,12 +39,13 @@ use std::time::{Duration, Instant};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use libp2p::{Stream, StreamProtocol};
-use ringlane_shared::id::PeerIndex;
+use ringlane_shared::id::{PeerId, PeerIndex};
 use ringlane_shared::limits::RELAY_STREAMS_PER_PEER_MAX;
 use ringlane_shared::wire::relay::{AllotmentId, RELAY_PROTOCOL, RelayMessage};
 use tokio::time::Sleep;
 
 use self::asker::Asker;
+use self::loads::{Loads, Meter};
 use crate::swarm::exchange::{ask, read_question, send_answer};
 use crate::swarm::{Accepted, InboundStream, OpenError, OpenId};
 
@@ -77,6 +81,11 @@ pub(crate) enum Purpose {
     },
     /// To say that they need not be any more.
     Release,
+    /// To know what it has to do.
+    Load {
+        /// Whom we ask.
+        relay: PeerIndex,
+    },
     /// As a relay, to have the other end come. Who has asked for it waits with the answer.
     Invite {
         /// What.
@@ -106,9 +115,31 @@ struct Opening {
     question: Vec<u8>,
 }
 
+/// What is forwarded here, in bytes per second.
+#[derive(Debug, Default)]
+pub(crate) struct Meters {
+    /// By each worker, of lanes.
+    pub(crate) lanes: Vec<Meter>,
+    /// By control, of circuits.
+    pub(crate) circuits: Meter,
+    /// Whether there is anything that could be.
+    pub(crate) is_busy: bool,
+}
+
+impl Meters {
+    fn poll_timeout(&self) -> Option<Instant> {
+        let all = self.lanes.iter().chain([&self.circuits]);
+        all.filter_map(|meter| meter.poll_timeout(self.is_busy)).min()
+    }
+}
+
 /// What all of this keeps between two turns of the loop. Owned by it and polled on its thread: nothing is spawned.
 pub(crate) struct UdpRelay {
     pub(crate) asker: Asker,
+    pub(crate) loads: Loads,
+    /// Who offered to be a relay when loads were asked for last.
+    pub(crate) asked_among: BTreeSet<PeerId>,
+    pub(crate) meters: Meters,
     opening: BTreeMap<OpenId, Opening>,
     tasks: FuturesUnordered<BoxFuture<'static, Progress>>,
     ended: VecDeque<Progress>,
@@ -121,6 +152,9 @@ impl UdpRelay {
     pub(crate) fn new() -> Self {
         Self {
             asker: Asker::default(),
+            loads: Loads::default(),
+            asked_among: BTreeSet::new(),
+            meters: Meters::default(),
             opening: BTreeMap::new(),
             tasks: FuturesUnordered::new(),
             ended: VecDeque::new(),
@@ -136,15 +170,20 @@ impl UdpRelay {
             self.looked_at = Some(now);
         }
         // What happened since the last look is looked at soon; else when something is due.
-        let at = if is_due { self.asker.poll_timeout() } else { self.looked_at.map(|at| at + LOOK_GAP) };
+        let at = if is_due { self.due() } else { self.looked_at.map(|at| at + LOOK_GAP) };
         self.wake_at(at.unwrap_or(now + Duration::from_secs(3600)));
         is_due
     }
 
     /// What the look has found says when the next is due.
     pub(crate) fn looked(&mut self, now: Instant) {
-        let due = self.asker.poll_timeout().map(|due| due.max(now + LOOK_GAP));
+        let due = self.due().map(|due| due.max(now + LOOK_GAP));
         self.wake_at(due.unwrap_or(now + Duration::from_secs(3600)));
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let due = [self.asker.poll_timeout(), self.loads.poll_timeout(), self.meters.poll_timeout()];
+        due.into_iter().flatten().min()
     }
 
     /// Has the links looked at as soon as may be.

@@ -1,8 +1,9 @@
-//! The three state machines, by themselves and together, against networks and people that mean no good. Every run prints
+//! The state machines, by themselves and together, against networks and people that mean no good. Every run prints
 //! its seed when it fails.
 
 mod asking;
 mod binding;
+mod loads;
 
 use ringlane_shared::id::PeerIndex;
 

@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn best(relays: &[RelayView]) -> Option<usize> {
-        ranked(relays.iter().copied().enumerate().map(|(place, view)| (place, view))).first().copied()
+        ranked(relays.iter().copied().enumerate()).first().copied()
     }
 
     #[test]

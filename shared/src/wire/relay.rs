@@ -11,6 +11,8 @@
 //! renewed   version 1 | kind 6 | lifetime (32)
 //! release   version 1 | kind 7 | id (64)                      either end to the relay; not answered
 //! refused   version 1 | kind 8 | reason (8)
+//! ask load  version 1 | kind 9                                an end to a relay; answered by load or refused
+//! load      version 1 | kind 10 | by lanes (8) | by circuits (8)
 //!
 //! other end  length (8) | peer id
 //! allotment  id (64) | lifetime, seconds (32) | rate, bytes per second (64)
@@ -34,6 +36,7 @@ use super::lane_set::LaneSet;
 use super::reader::{Reader, Truncated};
 use crate::id::{LaneIndex, PeerId, WorkerId};
 use crate::limits::{LANES_PER_LINK_MAX, PEER_ID_BYTES_MAX, RELAY_ADDRESSES_MAX, RELAY_MESSAGE_BYTES_MAX, WORKERS_MAX};
+use crate::path::relay::{Load, RelayLoad};
 
 /// Name of the libp2p protocol; the number rises with [`RELAY_VERSION`].
 pub const RELAY_PROTOCOL: &str = "/ringlane/relay/1";
@@ -306,6 +309,10 @@ pub enum RelayMessage {
     Release(AllotmentId),
     /// No.
     Refused(RelayRefusal),
+    /// How much is there for you to do?
+    AskLoad,
+    /// So much, from 0 to 255.
+    Load(RelayLoad),
 }
 
 impl RelayMessage {
@@ -337,6 +344,11 @@ impl RelayMessage {
             },
             [7] => Self::Release(AllotmentId(u64::from_be_bytes(*reader.take()?))),
             [8] => Self::Refused(RelayRefusal::from_code(reader.take::<1>()?[0])),
+            [9] => Self::AskLoad,
+            [10] => {
+                let [lanes, circuits] = *reader.take()?;
+                Self::Load(RelayLoad { lanes: Load(lanes), circuits: Load(circuits) })
+            }
             [kind] => return Err(RelayError::Kind(kind)),
         };
         while reader.extension()?.is_some() {}
@@ -382,6 +394,8 @@ impl RelayMessage {
                 bytes.extend(id.0.to_be_bytes());
             }
             Self::Refused(reason) => bytes.extend([8, reason.code()]),
+            Self::AskLoad => bytes.push(9),
+            Self::Load(RelayLoad { lanes, circuits }) => bytes.extend([10, lanes.0, circuits.0]),
         }
         let length = (bytes.len() - LENGTH_BYTES) as u16;
         bytes[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());

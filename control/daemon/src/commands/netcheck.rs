@@ -63,6 +63,9 @@ fn for_people(found: &NetcheckStatus) -> String {
         if let Some(transport) = &relay.transport {
             let _ = write!(line, " over {transport}");
         }
+        if let Some(load) = relay.load {
+            let _ = write!(line, ", {}", text::relay_load(load));
+        }
         if relay.reserved {
             line.push_str(", reserved");
         }
@@ -142,7 +145,7 @@ fn family(family: &FamilyStatus) -> String {
 #[cfg(test)]
 mod tests {
     use ringlane_control::admin::netcheck::{AdviceStatus, ContactCheck, RelayCheck};
-    use ringlane_control::admin::relay::RelayNode;
+    use ringlane_control::admin::relay::{LoadStatus, RelayNode};
 
     use super::*;
 
@@ -165,6 +168,7 @@ mod tests {
             relays: vec![RelayCheck {
                 node: node("site\x1b-r"),
                 reserved: true,
+                load: Some(LoadStatus { lanes_percent: 40, circuits_percent: 3 }),
                 rtt_us: Some(12_000),
                 transport: Some("quic".to_owned()),
             }],
@@ -190,7 +194,7 @@ IPv6        none: no route leads out of this host's networks
 lane ports  8100, 8101
 listens on  /ip4/192.168.1.2/tcp/8001
 reachable   no, peers could not dial it back
-relays      site\u{fffd}-r, 12.0 ms over quic, reserved
+relays      site\u{fffd}-r, 12.0 ms over quic, taken: 40 % by lanes, 3 % by circuits, reserved
 paths       datagrams of 1400 to 1472 bytes
 tcp         12D3KooWRelay /ip4/5.10.0.2/tcp/8001: timed out\u{fffd}
 advice      forward UDP ports

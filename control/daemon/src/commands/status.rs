@@ -113,8 +113,11 @@ fn relay_of(peer: &PeerStatus, relayed: &[RelayedPeer]) -> String {
 
 fn relays(out: &mut String, status: &RelayStatus) {
     let name = |node: &RelayNode| text::name_or_id(&node.name, &node.id);
-    let reserved: Vec<_> = status.relays.iter().filter(|relay| relay.reserved).map(|relay| name(&relay.node)).collect();
-    detail(out, "relays", &reserved.join(", "));
+    let reserved = status.relays.iter().filter(|relay| relay.reserved).map(|relay| match relay.load {
+        Some(load) => format!("{} ({})", name(&relay.node), text::relay_load(load)),
+        None => name(&relay.node),
+    });
+    detail(out, "relays", &Vec::from_iter(reserved.chain(status.problem.clone())).join(", "));
     if !status.serves {
         return;
     }
@@ -122,6 +125,9 @@ fn relays(out: &mut String, status: &RelayStatus) {
     let mut line = format!("for {clients} peers, {} circuits", status.circuits.len());
     if status.requests_refused > 0 {
         let _ = write!(line, ", refused {}", status.requests_refused);
+    }
+    if let Some(load) = status.load {
+        let _ = write!(line, ", {}", text::relay_load(load));
     }
     detail(out, "is relay", &line);
     for circuit in &status.circuits {

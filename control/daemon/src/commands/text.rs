@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use ringlane_control::admin::relay::LoadStatus;
 use ringlane_control::admin::socket_path;
 use ringlane_control::admin::status::Carrier;
 use serde::Serialize;
@@ -113,6 +114,11 @@ pub(super) fn rtt(rtt_us: Option<u64>) -> String {
 /// What a path loses, as the end of a line; nothing where it is nothing, or not known.
 pub(super) fn loss(loss_percent: Option<u8>) -> String {
     loss_percent.filter(|percent| *percent > 0).map_or_else(String::new, |percent| format!(", loses {percent} %"))
+}
+
+/// How much of a relay is taken.
+pub(super) fn relay_load(load: LoadStatus) -> String {
+    format!("taken: {} % by lanes, {} % by circuits", load.lanes_percent, load.circuits_percent)
 }
 
 /// An amount of bytes in the unit that suits it.

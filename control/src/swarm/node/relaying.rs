@@ -1,5 +1,6 @@
 //! The node's part of relaying: orders of the state machines carried out, and what the swarm says passed on to them.
 
+use std::collections::BTreeSet;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, autonat};
 use ringlane_shared::config::RelayServe;
 use ringlane_shared::limits::{CIRCUIT_ADDRESSES_MAX, PEX_ADDRESSES_PER_PEER_MAX};
+use ringlane_shared::path::relay::Load;
 
 use super::{Node, NodeEvent};
 use crate::swarm::address::{self, AddressRefusal};
@@ -54,6 +56,33 @@ impl Node {
             reserved_at: self.relaying.auto.reserved().collect(),
             offering: self.relaying.offering.iter().copied().collect(),
         }
+    }
+
+    /// Whether peers may use us as a relay now.
+    pub fn is_relay(&self) -> bool {
+        self.relaying.hop.serves()
+    }
+
+    /// Connected peers that offer to be relays.
+    pub fn relays(&self) -> &BTreeSet<PeerId> {
+        &self.relaying.offering
+    }
+
+    /// What a relay says that it has to do by circuits; nothing if it has not lately.
+    pub fn set_relay_load(&mut self, relay: &PeerId, load: Option<Load>) {
+        if self.relaying.auto.set_load(relay, load) {
+            self.tell_dialer_relays();
+        }
+    }
+
+    /// How much of the circuits that there may be is taken, or of those that may lead to this peer.
+    pub fn circuits_load(&self, peer: Option<&PeerId>) -> Load {
+        self.relaying.hop.load(peer)
+    }
+
+    /// Bytes of all circuits that we carried so far, and whether we carry any now.
+    pub fn carried(&self) -> (u64, bool) {
+        self.relaying.hop.carried()
     }
 
     /// Whether others have reached us at our addresses (AutoNAT); `None` while none has told.
@@ -198,10 +227,10 @@ impl Node {
                 if !renewal {
                     tracing::info!(%relay, "reachable through this relay");
                 }
-                if let Some(slower) = self.relaying.auto.handle_reserved(relay, Instant::now()) {
-                    tracing::info!(relay = %slower, "reachable through this relay no more: there is a much faster one");
+                if let Some(worse) = self.relaying.auto.handle_reserved(relay, Instant::now()) {
+                    tracing::info!(relay = %worse, "reachable through this relay no more: there is a much better one");
                     let listeners = self.relaying.listeners.iter();
-                    let ended: Vec<_> = listeners.filter(|(_, of)| **of == slower).map(|(id, _)| *id).collect();
+                    let ended: Vec<_> = listeners.filter(|(_, of)| **of == worse).map(|(id, _)| *id).collect();
                     for listener in ended {
                         self.swarm.remove_listener(listener);
                     }
@@ -271,10 +300,15 @@ impl Node {
         let changed = if offers { relaying.offering.insert(peer) } else { relaying.offering.remove(&peer) };
         if changed {
             relaying.auto.set_offered(peer, offers, now);
-            let relays = self.relaying.offering.iter().filter_map(|relay| self.to_relay(relay)).map(circuit_of);
-            let relays = relays.collect();
-            self.dialer.set_relays(now, relays);
+            self.tell_dialer_relays();
         }
+    }
+
+    /// A dial tries the first few.
+    fn tell_dialer_relays(&mut self) {
+        let offering = self.relaying.auto.offering();
+        let relays = offering.filter_map(|relay| self.to_relay(&relay)).map(circuit_of).collect();
+        self.dialer.set_relays(Instant::now(), relays);
     }
 
     /// A connection is gone, or the last one of its peer.

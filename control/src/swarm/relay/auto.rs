@@ -1,19 +1,20 @@
 //! Which relays to be reachable through: pure.
 //!
 //! While the node is not known to be public it keeps a few reservations at once, with configured peers that offer the relay
-//! protocol: first those that the configuration names, of the others those that refused least and answer fastest. One that
-//! is lost is replaced at once, if there is another candidate, or asked again soon; one that refuses is left alone for a
-//! time that doubles. One that takes long to answer does not keep the next from being asked.
+//! protocol: first those that the configuration names, of the others those that refused least and cost least, by round trip and
+//! load (`ringlane_shared::path::relay`). One that is lost is replaced at once, if there is another candidate, or asked again
+//! soon; one that refuses is left alone for a time that doubles, and one that says that it is full is not asked. One that takes
+//! long to answer does not keep the next from being asked.
 //!
-//! At the start nobody knows who is fast, and later who was may have too much to do: both show in the round trip. When a
-//! relay answers much faster than one that we are reachable through, it is asked too, and once it has agreed the slower one is
-//! let go: not often, as others may be connected by it.
+//! At the start nobody knows who is near, and later who was may have too much to do. When a relay is much better than one that
+//! we are reachable through, it is asked too, and once it has agreed the worse one is let go: not often, as others may be
+//! connected by it; and who was let go is not taken back soon, as the load that we took away may be our own.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
+use ringlane_shared::path::relay::{Load, RelayView, ranked, replacement};
 
 /// How long a relay may think before the next is asked too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,12 +24,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// A reservation that stood so long was a real one.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// Between two changes to a faster relay, and after the first reservation.
+/// Between two changes to a better relay, and after the first reservation.
 const CHANGE_PAUSE: Duration = Duration::from_secs(120);
-/// How many times faster a relay must be to take the place of another.
-const MUCH_FASTER: u32 = 2;
-/// And by how much.
-const MUCH_FASTER_BY: Duration = Duration::from_millis(20);
+/// For so long a relay that was let go takes nobody's place.
+const RETURN_PAUSE: Duration = Duration::from_secs(1800);
 
 /// How far we are with a relay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +45,9 @@ struct Candidate {
     offers: bool,
     preferred: bool,
     rtt: Option<Duration>,
+    load: Option<Load>,
+    /// When another took its place.
+    left_at: Option<Instant>,
     /// In a row.
     refusals: u32,
     not_before: Instant,
@@ -58,7 +60,7 @@ pub(crate) struct Auto {
     is_wanted: bool,
     /// At most one for each configured peer.
     candidates: BTreeMap<PeerId, Candidate>,
-    /// When a faster relay may take the place of another.
+    /// When a better relay may take the place of another.
     change_at: Option<Instant>,
     /// Which one leaves when the one that was asked in its place has agreed.
     changing: Option<(PeerId, PeerId)>,
@@ -100,6 +102,19 @@ impl Auto {
         }
     }
 
+    /// What a relay says of its load; nothing if it has not lately. Whether that is news.
+    pub(crate) fn set_load(&mut self, peer: &PeerId, load: Option<Load>) -> bool {
+        let Some(candidate) = self.candidates.get_mut(peer) else { return false };
+        std::mem::replace(&mut candidate.load, load) != load
+    }
+
+    /// Relays that offer to be one, those first that are best; the full ones last.
+    pub(crate) fn offering(&self) -> impl Iterator<Item = PeerId> {
+        let offering = || self.candidates.iter().filter(|(_, candidate)| candidate.offers);
+        let full = offering().filter(|(_, candidate)| candidate.view().is_full()).map(|(peer, _)| *peer);
+        ranked(offering().map(|(peer, candidate)| (*peer, candidate.view()))).into_iter().chain(full)
+    }
+
     /// The next relay to ask. Ends in [`Self::handle_reserved`] or [`Self::handle_ended`].
     pub(crate) fn poll(&mut self, now: Instant) -> Option<PeerId> {
         if !self.is_wanted {
@@ -108,17 +123,17 @@ impl Auto {
         if self.active(now) >= self.max {
             return self.poll_change(now);
         }
-        let ready =
-            self.candidates.iter_mut().filter(|(_, candidate)| candidate.is_ready() && candidate.not_before <= now);
-        let worth = |candidate: &Candidate| {
-            (Reverse(candidate.preferred), candidate.refusals, candidate.rtt.unwrap_or(Duration::MAX))
-        };
-        let (peer, candidate) = ready.min_by_key(|(_, candidate)| worth(candidate))?;
-        candidate.stage = Stage::Asking { since: now };
-        Some(*peer)
+        let ready = self.candidates.iter().filter(|(_, candidate)| candidate.is_ready() && candidate.not_before <= now);
+        let best = *ranked(ready.map(|(peer, candidate)| (*peer, candidate.view()))).first()?;
+        self.ask(best, now)
     }
 
-    /// A relay to ask though there are enough, because it is much faster than one of them.
+    fn ask(&mut self, peer: PeerId, now: Instant) -> Option<PeerId> {
+        self.candidates.get_mut(&peer)?.stage = Stage::Asking { since: now };
+        Some(peer)
+    }
+
+    /// A relay to ask though there are enough, because it is much better than one of them.
     fn poll_change(&mut self, now: Instant) -> Option<PeerId> {
         if self.changing.is_some() || self.change_at.is_none_or(|at| at > now) {
             return None;
@@ -126,18 +141,17 @@ impl Auto {
         // Not before all have had time to be measured again.
         self.change_at = Some(now + CHANGE_PAUSE);
         let is_reserved = |candidate: &Candidate| matches!(candidate.stage, Stage::Reserved { .. });
-        let measured =
-            || self.candidates.iter().filter_map(|(peer, candidate)| Some((peer, candidate, candidate.rtt?)));
-        let replaceable = measured().filter(|(_, candidate, _)| is_reserved(candidate) && !candidate.preferred);
-        let (&slow, _, slow_rtt) = replaceable.max_by_key(|(_, _, rtt)| *rtt)?;
-        let ready = measured().filter(|(_, candidate, _)| candidate.is_ready() && candidate.not_before <= now);
-        let (&fast, _, fast_rtt) = ready.min_by_key(|(_, _, rtt)| *rtt)?;
-        if fast_rtt * MUCH_FASTER > slow_rtt || fast_rtt + MUCH_FASTER_BY > slow_rtt {
-            return None;
-        }
-        self.changing = Some((slow, fast));
-        self.candidates.get_mut(&fast)?.stage = Stage::Asking { since: now };
-        Some(fast)
+        let may_come = |candidate: &Candidate| {
+            let is_back = candidate.left_at.is_none_or(|at| at + RETURN_PAUSE <= now);
+            candidate.is_ready() && candidate.not_before <= now && is_back
+        };
+        let views = |is_it: &dyn Fn(&Candidate) -> bool| {
+            let them = self.candidates.iter().filter(|(_, candidate)| is_it(candidate));
+            them.map(|(peer, candidate)| (*peer, candidate.view())).collect::<Vec<_>>()
+        };
+        let (worse, better) = replacement(views(&is_reserved), views(&may_come))?;
+        self.changing = Some((worse, better));
+        self.ask(better, now)
     }
 
     /// When [`Self::poll`] should be asked again.
@@ -163,13 +177,17 @@ impl Auto {
             candidate.stage = Stage::Reserved { since: now };
             self.change_at.get_or_insert(now + CHANGE_PAUSE);
         }
-        let (slow, _) = self.changing.take_if(|(_, fast)| fast == peer)?;
-        (self.reserved().count() > self.max).then_some(slow)
+        let (worse, _) = self.changing.take_if(|(_, better)| better == peer)?;
+        if self.reserved().count() <= self.max {
+            return None;
+        }
+        self.candidates.get_mut(&worse)?.left_at = Some(now);
+        Some(worse)
     }
 
     /// A relay has refused a reservation, or one that it granted has ended.
     pub(crate) fn handle_ended(&mut self, peer: &PeerId, now: Instant) {
-        self.changing.take_if(|(slow, fast)| slow == peer || fast == peer);
+        self.changing.take_if(|(worse, better)| worse == peer || better == peer);
         let Some(candidate) = self.candidates.get_mut(peer) else { return };
         let stood = match candidate.stage {
             Stage::Reserved { since } => now.saturating_duration_since(since),
@@ -204,11 +222,18 @@ impl Auto {
 
 impl Candidate {
     fn new(preferred: bool, now: Instant) -> Self {
-        Self { offers: false, preferred, rtt: None, refusals: 0, not_before: now, stage: Stage::Idle }
+        let (stage, not_before) = (Stage::Idle, now);
+        Self { offers: false, preferred, rtt: None, load: None, left_at: None, refusals: 0, not_before, stage }
     }
 
+    /// Whether it could be asked. One that is full is of no use before it says otherwise.
     fn is_ready(&self) -> bool {
-        self.offers && self.stage == Stage::Idle
+        self.offers && self.stage == Stage::Idle && !self.view().is_full()
+    }
+
+    fn view(&self) -> RelayView {
+        let preferred = self.preferred.then_some(0);
+        RelayView { preferred, refusals: self.refusals, rtt: self.rtt, load: self.load }
     }
 }
 
@@ -305,6 +330,46 @@ mod tests {
     }
 
     #[test]
+    fn a_loaded_relay_gives_way_to_an_idle_one_and_is_not_taken_back_soon_and_a_full_one_is_not_asked() {
+        let now = Instant::now();
+        let relays = peers(3);
+        let mut auto = Auto::new(1, &[], now);
+        auto.set_wanted(true);
+        for relay in &relays {
+            auto.set_offered(*relay, true, now);
+            auto.set_rtt(relay, Duration::from_millis(20));
+            auto.set_load(relay, Some(Load::FULL));
+        }
+        assert_eq!((auto.poll(now), auto.poll_timeout(now)), (None, None), "all are full");
+        assert_eq!(auto.offering().count(), 3);
+        assert!(auto.set_load(&relays[1], Some(Load(10))) && auto.set_load(&relays[2], Some(Load(90))));
+        assert!(!auto.set_load(&relays[2], Some(Load(90))), "no news");
+        assert_eq!(auto.offering().collect::<Vec<_>>(), [relays[1], relays[2], relays[0]]);
+        assert_eq!(auto.poll(now), Some(relays[1]));
+        auto.handle_reserved(&relays[1], now);
+        let mut later = now;
+        for load in (10..=150).step_by(10) {
+            auto.set_load(&relays[1], Some(Load(load)));
+            later += CHANGE_PAUSE;
+            assert_eq!(auto.poll(later), None, "{load}: not twice as costly");
+        }
+        auto.set_load(&relays[1], Some(Load(240)));
+        later += CHANGE_PAUSE;
+        assert_eq!(auto.poll(later), Some(relays[2]));
+        assert_eq!(auto.handle_reserved(&relays[2], later), Some(relays[1]));
+        auto.handle_ended(&relays[1], later);
+        // What it had to do was for us, and now the other one has it.
+        auto.set_load(&relays[1], Some(Load(0)));
+        auto.set_load(&relays[2], Some(Load(240)));
+        let soon = later + CHANGE_PAUSE;
+        assert_eq!(auto.poll(soon), None);
+        assert_eq!(auto.poll(later + RETURN_PAUSE), Some(relays[1]));
+        auto.handle_ended(&relays[1], later + RETURN_PAUSE);
+        auto.handle_ended(&relays[2], later + RETURN_PAUSE);
+        assert_eq!(auto.poll(later + RETURN_PAUSE + PAUSE_MAX), Some(relays[2]), "who has refused comes later");
+    }
+
+    #[test]
     fn whatever_relays_do_there_are_never_too_many_reservations_and_in_the_end_enough() {
         for seed in 0..300 {
             let mut random = Jitter::new(seed);
@@ -317,10 +382,14 @@ mod tests {
             let mut asked: Vec<PeerId> = Vec::new();
             let step = |auto: &mut Auto, asked: &mut Vec<PeerId>, now: Instant, random: &mut Jitter, calm: bool| {
                 let relay = relays[random.next() as usize % relays.len()];
-                match random.next() % 4 {
+                match random.next() % 5 {
                     0 if !calm => auto.set_offered(relay, random.next().is_multiple_of(2), now),
                     1 if !calm => auto.handle_ended(&relay, now),
                     2 => auto.set_rtt(&relay, Duration::from_millis(random.next() % 200)),
+                    3 if !calm => {
+                        let load = random.next() as u8 | (random.next() as u8 & 0xc0);
+                        auto.set_load(&relay, Some(Load(load)));
+                    }
                     _ if calm => auto.set_offered(relay, true, now),
                     _ => {}
                 }
@@ -341,6 +410,9 @@ mod tests {
             for _ in 0..100 {
                 step(&mut auto, &mut asked, now, &mut random, false);
                 now += Duration::from_millis(random.next() % 2000);
+            }
+            for relay in &relays {
+                auto.set_load(relay, None);
             }
             for _ in 0..200 {
                 step(&mut auto, &mut asked, now, &mut random, true);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
 use ringlane_shared::limits::{CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX};
+use ringlane_shared::path::relay::Load;
 use ringlane_shared::wire::circuit::Status;
 
 /// How long a reservation is good; Hyprspace's.
@@ -62,6 +63,13 @@ impl Book {
         self.next += 1;
         self.circuits.insert(id, (source, target));
         Ok((id, connection))
+    }
+
+    /// How much of all that there may be is taken, or of what may lead to this peer, if that is more.
+    pub(super) fn load(&self, peer: Option<&PeerId>) -> Load {
+        let to_peer = self.circuits.values().filter(|(_, target)| Some(target) == peer).count();
+        let all = Load::of(self.circuits.len() as u64, CIRCUITS_MAX as u64);
+        all.max(Load::of(to_peer as u64, CIRCUITS_PER_PEER_MAX as u64))
     }
 
     /// A circuit is no more, or has not come about.
@@ -129,6 +137,8 @@ mod tests {
             open.push(book.connect(peers[0], peers[1], now).unwrap().0);
         }
         assert_eq!(book.connect(peers[0], peers[2], now), Err(Status::ResourceLimit));
+        assert_eq!((book.load(Some(&peers[1])), book.load(None)), (Load::FULL, Load::of(64, 512)));
+        assert_eq!(book.load(Some(&peers[2])), Load::of(64, 512), "it has none of them");
         assert_eq!(book.connect(peers[2], peers[1], now), Err(Status::ResourceLimit));
         assert!(book.connect(peers[2], peers[3], now).is_ok());
         open.drain(..).for_each(|id| book.end(id));
@@ -138,5 +148,6 @@ mod tests {
         });
         assert_eq!(taken.count(), CIRCUITS_MAX - 1);
         assert_eq!(book.connect(peers[0], peers[1], now), Err(Status::ResourceLimit));
+        assert_eq!(book.load(None), Load::FULL);
     }
 }

@@ -15,6 +15,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
+use ringlane_shared::path::relay::Load;
 use ringlane_shared::wire::circuit::{
     self, CircuitError, HopRequest, Status, hop_reserved, hop_status, message_length, parse_request, parse_stop_answer,
     stop_connect,
@@ -262,6 +263,17 @@ impl Hop {
     /// Who may be reached through us.
     pub(crate) fn reserved(&self) -> impl Iterator<Item = PeerId> {
         self.book.reserved(Instant::now())
+    }
+
+    /// How much of what may be carried is, or of what may lead to this peer.
+    pub(crate) fn load(&self, peer: Option<&PeerId>) -> Load {
+        self.book.load(peer)
+    }
+
+    /// Bytes of all circuits so far, and whether there are any now.
+    pub(crate) fn carried(&self) -> (u64, bool) {
+        let standing = self.carried.values().flat_map(|carried| carried.tally.bytes()).sum::<u64>();
+        (self.counters.bytes + standing, !self.carried.is_empty())
     }
 
     /// The circuits that we carry; those that are being made are not among them.

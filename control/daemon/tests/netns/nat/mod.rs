@@ -10,6 +10,7 @@
 //! | [`matrix`] | which way is found for which pair, how soon, and what is expected |
 //! | [`punch`] | that lanes come soon where both have a NAT |
 //! | [`udp_relay`] | lanes that R or S relays, where no direct path is |
+//! | [`relay_load`] | that who has little to do is asked |
 //! | [`bad_relay`] | what a relay can do to what it forwards |
 //! | [`say`] | what `ringlane netcheck`, `ping` and `status` say of all that |
 //! | [`upheaval`] | what happens to paths while a transfer runs, and the gaps it leaves |
@@ -22,6 +23,7 @@ mod lab;
 mod matrix;
 mod nodes;
 mod punch;
+mod relay_load;
 mod rules;
 mod say;
 mod table;

@@ -9,7 +9,7 @@ use super::kinds::{Kind, Pair};
 use super::lab::{Family, NatLab};
 use super::nodes::{Setups, WORKERS};
 use crate::lab::Site;
-use crate::node::{Node, Status, name_of};
+use crate::node::{Node, Setup, Status, name_of};
 use crate::stream::Stream;
 use crate::traffic::{tcp_both_ways, time_to_first_echo, udp_flows};
 
@@ -18,25 +18,31 @@ const SOON: Duration = Duration::from_secs(10);
 /// Bytes that are moved each way where it is measured how fast.
 const MEASURED_BYTES: usize = 24 << 20;
 
-struct Relayed {
-    ends: [Node; 2],
+pub(super) struct Relayed {
+    pub(super) ends: [Node; 2],
     third: [Node; 2],
     // The network last.
-    nat: NatLab,
+    pub(super) nat: NatLab,
 }
 
 impl Relayed {
     /// A and B in such places, with nothing but R and S between them.
     fn up(pair: Pair) -> Option<Self> {
+        Some(Self::up_with(pair, |_| ())?.0)
+    }
+
+    /// The same with something changed in all configurations.
+    pub(super) fn up_with(pair: Pair, change: impl Fn(&mut Setup)) -> Option<(Self, Setups)> {
         let nat = NatLab::up(pair)?;
-        let setups = Setups::init(&nat, pair);
+        let mut setups = Setups::init(&nat, pair);
+        setups.each(change);
         let third = setups.third_up();
         nat.part([Site::A, Site::B], Family::Both);
-        Some(Self { ends: setups.ends_up(), third, nat })
+        Some((Self { ends: setups.ends_up(), third, nat }, setups))
     }
 
     /// Waits until all lanes between A and B are relayed. Returns by whom.
-    fn wait_lanes(&mut self) -> Site {
+    pub(super) fn wait_lanes(&mut self) -> Site {
         for (node, peer) in self.ends.iter_mut().zip([Site::B, Site::A]) {
             node.wait_until(&format!("relayed lanes to {peer:?}"), |status| relays(status, peer).is_some());
         }
@@ -45,7 +51,7 @@ impl Relayed {
         *[Site::R, Site::S].iter().find(|site| name_of(**site) == relay).expect("nobody else is a relay")
     }
 
-    fn third(&mut self, site: Site) -> &mut Node {
+    pub(super) fn third(&mut self, site: Site) -> &mut Node {
         &mut self.third[usize::from(site == Site::S)]
     }
 

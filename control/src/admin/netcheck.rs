@@ -23,6 +23,8 @@ pub struct NetcheckStatus {
     pub hosts: Vec<HostStatus>,
     /// Where others see the lane ports, if that is elsewhere.
     pub candidates: Vec<CandidateStatus>,
+    /// The STUN servers that are configured.
+    pub stun_servers: Vec<StunServerStatus>,
     /// The UDP ports of lanes, one for each worker.
     pub lane_ports: Vec<u16>,
     /// The multiaddrs that libp2p listens on.
@@ -62,6 +64,17 @@ pub struct FamilyStatus {
     pub is_translated: Option<bool>,
     /// What others see of our lane ports.
     pub outside: Vec<SocketAddr>,
+}
+
+/// A configured STUN server.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct StunServerStatus {
+    /// Its name and port, as configured.
+    pub server: String,
+    /// What the name stood for when it was last known; empty if it never was.
+    pub addresses: Vec<SocketAddr>,
+    /// Why it could not be looked up the last time; `null` if it could, or has not been yet.
+    pub problem: Option<String>,
 }
 
 /// A peer that offers to be a relay.

@@ -4,7 +4,7 @@
 //! connected and have told their lane ports, and `nat.stun_servers`), who is answered (addresses that peers use or have
 //! named), and what the control loop keeps of the answers.
 
-mod names;
+pub(crate) mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +20,7 @@ use ringlane_shared::wire::offer::Offer;
 use tokio::time::sleep_until;
 
 use self::names::Names;
+use crate::admin::netcheck::StunServerStatus;
 use crate::underlay::source_to;
 
 /// Between two looks at who is connected.
@@ -141,6 +142,11 @@ impl Nat {
     /// Whether an address is on a network that the host is on.
     pub(crate) fn is_near(&self, ip: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&ip))
+    }
+
+    /// The configured STUN servers, and what became of their names.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = StunServerStatus> {
+        self.names.status()
     }
 
     /// Takes note of what others see of our ports. Returns whether that is news.

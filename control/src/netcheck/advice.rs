@@ -30,13 +30,35 @@ pub(crate) fn advice(found: &NetcheckStatus) -> Vec<AdviceStatus> {
             say("udp_blocked_partly", format!("no UDP leaves this network over {name}"));
         }
     }
-    if !there.is_empty() && there.iter().all(|(_, family)| family.kind == "unknown") {
+    let unknown: Vec<&str> =
+        found.stun_servers.iter().filter(|of| of.problem.is_some()).map(|of| &*of.server).collect();
+    if !unknown.is_empty() {
         say(
-            "nobody_asked",
-            "nobody outside has told how this node is seen: name STUN servers in nat.stun_servers, or have a peer with a public \
-             address connected"
-                .to_owned(),
+            "stun_names",
+            format!(
+                "the names of STUN servers in nat.stun_servers cannot be looked up: {}; are they right, and does this host \
+                 have a resolver?",
+                unknown.join(", ")
+            ),
         );
+    }
+    if !there.is_empty() && there.iter().all(|(_, family)| family.kind == "unknown") {
+        let usable = found.stun_servers.iter().filter(|of| !of.addresses.is_empty()).count();
+        if found.stun_servers.is_empty() {
+            say(
+                "nobody_asked",
+                "nobody outside has told how this node is seen: name STUN servers in nat.stun_servers, or have a peer with a \
+                 public address connected"
+                    .to_owned(),
+            );
+        } else if usable > 0 {
+            say(
+                "nobody_answered",
+                "no STUN server in nat.stun_servers has told yet how this node is seen: if that stays so, name others, beyond \
+                 this host's networks"
+                    .to_owned(),
+            );
+        }
     }
     let is_mapped = found.mappings.gateways.iter().any(|gateway| {
         gateway
@@ -113,7 +135,7 @@ fn ports(ports: &[u16]) -> String {
 #[cfg(test)]
 mod tests {
     use crate::admin::mappings::{MappingStatus, MappingsStatus};
-    use crate::admin::netcheck::{ContactCheck, RelayCheck};
+    use crate::admin::netcheck::{ContactCheck, RelayCheck, StunServerStatus};
     use crate::admin::underlay::UnderlayStatus;
 
     use super::*;
@@ -149,7 +171,15 @@ mod tests {
         };
         let contact = |took_us| ContactCheck { took_us, ..ContactCheck::default() };
         let relay = |reserved| RelayCheck { reserved, ..RelayCheck::default() };
-        let cases: [(NetcheckStatus, &[&str]); 18] = [
+        let servers = |found: NetcheckStatus, known: &[bool]| {
+            let server = |known: &bool| StunServerStatus {
+                server: "stun.example:3478".to_owned(),
+                addresses: known.then(|| "5.20.0.2:3478".parse().unwrap()).into_iter().collect(),
+                problem: (!known).then(|| "nobody knows it".to_owned()),
+            };
+            NetcheckStatus { stun_servers: known.iter().map(server).collect(), ..found }
+        };
+        let cases: [(NetcheckStatus, &[&str]); 22] = [
             (of("open", "open"), &[]),
             (of("port_restricted", "absent"), &[]),
             (of("absent", "no_nat"), &[]),
@@ -158,6 +188,10 @@ mod tests {
             (of("udp_blocked", "no_nat"), &["udp_blocked_partly"]),
             (of("unknown", "absent"), &["nobody_asked"]),
             (of("unknown", "no_nat"), &[]),
+            (servers(of("unknown", "absent"), &[false]), &["stun_names"]),
+            (servers(of("unknown", "absent"), &[true]), &["nobody_answered"]),
+            (servers(of("unknown", "absent"), &[true, false]), &["stun_names", "nobody_answered"]),
+            (servers(of("port_restricted", "absent"), &[true, false]), &["stun_names"]),
             (of("symmetric", "absent"), &["symmetric"]),
             (with(of("symmetric", "absent"), gateway(false, true)), &[]),
             (with(of("symmetric", "absent"), gateway(true, false)), &["symmetric", "double_nat"]),

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use libp2p::Multiaddr;
-use ringlane_shared::config::Settings;
-use ringlane_shared::limits::{NETCHECK_CONTACTS_MAX, STUN_ADDRESSES_PER_SERVER_MAX, STUN_BYTES_READ_MAX};
+use ringlane_shared::config::{Settings, StunServer};
+use ringlane_shared::limits::{NETCHECK_CONTACTS_MAX, STUN_BYTES_READ_MAX};
 use ringlane_shared::stun::client::{Client, Target};
 use ringlane_shared::stun::message::TransactionId;
 use ringlane_shared::stun::nat::Scope;
 use socket2::Type;
-use tokio::net::{TcpStream, UdpSocket, lookup_host};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 
@@ -25,9 +25,10 @@ use super::{family, routers, ways_out};
 use crate::addresses::{ListenPlan, lan};
 use crate::admin::mappings::MappingsStatus;
 use crate::admin::nat::{CandidateStatus, HostStatus};
-use crate::admin::netcheck::{ContactCheck, NetcheckStatus};
+use crate::admin::netcheck::{ContactCheck, NetcheckStatus, StunServerStatus};
 use crate::admin::relay::RelayNode;
 use crate::admin::underlay::UnderlayStatus;
+use crate::nat::names::look_up;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::swarm::address::{host_and_port, is_circuit};
 use crate::underlay;
@@ -66,7 +67,7 @@ async fn find_out(settings: &Settings, workers: u8) -> Result<NetcheckStatus, Ne
     let is_near = |ip: IpAddr| networks.iter().any(|network| network.contains(&ip));
     let (stun, gateways, contacts) =
         futures::join!(ask_stun(settings, &sources, workers, is_near), routers, try_contacts(settings));
-    let Stun { client, ports } = stun;
+    let Stun { client, ports, servers } = stun;
     let hosts: Vec<HostStatus> = client.iter().flat_map(Client::views).map(host_status).collect();
     let candidates = client.iter().flat_map(|client| client.candidates());
     let mut found = NetcheckStatus {
@@ -75,6 +76,7 @@ async fn find_out(settings: &Settings, workers: u8) -> Result<NetcheckStatus, Ne
         ipv6: family(false, ways[1], &hosts),
         candidates: candidates.map(|candidate| CandidateStatus::new(&candidate, "server_reflexive")).collect(),
         hosts,
+        stun_servers: servers,
         lane_ports: ports,
         listen: plan.control.iter().map(ToString::to_string).collect(),
         is_reachable: None,
@@ -99,22 +101,21 @@ fn host_status(view: &ringlane_shared::stun::nat::HostView) -> HostStatus {
 struct Stun {
     client: Option<Client>,
     ports: Vec<u16>,
+    servers: Vec<StunServerStatus>,
 }
 
 async fn ask_stun(settings: &Settings, sources: &[IpAddr], workers: u8, is_near: impl Fn(IpAddr) -> bool) -> Stun {
+    let servers: Vec<StunServerStatus> = join_all(settings.nat.stun_servers.iter().map(locate)).await;
     let (first_port, sockets) = match bind(settings, sources, workers) {
         Ok(bound) => bound,
         Err(error) => {
             tracing::debug!(%error, "no socket to ask by");
-            return Stun { client: None, ports: Vec::new() };
+            return Stun { client: None, ports: Vec::new(), servers };
         }
     };
     let ports = (sockets.len() / sources.len().max(1)) as u16;
     let ports: Vec<u16> = (0..ports).map(|worker| first_port + worker).collect();
-    let names = settings.nat.stun_servers.iter();
-    let names = names.map(|server| timeout(PATIENCE, lookup_host((server.host.as_str(), server.port))));
-    let found = join_all(names).await.into_iter().flatten().flatten();
-    let addresses = found.flat_map(|addresses| addresses.take(STUN_ADDRESSES_PER_SERVER_MAX));
+    let addresses = servers.iter().flat_map(|server| &server.addresses).copied();
     let far = |target: Target| if is_near(target.address.ip()) { target.nearby() } else { target };
     let targets: Vec<Target> = addresses.map(Target::server).map(far).collect();
     let hosts: Vec<(IpAddr, Vec<Target>)> = sources.iter().map(|source| (*source, targets.clone())).collect();
@@ -122,7 +123,14 @@ async fn ask_stun(settings: &Settings, sources: &[IpAddr], workers: u8, is_near:
     let mut client = Client::new(first_port, ports.len() as u8, Box::new(draw), now);
     client.set_hosts(&hosts, now);
     run(&mut client, &sockets, now + STUN_LIMIT).await;
-    Stun { client: Some(client), ports }
+    Stun { client: Some(client), ports, servers }
+}
+
+/// Where a configured server is.
+async fn locate(server: &StunServer) -> StunServerStatus {
+    let found = timeout(PATIENCE, look_up(server)).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let problem = found.as_ref().err().cloned();
+    StunServerStatus { server: server.to_string(), addresses: found.unwrap_or_default(), problem }
 }
 
 fn draw() -> TransactionId {

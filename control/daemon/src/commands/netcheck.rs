@@ -44,6 +44,12 @@ fn for_people(found: &NetcheckStatus) -> String {
     line(&mut out, "IPv6", &family(&found.ipv6));
     let hosts = ringlane_control::admin::nat::NatStatus { hosts: found.hosts.clone(), ..Default::default() };
     list(&mut out, "nat", &nat::lines(&hosts));
+    let servers = found.stun_servers.iter().map(|server| match &server.problem {
+        Some(problem) => format!("{}: {problem}", server.server),
+        None if server.addresses.is_empty() => format!("{}: being looked up", server.server),
+        None => format!("{}: {}", server.server, text::list(&server.addresses)),
+    });
+    list(&mut out, "stun", &Vec::from_iter(servers));
     line(&mut out, "lane ports", &text::list(&found.lane_ports));
     list(&mut out, "listens on", &found.listen);
     let reachable = match found.is_reachable {
@@ -144,7 +150,7 @@ fn family(family: &FamilyStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ringlane_control::admin::netcheck::{AdviceStatus, ContactCheck, RelayCheck};
+    use ringlane_control::admin::netcheck::{AdviceStatus, ContactCheck, RelayCheck, StunServerStatus};
     use ringlane_control::admin::relay::{LoadStatus, RelayNode};
 
     use super::*;
@@ -162,6 +168,18 @@ mod tests {
                 outside: vec!["5.30.0.2:20000".parse().unwrap()],
             },
             ipv6: FamilyStatus { kind: "absent".to_owned(), ..FamilyStatus::default() },
+            stun_servers: vec![
+                StunServerStatus {
+                    server: "stun.example:3478".to_owned(),
+                    addresses: vec!["5.20.0.2:3478".parse().unwrap()],
+                    problem: None,
+                },
+                StunServerStatus {
+                    server: "none.example:3478".to_owned(),
+                    addresses: Vec::new(),
+                    problem: Some("nobody knows it".to_owned()),
+                },
+            ],
             lane_ports: vec![8100, 8101],
             listen: vec!["/ip4/192.168.1.2/tcp/8001".to_owned()],
             is_reachable: Some(false),
@@ -191,6 +209,8 @@ mod tests {
             "\
 IPv4        symmetric NAT: another port for each destination; from 192.168.1.2, seen as 5.30.0.2:20000, MTU 1500
 IPv6        none: no route leads out of this host's networks
+stun        stun.example:3478: 5.20.0.2:3478
+            none.example:3478: nobody knows it
 lane ports  8100, 8101
 listens on  /ip4/192.168.1.2/tcp/8001
 reachable   no, peers could not dial it back

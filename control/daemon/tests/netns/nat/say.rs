@@ -251,12 +251,16 @@ fn without_a_node_netcheck_finds_out_by_itself() {
     let Some(nat) = NatLab::up(Pair::Apart(Kind::Symmetric, Kind::UdpBlocked)) else { return };
     let _servers = [Site::R, Site::S].map(|site| PublicServer::start(&nat, site));
     let servers = [Site::R, Site::S].map(|site| format!("{}:{STUN_PORT}", public(site).0));
-    let netcheck = |site: Site| {
+    let mut setups = [Site::A, Site::B].map(|site| {
         let mut setup = Setup::init(nat.lab(), site).workers(2);
-        setup.set("control", "listen", Toml::Array(vec!["/ip4/0.0.0.0/tcp/8001".into(), "/ip6/::/tcp/8001".into()]));
-        setup.set("nat", "stun_servers", Toml::Array(servers.iter().cloned().map(Toml::String).collect()));
         let nobody = "12D3KooWNfMAtF1ZWb2j9MYpFz1ZmRzUAyq1CPYAwGttomNmqY46";
         setup.add_peer("nobody", nobody, &[format!("/ip4/{}/tcp/9", public(Site::R).0)], &[]);
+        setup
+    });
+    let [a, b] = &mut setups;
+    let netcheck = |setup: &mut Setup, servers: &[String]| {
+        setup.set("control", "listen", Toml::Array(vec!["/ip4/0.0.0.0/tcp/8001".into(), "/ip6/::/tcp/8001".into()]));
+        setup.set("nat", "stun_servers", Toml::Array(servers.iter().cloned().map(Toml::String).collect()));
         setup.write();
         let mut command = setup.router.command(RINGLANE);
         command.args(["netcheck", "--json", "--config"]).arg(&setup.file).stdin(Stdio::null());
@@ -265,7 +269,7 @@ fn without_a_node_netcheck_finds_out_by_itself() {
         assert!(!output.stdout.is_empty(), "{error}");
         (json(&output.stdout), output.status.code())
     };
-    let (symmetric, code) = netcheck(Site::A);
+    let (symmetric, code) = netcheck(a, &servers);
     assert_eq!(
         (&symmetric["ipv4"]["kind"], &symmetric["ipv6"]["kind"], code),
         (&"symmetric".into(), &"absent".into(), Some(0))
@@ -275,6 +279,17 @@ fn without_a_node_netcheck_finds_out_by_itself() {
     assert!(symmetric["contacts"][0]["problem"].as_str().is_some_and(|problem| problem.contains("refused")));
     assert_eq!(symmetric["mappings"]["gateways"][0]["method"], Json::Null, "{symmetric}");
     assert!(advice(&symmetric).contains(&"no_contact"), "{symmetric}");
-    let (blocked, code) = netcheck(Site::B);
+    let (blocked, code) = netcheck(b, &servers);
     assert_eq!((&blocked["ipv4"]["kind"], code), (&"udp_blocked".into(), Some(3)), "{blocked}");
+    assert_eq!(blocked["stun_servers"][1]["addresses"], serde_json::json!([&servers[1]]));
+
+    // Nobody to ask, or nobody knows who that is.
+    let (unasked, _) = netcheck(a, &[]);
+    assert_eq!(unasked["ipv4"]["kind"], "unknown");
+    assert!(advice(&unasked).contains(&"nobody_asked"), "{unasked}");
+    let (unknown, _) = netcheck(a, &["stun.invalid:3478".to_owned()]);
+    assert_eq!(unknown["ipv4"]["kind"], "unknown");
+    assert!(unknown["stun_servers"][0]["problem"].is_string(), "{unknown}");
+    let told = advice(&unknown);
+    assert!(told.contains(&"stun_names") && !told.contains(&"nobody_asked"), "{unknown}");
 }

@@ -442,6 +442,7 @@ mod tests {
                 filtering: Filtering::AddressAndPortDependent,
                 keeps_ports: None,
                 port_step: None,
+                hairpins: None,
                 rtt_us: None,
                 ports: vec![PortView { worker: 0, local_port: 8100, mapped: Some("5.30.0.2:8100".parse().unwrap()) }],
             },

@@ -50,11 +50,13 @@ struct Nat {
     /// From our port and what counts of the destination to the port outside.
     mappings: BTreeMap<(u16, Option<IpAddr>, u16), u16>,
     sent: BTreeSet<(u16, SocketAddr)>,
+    hairpins: bool,
 }
 
 impl Nat {
     fn new(mapping: Mapping, filtering: Filtering, ports: Ports) -> Self {
-        Self { mapping, filtering, ports, next_port: 20_000, mappings: BTreeMap::new(), sent: BTreeSet::new() }
+        let (mappings, sent) = Default::default();
+        Self { mapping, filtering, ports, next_port: 20_000, mappings, sent, hairpins: false }
     }
 
     fn out(&mut self, port: u16, to: SocketAddr, dice: &mut Dice) -> SocketAddr {
@@ -168,7 +170,10 @@ impl World {
         let arrived: Vec<(Instant, SocketAddr, SocketAddr, Vec<u8>)> = arrived;
         for (_, from, to, bytes) in arrived {
             if let Some(port) = self.nat.back(to, from) {
-                self.client.handle(SocketAddr::new(OURS, port), from, &bytes, self.now);
+                let local = SocketAddr::new(OURS, port);
+                if !self.client.handle_own(local, &bytes, self.now) {
+                    self.client.handle(local, from, &bytes, self.now);
+                }
             }
         }
         // Nothing happens before the next of these.
@@ -179,6 +184,10 @@ impl World {
     /// A question arrives at a server.
     fn ask(&mut self, to: SocketAddr, seen: SocketAddr, question: &[u8]) {
         let now = self.now;
+        if self.nat.hairpins && to.ip() == OUTSIDE {
+            self.flight.push((now + STEP, seen, to, question.to_vec()));
+            return;
+        }
         for (address, answerer) in &mut self.servers {
             let answered = match answerer {
                 Answerer::Peer(server, ports) => {
@@ -319,6 +328,41 @@ fn under_loss_what_is_said_is_never_far_from_what_is() {
         assert!(!too_open, "{what}");
         assert!(world.requests < 6000, "{} requests: {what}", world.requests);
     }
+}
+
+#[test]
+fn a_nat_that_leads_back_inside_is_told_from_one_that_does_not_and_others_are_not_tried() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let mapping = MAPPINGS[dice.below(4) as usize];
+        let filtering = FILTERINGS[dice.below(3) as usize];
+        let workers = 1 + dice.below(4) as u8;
+        let mut servers = if dice.below(2) == 0 { peers(Instant::now(), workers) } else { public() };
+        servers.truncate(1 + dice.below(2) as usize);
+        let is_alone = servers.len() == 1;
+        let mut world = World::new(seed, Nat::new(mapping, filtering, Ports::Random), workers, servers);
+        world.nat.hairpins = dice.below(2) == 0;
+        world.run(Duration::from_secs(20));
+        let view = world.view();
+        let is_tried = mapping == Mapping::EndpointIndependent && workers > 1 && !is_alone;
+        let what = format!("seed {seed}: {mapping:?} {filtering:?} {workers} workers, one server {is_alone}: {view:?}");
+        assert_eq!(view.hairpins, is_tried.then_some(world.nat.hairpins), "{what}");
+        let to_ourselves = world.nat.sent.iter().any(|(_, to)| to.ip() == OUTSIDE);
+        assert_eq!(to_ourselves, is_tried, "{what}");
+        assert_eq!(world.client.counters().unasked, 0, "{what}");
+    }
+}
+
+#[test]
+fn a_nat_that_begins_to_hairpin_is_noticed_when_it_is_next_asked_thoroughly() {
+    let nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, Ports::Kept);
+    let mut world = World::new(11, nat, 2, public());
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.view().hairpins, Some(false));
+    world.nat.hairpins = true;
+    world.client.ask_anew(world.now);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.view().hairpins, Some(true));
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub struct FamilyStatus {
     pub is_udp_blocked: Option<bool>,
     /// Whether something translates our addresses; `null` if nobody has told.
     pub is_translated: Option<bool>,
+    /// Whether what we send to our own outside address comes back to us; `null` if that was not tried.
+    pub hairpins: Option<bool>,
     /// What others see of our lane ports.
     pub outside: Vec<SocketAddr>,
 }

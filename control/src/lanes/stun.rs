@@ -97,6 +97,10 @@ impl LaneEngine {
             let counts = self.stun.client.counters().answers > before;
             return if counts { Ok(()) } else { Err(ListenerDrop::Unrecognised) };
         }
+        if self.stun.client.handle_own(local, datagram, now) {
+            self.tell_stun_news();
+            return Ok(());
+        }
         if self.policy.pairs(&[local.ip()], [remote]).is_empty() {
             return Err(ListenerDrop::Unrecognised);
         }

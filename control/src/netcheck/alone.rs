@@ -200,7 +200,12 @@ async fn run(client: &mut Client, sockets: &[Arc<UdpSocket>], deadline: Instant)
         let due = client.poll_timeout().filter(|due| *due < now + IDLE);
         let Some(due) = due.filter(|_| now < deadline) else { return };
         tokio::select! {
-            Some((local, from, datagram)) = received.recv() => client.handle(local, from, &datagram, Instant::now()),
+            Some((local, from, datagram)) = received.recv() => {
+                let now = Instant::now();
+                if !client.handle_own(local, &datagram, now) {
+                    client.handle(local, from, &datagram, now);
+                }
+            }
             () = sleep_until(due.min(deadline).into()) => {}
         }
     }

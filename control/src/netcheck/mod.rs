@@ -96,6 +96,7 @@ pub(crate) fn family(is_v4: bool, way: Option<WayOut>, hosts: &[HostStatus]) -> 
         mtu_bytes: way.and_then(|way| way.mtu_bytes),
         is_udp_blocked,
         is_translated: best.and_then(|host| host.view.is_translated),
+        hairpins: best.and_then(|host| host.view.hairpins),
         outside: ports.filter_map(|port| port.mapped).collect(),
     }
 }
@@ -121,6 +122,7 @@ mod tests {
             filtering,
             keeps_ports: None,
             port_step: None,
+            hairpins: is_translated.then_some(false),
             rtt_us: None,
             ports: vec![PortView { worker: 0, local_port: 8100, mapped }],
         };
@@ -165,6 +167,7 @@ mod tests {
             let of_other_family = host("2a01::1", Scope::Internet, M::None, F::EndpointIndependent);
             let status = family(true, way, &[near, of_other_family, far.clone()]);
             assert_eq!(status.kind, kind, "{mapping:?} {filtering:?}");
+            assert_eq!(status.hairpins, (mapping != M::None).then_some(false));
             assert_eq!(status.outside, ["5.30.0.2:4000".parse().unwrap()]);
             assert_eq!((status.mtu_bytes, status.is_udp_blocked), (Some(1500), Some(false)));
             assert_eq!(family(true, None, std::slice::from_ref(&far)).kind, kind, "an answer from afar is a way out");

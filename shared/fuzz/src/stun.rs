@@ -33,6 +33,7 @@ pub fn stun(datagram: &[u8]) -> bool {
         client.handle_timeout(now);
         while client.poll_transmit(now).is_some() {}
         client.handle(local, peer, datagram, now);
+        assert!(!client.handle_own(local, datagram, now), "it has one port, and asks nothing of itself");
         assert!(client.candidates().len() <= 1);
     }
 

@@ -181,6 +181,17 @@ impl Client {
         self.take_news();
     }
 
+    /// Takes in a request. Returns whether it is one of our own, which a NAT has led back to us: it wants no answer.
+    pub fn handle_own(&mut self, local: SocketAddr, datagram: &[u8], now: Instant) -> bool {
+        let Some(host) = self.hosts.get_mut(&local.ip()) else { return false };
+        let is_own = TransactionId::of_datagram(datagram)
+            .is_some_and(|id| host.handle_own(id, local.port(), now, &mut self.draw));
+        if is_own {
+            self.take_news();
+        }
+        is_own
+    }
+
     /// Whether anything that [`Self::views`] or [`Self::candidates`] say is other than when this was last asked.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.has_changed)

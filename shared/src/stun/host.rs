@@ -5,6 +5,7 @@
 //! thorough  and, when they have answered:
 //!           first port    A, answer from elsewhere (CHANGE-REQUEST)   where nothing has been sent: filtering
 //!           last port     A at its other port                         mapping by port; with one port B at its other
+//!           first and second port, each the other's outside address   hairpin
 //! ```
 //! A round is thorough when it is the first, when something has changed, and every [`THOROUGH_EVERY`]th time.
 
@@ -49,9 +50,9 @@ struct Server {
     retry_at: Option<Instant>,
 }
 
-struct Question {
-    kind: Kind,
-    worker: u8,
+pub(super) struct Question {
+    pub(super) kind: Kind,
+    pub(super) worker: u8,
     /// Where it goes, and from where the answer must come.
     to: SocketAddr,
     from: SocketAddr,
@@ -74,20 +75,20 @@ pub(super) struct News {
 
 pub(super) struct Host {
     local: IpAddr,
-    first_port: u16,
+    pub(super) first_port: u16,
     ports: u8,
     servers: Vec<Server>,
-    round: Option<Round>,
+    pub(super) round: Option<Round>,
     next_round: Option<Instant>,
     last_thorough: Option<Instant>,
     is_thorough_due: bool,
     rounds: u32,
     silent_rounds: u32,
-    questions: BTreeMap<TransactionId, Question>,
+    pub(super) questions: BTreeMap<TransactionId, Question>,
     sent_to: BTreeMap<(u8, SocketAddr), Instant>,
     /// What each server saw of a worker's port when it was last asked.
     known: BTreeMap<(u8, SocketAddr), SocketAddr>,
-    view: HostView,
+    pub(super) view: HostView,
     pub(super) news: News,
 }
 
@@ -120,6 +121,7 @@ impl Host {
                 filtering: Filtering::Unknown,
                 keeps_ports: None,
                 port_step: None,
+                hairpins: None,
                 rtt_us: None,
                 ports: (0..ports).map(port).collect(),
             },
@@ -145,7 +147,12 @@ impl Host {
         let is_fresh = |server: &Server| server.retry_at.is_none() && server.failures == 0;
         let is_better = |server: &Server| is_fresh(server) && Some(server.target.scope) > self.view.scope;
         let is_more = self.servers.len() > had && had < 2 && self.servers.iter().any(is_fresh);
-        if self.round.is_none() && (is_more || self.servers.iter().any(is_better)) {
+        let has_better = self.servers.iter().any(is_better);
+        if has_better && self.asks_only_itself() {
+            self.questions.clear();
+            self.end_if_done(now, draw);
+        }
+        if self.round.is_none() && (is_more || has_better) {
             self.is_thorough_due = true;
             self.next_round = Some(self.next_round.unwrap_or(now).min(now));
         }
@@ -197,7 +204,7 @@ impl Host {
             let Some(question) = self.questions.remove(&id) else { continue };
             self.conclude(&question, Some(Heard::Nothing), None, now, draw);
         }
-        self.end_if_done(now);
+        self.end_if_done(now, draw);
     }
 
     /// The next datagram that is due, if there is one.
@@ -217,7 +224,7 @@ impl Host {
         question.due = now + RTO * (1 << question.sends);
         question.sends += 1;
         let asked = if question.kind == Kind::Second { round.second } else { Some(round.first) };
-        let room = asked.is_some_and(|target| target.is_peer);
+        let room = asked.is_some_and(|target| target.is_peer) && question.kind != Kind::Hairpin;
         let bytes = Request::new(*id, question.change).to_bytes(question.to, room);
         let local = SocketAddr::new(self.local, self.first_port.saturating_add(question.worker.into()));
         let sent = (question.worker, question.to);
@@ -254,7 +261,7 @@ impl Host {
         let heard = success.map(|_| Heard::Answer);
         if let (Some(success), Some(round)) = (success, &mut self.round) {
             let key = (question.worker, question.kind);
-            if !matches!(question.kind, Kind::FilterPort | Kind::FilterBoth) {
+            if question.kind.is_about_mapping() {
                 round.answers.insert(key, (success.mapped, question.order));
             }
             if question.sends == 1 {
@@ -267,15 +274,19 @@ impl Host {
         let is_seen = !self.questions.values().any(|left| left.kind == Kind::First);
         if is_seen && success.is_some() && !self.questions.is_empty() {
             self.look(false);
+            self.ask_ourselves(now, draw);
         }
-        self.end_if_done(now);
+        self.end_if_done(now, draw);
+    }
+
+    pub(super) fn is_mapping_told(&self) -> bool {
+        !self.questions.values().any(|left| left.kind.is_about_mapping())
     }
 
     /// Takes note of what the answers of the round under way say; unless it `is_over`, only of where our ports are seen, and
     /// of how they are mapped when nothing is left to be heard of that.
     fn look(&mut self, is_over: bool) {
-        let is_about_mapping = |left: &Question| !matches!(left.kind, Kind::FilterPort | Kind::FilterBoth);
-        let is_mapping_told = !self.questions.values().any(is_about_mapping);
+        let is_mapping_told = self.is_mapping_told();
         let Some(mut round) = self.round.take() else { return };
         let changed = self.compare(&round);
         round.changed += changed;
@@ -325,7 +336,7 @@ impl Host {
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of them are the question")]
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         kind: Kind,
         worker: u8,
@@ -353,6 +364,8 @@ impl Host {
         match question.kind {
             Kind::FilterPort => round.filter_port = heard,
             Kind::FilterBoth => round.filter_both = heard,
+            // Somebody else may have answered: only that it arrives counts.
+            Kind::Hairpin => _ = round.hairpins.get_or_insert(false),
             _ => {}
         }
         let asked = if question.kind == Kind::Second { round.second } else { Some(round.first) };
@@ -390,11 +403,16 @@ impl Host {
         }
     }
 
-    fn end_if_done(&mut self, now: Instant) {
-        if !self.questions.is_empty() {
+    pub(super) fn end_if_done(&mut self, now: Instant, draw: &mut dyn FnMut() -> TransactionId) {
+        // What we ask ourselves holds up nothing else.
+        if !self.asks_only_itself() {
             return;
         }
         self.look(true);
+        self.ask_ourselves(now, draw);
+        if !self.questions.is_empty() {
+            return;
+        }
         let Some(round) = self.round.take() else { return };
         self.judge_servers(&round, now);
         if round.answers.is_empty() {
@@ -428,7 +446,7 @@ impl Host {
         let view = &mut self.view;
         (view.scope, view.is_translated) = (None, None);
         (view.mapping, view.filtering, view.is_mapping_certain) = (Mapping::Unknown, Filtering::Unknown, false);
-        (view.keeps_ports, view.port_step, view.rtt_us) = (None, None, None);
+        (view.keeps_ports, view.port_step, view.hairpins, view.rtt_us) = (None, None, None, None);
         view.ports.iter_mut().for_each(|port| port.mapped = None);
         self.news.is_changed |= before != self.view;
     }

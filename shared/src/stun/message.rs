@@ -69,6 +69,11 @@ impl TransactionId {
         Self(id)
     }
 
+    /// The one of a datagram that begins as a message does.
+    pub(super) fn of_datagram(datagram: &[u8]) -> Option<Self> {
+        datagram.get(8..20)?.try_into().ok().map(Self)
+    }
+
     fn raw(self) -> stun_types::message::TransactionId {
         let mut bytes = [0; 16];
         bytes[4..].copy_from_slice(&self.0);

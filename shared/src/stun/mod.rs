@@ -8,6 +8,7 @@
 //! | [`nat`] | what the answers say of the NAT before us |
 
 pub mod client;
+mod hairpin;
 mod host;
 pub mod message;
 pub mod nat;

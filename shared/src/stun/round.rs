@@ -20,6 +20,15 @@ pub(super) enum Kind {
     FilterPort,
     /// Whether its other address is.
     FilterBoth,
+    /// Whether what we send to our own outside address comes back to us.
+    Hairpin,
+}
+
+impl Kind {
+    /// Whether the answer tells how our ports are mapped.
+    pub(super) fn is_about_mapping(self) -> bool {
+        matches!(self, Self::First | Self::Second | Self::OtherPort)
+    }
 }
 
 /// How a question about filtering has ended.
@@ -42,6 +51,9 @@ pub(super) struct Round {
     pub(super) compared: Option<(u8, Kind)>,
     pub(super) filter_port: Option<Heard>,
     pub(super) filter_both: Option<Heard>,
+    /// Whether one of the questions to ourselves has arrived.
+    pub(super) hairpins: Option<bool>,
+    pub(super) has_asked_ourselves: bool,
     /// The smallest.
     pub(super) rtt: Option<Duration>,
     /// Mappings that are others than they were.
@@ -60,6 +72,8 @@ impl Round {
             compared: None,
             filter_port: None,
             filter_both: None,
+            hairpins: None,
+            has_asked_ourselves: false,
             rtt: None,
             changed: 0,
         }
@@ -105,6 +119,11 @@ impl Round {
             _ => view.filtering,
         };
         view.filtering = filtering;
+        if view.mapping != Mapping::EndpointIndependent {
+            view.hairpins = None;
+        } else {
+            view.hairpins = self.hairpins.or(view.hairpins);
+        }
     }
 
     /// Says how our ports are mapped.

@@ -37,6 +37,11 @@ fn line(host: &HostStatus) -> String {
             parts.push(format!("ports in steps of {step}"));
         }
     }
+    match view.hairpins {
+        Some(true) => parts.push("hairpins".to_owned()),
+        Some(false) => parts.push("does not hairpin".to_owned()),
+        None => {}
+    }
     match view.filtering {
         Filtering::Unknown => {}
         Filtering::EndpointIndependent => parts.push("lets everybody in".to_owned()),
@@ -71,6 +76,7 @@ mod tests {
             filtering: Filtering::AddressAndPortDependent,
             keeps_ports: Some(false),
             port_step: Some(2),
+            hairpins: None,
             rtt_us: Some(1000),
             ports: vec![port],
         };
@@ -84,6 +90,11 @@ mod tests {
             "192.168.1.7: seen as 203.0.113.5:20000; another for each address and port (symmetric); ports in steps of 2; \
              lets in only the port we have sent to"
         );
+        for (hairpins, told) in [(true, "; hairpins; "), (false, "; does not hairpin; ")] {
+            let mut tried = host();
+            tried.view.hairpins = Some(hairpins);
+            assert!(line(&tried).contains(told));
+        }
         let mut open = host();
         open.view.is_translated = Some(false);
         open.view.mapping = Mapping::None;

@@ -165,6 +165,7 @@ mod tests {
                 mtu_bytes: Some(1500),
                 is_udp_blocked: Some(false),
                 is_translated: Some(true),
+                hairpins: None,
                 outside: vec!["5.30.0.2:20000".parse().unwrap()],
             },
             ipv6: FamilyStatus { kind: "absent".to_owned(), ..FamilyStatus::default() },

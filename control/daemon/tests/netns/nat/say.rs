@@ -164,6 +164,35 @@ fn status_says_that_one_nat_leads_from_neither_end_to_the_other() {
 }
 
 #[test]
+fn a_node_and_netcheck_without_one_tell_a_nat_that_hairpins_from_one_that_does_not() {
+    for hairpins in [true, false] {
+        let Some(nat) = NatLab::up(Pair::SameNat { hairpins }) else { return };
+        let _servers = [Site::R, Site::S].map(|site| PublicServer::start(&nat, site));
+        let servers = [Site::R, Site::S].map(|site| Toml::from(format!("{}:{STUN_PORT}", public(site).0)));
+        let mut setup = Setup::init(nat.lab(), Site::A).workers(2);
+        setup.set("control", "listen", Toml::Array(vec!["/ip4/0.0.0.0/tcp/8001".into()]));
+        setup.set("nat", "stun_servers", Toml::Array(servers.into()));
+        setup.write();
+        let mut command = setup.router.command(RINGLANE);
+        command.args(["netcheck", "--json", "--config"]).arg(&setup.file).stdin(Stdio::null());
+        let alone = json(&command.output().expect("the binary can be run").stdout);
+        assert_eq!((&alone["ipv4"]["kind"], &alone["ipv4"]["hairpins"]), (&"cone".into(), &hairpins.into()), "{alone}");
+
+        let _node = Node::up(&setup);
+        let told = wait_for("the node to have tried it", || {
+            let output = ringlane(&["netcheck", "--json", "--interface", &setup.interface]);
+            let found = matches!(output.status.code(), Some(0 | 3)).then(|| json(&output.stdout))?;
+            let hairpins = found["ipv4"]["hairpins"].clone();
+            hairpins.is_boolean().then_some(hairpins)
+        });
+        assert_eq!(told, hairpins);
+        let text = ringlane(&["netcheck", "--interface", &setup.interface]).stdout;
+        let text = String::from_utf8(text).expect("UTF-8");
+        assert!(text.contains(if hairpins { "; hairpins" } else { "; does not hairpin" }), "{text}");
+    }
+}
+
+#[test]
 fn netcheck_tells_ipv6_behind_a_firewall_from_a_public_place() {
     let pair = Pair::Apart(Kind::Ipv6Only, Kind::Public);
     let Some(lab) = Started::up(pair, |_| ()) else { return };

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::mappings::MappingsStatus;
-use super::nat::{CandidateStatus, HostStatus};
+use super::nat::{CandidateStatus, HostStatus, ObservedStatus};
 use super::relay::{LoadStatus, RelayNode};
 use super::underlay::UnderlayStatus;
 
@@ -23,6 +23,8 @@ pub struct NetcheckStatus {
     pub hosts: Vec<HostStatus>,
     /// Where others see the lane ports, if that is elsewhere.
     pub candidates: Vec<CandidateStatus>,
+    /// Where others see libp2p's ports: peers say so of their connections, or, where no node runs, STUN servers of QUIC's port.
+    pub control: Vec<ObservedStatus>,
     /// The STUN servers that are configured.
     pub stun_servers: Vec<StunServerStatus>,
     /// The UDP ports of lanes, one for each worker.

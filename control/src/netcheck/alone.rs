@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 use ringlane_shared::config::{Settings, StunServer};
 use ringlane_shared::limits::{NETCHECK_CONTACTS_MAX, STUN_BYTES_READ_MAX};
 use ringlane_shared::stun::client::{Client, Target};
@@ -24,7 +25,7 @@ use super::advice::advice;
 use super::{family, routers, ways_out};
 use crate::addresses::{ListenPlan, lan};
 use crate::admin::mappings::MappingsStatus;
-use crate::admin::nat::{CandidateStatus, HostStatus};
+use crate::admin::nat::{CandidateStatus, HostStatus, ObservedStatus};
 use crate::admin::netcheck::{ContactCheck, NetcheckStatus, StunServerStatus};
 use crate::admin::relay::RelayNode;
 use crate::admin::underlay::UnderlayStatus;
@@ -35,6 +36,8 @@ use crate::underlay;
 
 /// A round of STUN, from the first question to the last that is given up.
 const STUN_LIMIT: Duration = Duration::from_secs(9);
+/// The same by QUIC's port, which is asked for nothing else.
+const QUIC_PORT_LIMIT: Duration = Duration::from_secs(2);
 /// Whoever has nothing to do for so long has done all there is.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long a name, or a TCP connection, may take.
@@ -65,9 +68,12 @@ async fn find_out(settings: &Settings, workers: u8) -> Result<NetcheckStatus, Ne
     let asks_routers = settings.nat.port_mapping;
     let routers = async { if asks_routers { routers::ask(gateways, &host, &plan).await } else { Vec::new() } };
     let is_near = |ip: IpAddr| networks.iter().any(|network| network.contains(&ip));
-    let (stun, gateways, contacts) =
-        futures::join!(ask_stun(settings, &sources, workers, is_near), routers, try_contacts(settings));
-    let Stun { client, ports, servers } = stun;
+    let (stun, gateways, contacts) = futures::join!(
+        ask_stun(settings, &sources, workers, quic_port(&plan), is_near),
+        routers,
+        try_contacts(settings)
+    );
+    let Stun { client, ports, servers, control } = stun;
     let hosts: Vec<HostStatus> = client.iter().flat_map(Client::views).map(host_status).collect();
     let candidates = client.iter().flat_map(|client| client.candidates());
     let mut found = NetcheckStatus {
@@ -76,6 +82,7 @@ async fn find_out(settings: &Settings, workers: u8) -> Result<NetcheckStatus, Ne
         ipv6: family(false, ways[1], &hosts),
         candidates: candidates.map(|candidate| CandidateStatus::new(&candidate, "server_reflexive")).collect(),
         hosts,
+        control,
         stun_servers: servers,
         lane_ports: ports,
         listen: plan.control.iter().map(ToString::to_string).collect(),
@@ -102,15 +109,22 @@ struct Stun {
     client: Option<Client>,
     ports: Vec<u16>,
     servers: Vec<StunServerStatus>,
+    control: Vec<ObservedStatus>,
 }
 
-async fn ask_stun(settings: &Settings, sources: &[IpAddr], workers: u8, is_near: impl Fn(IpAddr) -> bool) -> Stun {
+async fn ask_stun(
+    settings: &Settings,
+    sources: &[IpAddr],
+    workers: u8,
+    quic_port: Option<u16>,
+    is_near: impl Fn(IpAddr) -> bool,
+) -> Stun {
     let servers: Vec<StunServerStatus> = join_all(settings.nat.stun_servers.iter().map(locate)).await;
     let (first_port, sockets) = match bind(settings, sources, workers) {
         Ok(bound) => bound,
         Err(error) => {
             tracing::debug!(%error, "no socket to ask by");
-            return Stun { client: None, ports: Vec::new(), servers };
+            return Stun { client: None, ports: Vec::new(), servers, control: Vec::new() };
         }
     };
     let ports = (sockets.len() / sources.len().max(1)) as u16;
@@ -119,11 +133,44 @@ async fn ask_stun(settings: &Settings, sources: &[IpAddr], workers: u8, is_near:
     let far = |target: Target| if is_near(target.address.ip()) { target.nearby() } else { target };
     let targets: Vec<Target> = addresses.map(Target::server).map(far).collect();
     let hosts: Vec<(IpAddr, Vec<Target>)> = sources.iter().map(|source| (*source, targets.clone())).collect();
+    // One after the other: what a NAT makes of ports in a row is to be seen.
+    let control = match quic_port {
+        Some(port) => ask_by_quic_port(port, &hosts).await,
+        None => Vec::new(),
+    };
     let now = Instant::now();
     let mut client = Client::new(first_port, ports.len() as u8, Box::new(draw), now);
     client.set_hosts(&hosts, now);
-    run(&mut client, &sockets, now + STUN_LIMIT).await;
-    Stun { client: Some(client), ports, servers }
+    run(&mut client, &sockets, now + STUN_LIMIT, |_| false).await;
+    Stun { client: Some(client), ports, servers, control }
+}
+
+/// What others see of the port that libp2p's QUIC would have. A running node cannot ask: the socket is the library's.
+async fn ask_by_quic_port(port: u16, hosts: &[(IpAddr, Vec<Target>)]) -> Vec<ObservedStatus> {
+    let bound = hosts.iter().filter_map(|(local, _)| socket(SocketAddr::new(*local, port)).ok());
+    let sockets: Vec<_> = bound.map(Arc::new).collect();
+    let now = Instant::now();
+    let mut client = Client::new(port, 1, Box::new(draw), now);
+    client.set_hosts(hosts, now);
+    let is_seen = |client: &Client| client.views().all(|view| view.ports.iter().all(|port| port.mapped.is_some()));
+    run(&mut client, &sockets, now + QUIC_PORT_LIMIT, is_seen).await;
+    let mapped = client.views().flat_map(|view| &view.ports).filter_map(|port| port.mapped);
+    mapped.map(|mapped| ObservedStatus { address: quic_address(mapped).to_string(), peers: 1 }).collect()
+}
+
+/// The port that QUIC listens at.
+fn quic_port(plan: &ListenPlan) -> Option<u16> {
+    plan.control.iter().find_map(|address| {
+        let parts: Vec<_> = address.iter().collect();
+        match parts[..] {
+            [_, Protocol::Udp(port), Protocol::QuicV1, ..] if port != 0 => Some(port),
+            _ => None,
+        }
+    })
+}
+
+fn quic_address(at: SocketAddr) -> Multiaddr {
+    Multiaddr::from(at.ip()).with(Protocol::Udp(at.port())).with(Protocol::QuicV1)
 }
 
 /// Where a configured server is.
@@ -169,8 +216,8 @@ fn socket(local: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// Asks until there is nothing to ask for a while.
-async fn run(client: &mut Client, sockets: &[Arc<UdpSocket>], deadline: Instant) {
+/// Asks until there is nothing to ask for a while, or what is known is enough.
+async fn run(client: &mut Client, sockets: &[Arc<UdpSocket>], deadline: Instant, is_enough: impl Fn(&Client) -> bool) {
     let (sender, mut received) = mpsc::channel(RECEIVED_MAX);
     for socket in sockets {
         let (socket, sender) = (Arc::clone(socket), sender.clone());
@@ -198,7 +245,7 @@ async fn run(client: &mut Client, sockets: &[Arc<UdpSocket>], deadline: Instant)
             }
         }
         let due = client.poll_timeout().filter(|due| *due < now + IDLE);
-        let Some(due) = due.filter(|_| now < deadline) else { return };
+        let Some(due) = due.filter(|_| now < deadline && !is_enough(client)) else { return };
         tokio::select! {
             Some((local, from, datagram)) = received.recv() => {
                 let now = Instant::now();
@@ -285,7 +332,7 @@ mod tests {
         let now = Instant::now();
         let mut client = Client::new(port, 1, Box::new(draw), now);
         client.set_hosts(&[(loopback, vec![Target::server(at)])], now);
-        run(&mut client, &[local], now + STUN_LIMIT).await;
+        run(&mut client, &[local], now + STUN_LIMIT, |_| false).await;
         let view = client.views().next().unwrap();
         assert_eq!(view.ports[0].mapped, Some("203.0.113.7:4000".parse().unwrap()));
         assert_eq!(view.is_translated, Some(true));

@@ -31,6 +31,7 @@ impl Control {
             ipv6: family(false, v6, &nat.hosts),
             hosts: nat.hosts,
             candidates: nat.candidates,
+            control: nat.control,
             stun_servers: self.nat.servers().collect(),
             lane_ports: (0..workers).map(|worker| port.saturating_add(worker)).collect(),
             listen: self.node.listen_addresses().map(ToString::to_string).collect(),

@@ -52,6 +52,11 @@ fn for_people(found: &NetcheckStatus) -> String {
     list(&mut out, "stun", &Vec::from_iter(servers));
     line(&mut out, "lane ports", &text::list(&found.lane_ports));
     list(&mut out, "listens on", &found.listen);
+    let seen = found.control.iter().map(|seen| match seen.peers {
+        1 => seen.address.clone(),
+        peers => format!("{}, by {peers} peers", seen.address),
+    });
+    list(&mut out, "seen at", &Vec::from_iter(seen));
     let reachable = match found.is_reachable {
         Some(true) => "yes, peers have dialled it back",
         Some(false) => "no, peers could not dial it back",
@@ -150,6 +155,7 @@ fn family(family: &FamilyStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ringlane_control::admin::nat::ObservedStatus;
     use ringlane_control::admin::netcheck::{AdviceStatus, ContactCheck, RelayCheck, StunServerStatus};
     use ringlane_control::admin::relay::{LoadStatus, RelayNode};
 
@@ -183,6 +189,7 @@ mod tests {
             ],
             lane_ports: vec![8100, 8101],
             listen: vec!["/ip4/192.168.1.2/tcp/8001".to_owned()],
+            control: vec![ObservedStatus { address: "/ip4/5.30.0.2/udp/24385/quic-v1".to_owned(), peers: 2 }],
             is_reachable: Some(false),
             relays: vec![RelayCheck {
                 node: node("site\x1b-r"),
@@ -214,6 +221,7 @@ stun        stun.example:3478: 5.20.0.2:3478
             none.example:3478: nobody knows it
 lane ports  8100, 8101
 listens on  /ip4/192.168.1.2/tcp/8001
+seen at     /ip4/5.30.0.2/udp/24385/quic-v1, by 2 peers
 reachable   no, peers could not dial it back
 relays      site\u{fffd}-r, 12.0 ms over quic, taken: 40 % by lanes, 3 % by circuits, reserved
 paths       datagrams of 1400 to 1472 bytes

@@ -15,7 +15,7 @@ use super::kinds::{Kind, Pair};
 use super::lab::{Family, NatLab, public};
 use super::nodes::Setups;
 use crate::lab::{Site, wait_for};
-use crate::node::{Node, RINGLANE, Setup, Status, name_of};
+use crate::node::{CONTROL_PORT, Node, RINGLANE, Setup, Status, name_of};
 
 /// A lab, the nodes R and S, and those of A and B.
 struct Started {
@@ -107,6 +107,12 @@ fn netcheck_tells_a_full_cone_from_a_nat_that_lets_in_only_answers() {
         assert_eq!(found["lane_ports"], serde_json::json!([8100, 8101]));
         assert!(!advice(&found).contains(&"symmetric"), "{found}");
     }
+    // libp2p's port goes through the same NAT: peers tell, as its socket cannot ask by STUN.
+    let mapped = format!("/ip4/{}/udp/{}/quic-v1", lab.nat.seen_at(Site::A), CONTROL_PORT ^ 0x4000);
+    wait_for("netcheck to say where peers see the control port", || {
+        let control = lab.netcheck(Site::A)?["control"].clone();
+        control.as_array()?.iter().any(|seen| seen["address"] == mapped.as_str()).then_some(())
+    });
     let relays = wait_for("a relay with a round-trip time", || {
         let found = lab.netcheck(Site::A)?;
         let relays = found["relays"].as_array()?.clone();
@@ -170,13 +176,15 @@ fn a_node_and_netcheck_without_one_tell_a_nat_that_hairpins_from_one_that_does_n
         let _servers = [Site::R, Site::S].map(|site| PublicServer::start(&nat, site));
         let servers = [Site::R, Site::S].map(|site| Toml::from(format!("{}:{STUN_PORT}", public(site).0)));
         let mut setup = Setup::init(nat.lab(), Site::A).workers(2);
-        setup.set("control", "listen", Toml::Array(vec!["/ip4/0.0.0.0/tcp/8001".into()]));
+        setup.set("control", "listen", Toml::Array(vec!["/ip4/0.0.0.0/udp/8001/quic-v1".into()]));
         setup.set("nat", "stun_servers", Toml::Array(servers.into()));
         setup.write();
         let mut command = setup.router.command(RINGLANE);
         command.args(["netcheck", "--json", "--config"]).arg(&setup.file).stdin(Stdio::null());
         let alone = json(&command.output().expect("the binary can be run").stdout);
         assert_eq!((&alone["ipv4"]["kind"], &alone["ipv4"]["hairpins"]), (&"cone".into(), &hairpins.into()), "{alone}");
+        let mapped = format!("/ip4/{}/udp/{}/quic-v1", nat.seen_at(Site::A), CONTROL_PORT ^ 0x4000);
+        assert_eq!(alone["control"], serde_json::json!([{"address": mapped, "peers": 1}]));
 
         let _node = Node::up(&setup);
         let told = wait_for("the node to have tried it", || {

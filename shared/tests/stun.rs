@@ -366,6 +366,19 @@ fn a_nat_that_begins_to_hairpin_is_noticed_when_it_is_next_asked_thoroughly() {
 }
 
 #[test]
+fn when_the_network_is_another_everybody_is_asked_at_once() {
+    let nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, Ports::Kept);
+    let mut world = World::new(13, nat, 2, public());
+    world.run(Duration::from_secs(20));
+    let (now, later) = (world.now, world.client.poll_timeout().unwrap());
+    assert!(later > now + Duration::from_secs(1), "nothing is due");
+    world.client.ask_anew(now);
+    assert!(world.client.poll_timeout().is_some_and(|due| due <= now));
+    world.client.handle_timeout(now);
+    assert!(world.client.poll_transmit(now).is_some());
+}
+
+#[test]
 fn a_mapping_that_is_lost_is_noticed_within_one_round() {
     let nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, Ports::Random);
     let mut world = World::new(7, nat, 2, peers(Instant::now(), 2));

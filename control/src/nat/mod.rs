@@ -186,6 +186,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whom_to_ask_is_looked_at_as_soon_as_the_networks_are_others_and_soon_after_somebody_came() {
+        let mut nat = Nat::new(&[], 1, Instant::now());
+        nat.next().await;
+        let (before, now) = (nat.due, Instant::now());
+        assert!(before > now + Duration::from_secs(1), "nothing is due");
+        nat.look_soon(now);
+        assert_eq!(nat.due, now + LOOK_SOON);
+        nat.set_networks(vec!["192.0.2.0/24".parse().unwrap()], now);
+        assert_eq!(nat.due, now);
+    }
+
+    #[tokio::test]
     async fn peers_are_asked_where_they_are_connected_and_answered_where_they_say_they_are_too() {
         let now = Instant::now();
         let ip = |last| IpAddr::from([127, 0, 0, last]);

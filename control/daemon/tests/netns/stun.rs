@@ -84,6 +84,14 @@ fn a_masquerade_that_keeps_ports_is_told_as_what_it_is() {
     // libp2p's own socket cannot ask; what B says of it is told beside.
     let control = status.nat()["control"].as_array().expect("a list");
     assert!(control.iter().any(|seen| seen["address"].as_str().is_some_and(|at| at.starts_with("/ip4/10.201.0.1/"))));
+    // Addresses that come and go are known from the kernel: nothing looks for them from time to time.
+    for (change, is_there) in [("add", true), ("del", false)] {
+        lab.host(Site::A).run(&format!("ip address {change} 10.10.0.9/16 dev eth0"));
+        nodes[0].wait_until(&format!("an address after {change}"), |status| {
+            let hosts = status.nat()["hosts"].as_array();
+            hosts.is_some_and(|hosts| hosts.iter().any(|host| host["local"] == "10.10.0.9") == is_there)
+        });
+    }
     // Outside, B asked nobody beyond its network, and answered A.
     let outside = nodes[1].status();
     assert!(outside.nat()["stun"]["requests_answered"].as_u64() > Some(0));

@@ -8,12 +8,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ringlane_shared::path::candidate::is_local_use;
 use ringlane_shared::stun::nat::{Filtering, Mapping, Scope};
 use ringlane_shared::wire::offer::{CandidateKind, Offer};
 
 use crate::admin::nat::HostStatus;
 use crate::admin::obstacle::ObstacleStatus;
-use crate::swarm::address::is_local_use;
 
 /// How long after a peer is connected its lanes may take.
 const TRYING: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use ringlane_shared::id::PeerId;
 use ringlane_shared::limits::COVERED_ADDRESSES_MAX;
-use ringlane_shared::path::candidate::is_private;
+use ringlane_shared::path::candidate::{is_local_use, is_private};
 use thiserror::Error;
 
 use super::connections::TransportName;
@@ -242,16 +242,6 @@ pub fn overlay_networks() -> [IpNet; 2] {
     [v4, v6]
 }
 
-/// Whether an address means something in its own network only. One that is covered by a route, and that a peer tells us
-/// of, is most likely the peer's address in the network behind it, and no way to reach it.
-pub(crate) fn is_local_use(ip: IpAddr) -> bool {
-    is_private(ip)
-        || match ip.to_canonical() {
-            IpAddr::V4(ip) => ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
-            IpAddr::V6(ip) => ip.is_unique_local(),
-        }
-}
-
 type DenyFn = dyn Fn(IpAddr) -> bool + Send + Sync;
 
 /// What may be dialled. Shared by the node and the transport inside its swarm; both are on the control thread, but the
@@ -415,6 +405,7 @@ impl AddressPolicy {
             return Err(AddressRefusal::IntoTunnel);
         }
         tunnel.refused[0] += 1;
+        // One that a peer tells us of is most likely its own in the network behind it, and no way to reach it.
         if !is_local_use(ip) && tunnel.covered.len() < COVERED_ADDRESSES_MAX {
             tunnel.covered.insert(ip);
         }

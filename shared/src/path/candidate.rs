@@ -52,6 +52,16 @@ pub fn is_private(ip: IpAddr) -> bool {
     }
 }
 
+/// Whether an address means something in its own network only: the private ones, those that providers share (RFC 6598), and
+/// unique local ones.
+pub fn is_local_use(ip: IpAddr) -> bool {
+    is_private(ip)
+        || match ip.to_canonical() {
+            IpAddr::V4(ip) => ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+            IpAddr::V6(ip) => ip.is_unique_local(),
+        }
+}
+
 impl AddressPolicy {
     /// Whether a lane may begin or end at this address.
     pub fn admits(&self, ip: IpAddr) -> bool {

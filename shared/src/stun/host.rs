@@ -17,6 +17,7 @@ use super::client::{Target, Transmit};
 use super::message::{Change, Request, Success, TransactionId};
 use super::nat::{Filtering, HostView, Mapping, PortView, Scope};
 use super::round::{Heard, Kind, Round};
+use crate::path::candidate::is_local_use;
 
 /// The first retransmission timeout of RFC 8489, section 6.2.1; each is twice the one before.
 pub(super) const RTO: Duration = Duration::from_millis(500);
@@ -499,12 +500,5 @@ fn is_elsewhere(ip: IpAddr) -> bool {
 
 /// How far away an address is that we are not directly connected to.
 pub(super) fn scope_of(ip: IpAddr) -> Scope {
-    let is_private = match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            let [first, second, ..] = ip.octets();
-            ip.is_private() || ip.is_link_local() || ip.is_loopback() || first == 100 && (64..128).contains(&second)
-        }
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_loopback(),
-    };
-    if is_private { Scope::Private } else { Scope::Internet }
+    if is_local_use(ip) { Scope::Private } else { Scope::Internet }
 }

@@ -40,7 +40,9 @@ impl Control {
     pub(super) async fn status(&self) -> NodeStatus {
         let queue = self.netlink.transmit_queue(&self.settings.interface).await;
         let queue = queue.inspect_err(|error| warn!(%error, "cannot read the TUN's queue")).ok();
-        Reporter { obstacles: self.obstacles(Instant::now()), ..self.reporter() }.node(queue)
+        let reporter = self.reporter();
+        let obstacles = self.obstacles(&reporter.nat.hosts, Instant::now());
+        Reporter { obstacles, ..reporter }.node(queue)
     }
 
     pub(super) fn reporter(&self) -> Reporter<'_, ExchangeToken> {

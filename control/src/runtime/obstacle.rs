@@ -9,6 +9,7 @@ use ringlane_shared::plane::CarrierChoice;
 use ringlane_shared::wire::offer::Offer;
 
 use super::Control;
+use crate::admin::nat::HostStatus;
 use crate::admin::obstacle::ObstacleStatus;
 use crate::netcheck::ways_out;
 use crate::obstacle::{Detour, End, Facts, StreamOnly, obstacle};
@@ -33,8 +34,8 @@ impl Ends {
 
 impl Control {
     /// What keeps each peer from being reached by lanes from node to node, in the configuration's order.
-    pub(super) fn obstacles(&self, now: Instant) -> Vec<Option<ObstacleStatus>> {
-        let here = End::here(&self.nat_status().hosts, self.reaches_out());
+    pub(super) fn obstacles(&self, hosts: &[HostStatus], now: Instant) -> Vec<Option<ObstacleStatus>> {
+        let here = End::here(hosts, self.reaches_out());
         let peers = self.settings.peers.iter().zip(0..);
         peers.map(|(peer, index)| self.obstacle(PeerIndex(index), peer, here, now)).collect()
     }

@@ -205,6 +205,11 @@ pub fn is_global(ip: IpAddr) -> bool {
     !is_special && !is_local_use(ip)
 }
 
+/// Whether an address leads, directly, to an IP address that everybody reaches.
+pub(crate) fn leads_to_global(address: &Multiaddr) -> bool {
+    parse(address).is_ok_and(|to| is_global(to.socket.ip()))
+}
+
 /// The address without a final `/p2p/<peer>`; refused if it names another peer.
 pub fn without_peer(address: &Multiaddr, peer: &PeerId) -> Result<Multiaddr, AddressRefusal> {
     let mut bare = address.clone();

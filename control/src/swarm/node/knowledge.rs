@@ -46,17 +46,19 @@ impl Node {
     /// Where others may try to reach us: what routers map, and what we listen on, without what leads nowhere from
     /// elsewhere.
     pub fn own_addresses(&self) -> Vec<Multiaddr> {
-        let leads_here = |address: &&Multiaddr| {
-            let checked = self.policy.check(address);
-            matches!(checked, Ok(_) | Err(AddressRefusal::Own)) && !address::is_link_local(address)
-        };
         self.mapped
             .iter()
             .chain(self.swarm.listeners())
-            .filter(leads_here)
+            .filter(|address| self.leads_here(address))
             .take(RECORD_ADDRESSES_MAX)
             .cloned()
             .collect()
+    }
+
+    /// Whether an address of ours leads here from elsewhere.
+    pub(super) fn leads_here(&self, address: &Multiaddr) -> bool {
+        let checked = self.policy.check(address);
+        matches!(checked, Ok(_) | Err(AddressRefusal::Own)) && !address::is_link_local(address)
     }
 
     /// Looks for neighbours on exactly these interfaces, unless mDNS is off.

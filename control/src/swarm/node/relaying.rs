@@ -15,7 +15,7 @@ use ringlane_shared::limits::{CIRCUIT_ADDRESSES_MAX, PEX_ADDRESSES_PER_PEER_MAX}
 use ringlane_shared::path::relay::Load;
 
 use super::{Node, NodeEvent};
-use crate::swarm::address::{self, AddressRefusal};
+use crate::swarm::address;
 use crate::swarm::connections::{ConnectionInfo, Direction};
 use crate::swarm::dialer::Better;
 use crate::swarm::relay::hop::{Asked, HOP, Situation, Step};
@@ -98,9 +98,7 @@ impl Node {
     /// Whether we are known to be reachable from everywhere: others have found us there, or none has tried and one of our
     /// addresses means the same to all.
     fn is_public(&self) -> bool {
-        let is_global =
-            |address: &Multiaddr| address::parse(address).is_ok_and(|to| address::is_global(to.socket.ip()));
-        self.relaying.is_reachable.unwrap_or_else(|| self.swarm.listeners().any(is_global))
+        self.relaying.is_reachable.unwrap_or_else(|| self.swarm.listeners().any(address::leads_to_global))
     }
 
     /// To be asked whenever our addresses have changed.
@@ -150,12 +148,7 @@ impl Node {
 
     /// Where those who look for a client of ours find us: addresses that mean the same everywhere, if we have any.
     fn addresses_as_relay(&self) -> Vec<Multiaddr> {
-        let leads_here = |address: &&Multiaddr| {
-            let checked = self.policy.check(address);
-            matches!(checked, Ok(_) | Err(AddressRefusal::Own))
-                && !address::is_circuit(address)
-                && !address::is_link_local(address)
-        };
+        let leads_here = |address: &&Multiaddr| self.leads_here(address) && !address::is_circuit(address);
         let local = *self.swarm.local_peer_id();
         let confirmed = self.swarm.external_addresses().filter(leads_here);
         let mut addresses: Vec<Multiaddr> = Vec::new();
@@ -166,10 +159,8 @@ impl Node {
                 addresses.push(whole);
             }
         }
-        let is_global =
-            |address: &Multiaddr| address::parse(address).is_ok_and(|to| address::is_global(to.socket.ip()));
-        if addresses.iter().any(is_global) {
-            addresses.retain(is_global);
+        if addresses.iter().any(address::leads_to_global) {
+            addresses.retain(address::leads_to_global);
         }
         addresses.truncate(CIRCUIT_ADDRESSES_MAX);
         addresses

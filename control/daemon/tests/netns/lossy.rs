@@ -93,8 +93,12 @@ fn lanes_leave_a_lossy_local_network_for_a_clean_way_around_it_and_come_back_whe
 fn lanes_stay_where_they_are_while_all_underlays_lose_alike() {
     let Some(lab) = Lab::up(2) else { return };
     let nodes = direct(&wherever(&lab));
-    plug_in(&lab);
     let stream = Stream::start_gently(&lab);
+    // Before that a lane's few round trips are those of a busy machine, and the other underlay would only seem shorter.
+    wait_long_for("what the first underlay is like is known", || {
+        losses(&nodes).iter().all(Option::is_some).then_some(())
+    });
+    plug_in(&lab);
     for device in ["underlay", "near"] {
         lose(&lab, &[Site::A, Site::B], device, 8);
     }

@@ -481,7 +481,8 @@ impl PeerStreams {
         let deliver_at = is_blocked.then(|| now + DELIVER_AGAIN);
         let doubt_at = self.sending_stream().filter(|_| self.kind == Some(PeerKind::Ringlane));
         let doubt_at = doubt_at.and_then(PacketStream::doubt_at);
-        let held_until = self.streams.iter().filter_map(PacketStream::held_until).min();
+        // Nothing is read from anywhere while the worker is waited for.
+        let held_until = self.streams.iter().filter(|_| !is_blocked).filter_map(PacketStream::held_until).min();
         let times = [open_at, closed_by, deliver_at, held_until, doubt_at, self.paced_until, self.quiet_at];
         let Some(at) = times.into_iter().flatten().min() else { return false };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at.into())));

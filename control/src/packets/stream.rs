@@ -103,6 +103,24 @@ pub(super) struct Order {
     pub(super) has_others: bool,
 }
 
+/// A mark that is behind the last one by no more comes late, over a stream that was waited for in vain. One that is by more, of
+/// a peer that counts from the beginning again.
+const MARKS_LATE_MAX: u32 = 64;
+
+impl Order {
+    /// Takes in a [`Mark::Leave`].
+    fn leave(&mut self, number: u32) {
+        if !self.has_left(number) {
+            self.left = Some(number);
+        }
+    }
+
+    /// Whether all that comes before this [`Mark::Join`] has been given to the worker, or is not waited for any more.
+    fn has_left(&self, number: u32) -> bool {
+        self.left.is_some_and(|left| left.wrapping_sub(number) <= MARKS_LATE_MAX)
+    }
+}
+
 /// What [`PacketStream::deliver`] came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Delivery {
@@ -199,7 +217,7 @@ impl PacketStream {
     /// Whether it has waited for that long enough.
     pub(super) fn is_released(&self, now: Instant, order: Order) -> bool {
         let Some(Arrived::Mark(Mark::Join(number))) = self.undelivered.front() else { return true };
-        order.left == Some(*number) || !order.has_others || self.held_until().is_some_and(|until| until <= now)
+        order.has_left(*number) || !order.has_others || self.held_until().is_some_and(|until| until <= now)
     }
 
     /// How long nothing has passed.
@@ -298,7 +316,7 @@ impl PacketStream {
             match self.undelivered.pop_front() {
                 None => return Delivery::All,
                 Some(Arrived::Mark(Mark::Join(_))) => {}
-                Some(Arrived::Mark(Mark::Leave(number))) => order.left = Some(number),
+                Some(Arrived::Mark(Mark::Leave(number))) => order.leave(number),
                 Some(Arrived::Packets(batch)) => {
                     if let Some(Err(QueueFull(batch))) = worker.map(|worker| worker.try_send(batch)) {
                         self.undelivered.push_front(Arrived::Packets(batch));

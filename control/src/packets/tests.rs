@@ -568,6 +568,25 @@ async fn packets_keep_their_order_when_their_sender_changes_streams() {
     }
 }
 
+/// How long a packet waits that begins another stream, when that happens to the one before it.
+async fn waited_until(end: fn(&mut Site, &Pipe)) -> Duration {
+    let mut site = Site::of(PeerKind::Ringlane);
+    let [first, second] = [(); 2].map(|()| site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 18));
+    first.put(&framed(Framing::Ringlane, &packets(0..1, 60)));
+    let begun = Instant::now();
+    second.put(&[marked(Mark::Join(1)), framed(Framing::Ringlane, &packets(1..2, 60))].concat());
+    site.run_until(|_| first.with(1, |of| of.bytes.is_empty()) && second.with(1, |of| of.bytes.is_empty())).await;
+    end(&mut site, &first);
+    let mut delivered = Vec::new();
+    site.run_until(|site| {
+        delivered.extend(site.delivered());
+        delivered.len() == 2
+    })
+    .await;
+    assert_eq!(delivered, from(ALICE, &packets(0..2, 60)));
+    begun.elapsed()
+}
+
 #[tokio::test]
 async fn what_may_still_come_by_another_stream_is_waited_for_no_longer_than_it_may_and_not_for_ever() {
     let ends: [fn(&mut Site, &Pipe); 3] = [
@@ -578,22 +597,14 @@ async fn what_may_still_come_by_another_stream_is_waited_for_no_longer_than_it_m
         },
         |_, _| {},
     ];
-    for (how, end) in ends.into_iter().enumerate() {
-        let mut site = Site::of(PeerKind::Ringlane);
-        let [first, second] = [(); 2].map(|()| site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 18));
-        first.put(&framed(Framing::Ringlane, &packets(0..1, 60)));
-        let begun = Instant::now();
-        second.put(&[marked(Mark::Join(1)), framed(Framing::Ringlane, &packets(1..2, 60))].concat());
-        site.run_until(|_| first.with(1, |of| of.bytes.is_empty()) && second.with(1, |of| of.bytes.is_empty())).await;
-        end(&mut site, &first);
-        let mut delivered = Vec::new();
-        site.run_until(|site| {
-            delivered.extend(site.delivered());
-            delivered.len() == 2
-        })
-        .await;
-        assert_eq!(delivered, from(ALICE, &packets(0..2, 60)));
-        assert!(how < 2 || begun.elapsed() >= stream::JOIN_LIMIT, "{:?}", begun.elapsed());
+    // A busy machine may be away for as long as the limit, but not every time.
+    for (how, (end, times)) in ends.into_iter().zip([20, 20, 1]).enumerate() {
+        let is_limit = |took: &Duration| *took >= stream::JOIN_LIMIT;
+        let mut took = Vec::new();
+        while took.len() < times && took.iter().all(is_limit) {
+            took.push(waited_until(end).await);
+        }
+        assert_eq!(took.last().is_some_and(is_limit), how == 2, "{how}: {took:?}");
     }
     // Where there is nothing else it might come by, or what it says was said long ago, nothing is waited for.
     let mut site = Site::of(PeerKind::Ringlane);
@@ -602,4 +613,50 @@ async fn what_may_still_come_by_another_stream_is_waited_for_no_longer_than_it_m
     only.put(&[marked(Mark::Leave(1)), marked(Mark::Join(1)), framed(Framing::Ringlane, &packets(1..2, 60))].concat());
     site.settle().await;
     assert_eq!(site.delivered(), from(ALICE, &packets(0..2, 60)));
+}
+
+#[tokio::test]
+async fn a_mark_that_comes_after_it_was_waited_for_in_vain_takes_nothing_back() {
+    let mut site = Site::of(PeerKind::Ringlane);
+    let [first, second] = [(); 2].map(|()| site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 18));
+    let begun = Instant::now();
+    let packet = |number: u32| framed(Framing::Ringlane, &packets(number..number + 1, 60));
+    second.put(&[marked(Mark::Join(1)), packet(0), marked(Mark::Leave(2))].concat());
+    site.run_until(|site| !site.delivered().is_empty()).await;
+    let waited = begun.elapsed();
+    assert!(waited >= stream::JOIN_LIMIT, "{waited:?}");
+    first.put(&[marked(Mark::Leave(1)), marked(Mark::Join(2)), packet(1)].concat());
+    site.settle().await;
+    assert_eq!(site.delivered(), from(ALICE, &packets(1..2, 60)), "not waited for a second time");
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_for_another_keeps_nobody_busy_while_the_worker_is() {
+    let mut site = Site::of(PeerKind::Ringlane);
+    let [first, second] = [(); 2].map(|()| site.accept(ALICE, PacketProtocol::Ringlane, Quality::Direct, 1 << 18));
+    second.put(&[marked(Mark::Join(1)), framed(Framing::Ringlane, &packets(0..1, 60))].concat());
+    site.run_until(|_| second.with(1, |of| of.bytes.is_empty())).await;
+    let begun = Instant::now();
+    // Batches end at marks: these are more than a worker takes.
+    let many = (1000..1200).map(|number| [framed(Framing::Ringlane, &packets(0..1, 60)), marked(Mark::Leave(number))]);
+    first.put(&many.flatten().collect::<Vec<_>>().concat());
+    while begun.elapsed() <= stream::JOIN_LIMIT {
+        site.settle().await;
+    }
+    let mut polls = 0;
+    {
+        let mut next = std::pin::pin!(site.packets.next());
+        let counted = poll_fn(|cx| {
+            polls += 1;
+            next.as_mut().poll(cx)
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(50), counted).await.is_err(), "the worker takes nothing");
+    }
+    assert!((2..200).contains(&polls), "{polls}");
+    let mut count = 0;
+    site.run_until(|site| {
+        count += site.delivered().len();
+        count == 201
+    })
+    .await;
 }

@@ -75,7 +75,7 @@ impl Node {
         }
     }
 
-    /// How much of the circuits that there may be is taken, or of those that may lead to this peer.
+    /// How much of the circuits that there may be is taken, or of those that may lead to this peer or from it.
     pub fn circuits_load(&self, peer: Option<&PeerId>) -> Load {
         self.relaying.hop.load(peer)
     }

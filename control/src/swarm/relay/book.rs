@@ -54,9 +54,7 @@ impl Book {
         }
         let reserved = self.reservations.get(&target).filter(|reservation| now < reservation.expires);
         let connection = reserved.ok_or(Status::NoReservation)?.connection;
-        let of_source = self.circuits.values().filter(|(from, _)| *from == source).count();
-        let to_target = self.circuits.values().filter(|(_, to)| *to == target).count();
-        if self.circuits.len() >= CIRCUITS_MAX || of_source.max(to_target) >= CIRCUITS_PER_PEER_MAX {
+        if self.circuits.len() >= CIRCUITS_MAX || self.from(&source).max(self.to(&target)) >= CIRCUITS_PER_PEER_MAX {
             return Err(Status::ResourceLimit);
         }
         let id = CircuitId(self.next);
@@ -65,11 +63,19 @@ impl Book {
         Ok((id, connection))
     }
 
-    /// How much of all that there may be is taken, or of what may lead to this peer, if that is more.
+    /// How much of all that there may be is taken, or of what may lead to this peer or from it, if that is more.
     pub(super) fn load(&self, peer: Option<&PeerId>) -> Load {
-        let to_peer = self.circuits.values().filter(|(_, target)| Some(target) == peer).count();
+        let of_peer = peer.map_or(0, |peer| self.from(peer).max(self.to(peer)));
         let all = Load::of(self.circuits.len() as u64, CIRCUITS_MAX as u64);
-        all.max(Load::of(to_peer as u64, CIRCUITS_PER_PEER_MAX as u64))
+        all.max(Load::of(of_peer as u64, CIRCUITS_PER_PEER_MAX as u64))
+    }
+
+    fn from(&self, peer: &PeerId) -> usize {
+        self.circuits.values().filter(|(source, _)| source == peer).count()
+    }
+
+    fn to(&self, peer: &PeerId) -> usize {
+        self.circuits.values().filter(|(_, target)| target == peer).count()
     }
 
     /// A circuit is no more, or has not come about.
@@ -138,6 +144,7 @@ mod tests {
         }
         assert_eq!(book.connect(peers[0], peers[2], now), Err(Status::ResourceLimit));
         assert_eq!((book.load(Some(&peers[1])), book.load(None)), (Load::FULL, Load::of(64, 512)));
+        assert_eq!(book.load(Some(&peers[0])), Load::FULL, "all of them are from it");
         assert_eq!(book.load(Some(&peers[2])), Load::of(64, 512), "it has none of them");
         assert_eq!(book.connect(peers[2], peers[1], now), Err(Status::ResourceLimit));
         assert!(book.connect(peers[2], peers[3], now).is_ok());

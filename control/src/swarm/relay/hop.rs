@@ -265,7 +265,7 @@ impl Hop {
         self.book.reserved(Instant::now())
     }
 
-    /// How much of what may be carried is, or of what may lead to this peer.
+    /// How much of what may be carried is, or of what may lead to this peer or from it.
     pub(crate) fn load(&self, peer: Option<&PeerId>) -> Load {
         self.book.load(peer)
     }

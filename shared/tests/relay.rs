@@ -100,6 +100,11 @@ fn far_and_left(view: &RelayView) -> (u64, u64) {
 
 /// Whether a relay is better than another: the rule, one sentence after the other.
 fn is_better(one: &RelayView, other: &RelayView) -> bool {
+    match [one, other].map(|relay| relay.load == Some(Load(255))) {
+        [true, false] => return false,
+        [false, true] => return true,
+        _ => {}
+    }
     match (one.preferred, other.preferred) {
         (Some(_), None) => return true,
         (None, Some(_)) => return false,
@@ -114,7 +119,7 @@ fn is_better(one: &RelayView, other: &RelayView) -> bool {
 }
 
 fn slowly_ranked(relays: &[RelayView]) -> Vec<usize> {
-    let mut left: Vec<usize> = (0..relays.len()).filter(|at| relays[*at].load != Some(Load(255))).collect();
+    let mut left: Vec<usize> = (0..relays.len()).collect();
     let mut order = Vec::new();
     while !left.is_empty() {
         let is_best = |at: &&usize| left.iter().all(|other| !is_better(&relays[*other], &relays[**at]));

@@ -96,12 +96,9 @@ impl Control {
         views.collect()
     }
 
-    /// Connected peers that offer to be relays: those that are to be asked first, and after them the full ones.
-    fn relays_by_preference(&mut self) -> Vec<PeerIndex> {
-        let relays: Vec<_> = self.relays().collect();
-        let full: Vec<_> = relays.iter().filter(|(_, view)| view.is_full()).map(|(index, _)| *index).collect();
-        self.udp_relay.asker.set_full(full.iter().copied().collect());
-        ranked(relays).into_iter().chain(full).collect()
+    /// Connected peers that offer to be relays, those first that are to be asked first.
+    fn relays_by_preference(&self) -> Vec<PeerIndex> {
+        ranked(self.relays())
     }
 
     /// Connected peers that offer to be relays.

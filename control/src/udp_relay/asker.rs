@@ -13,7 +13,7 @@
 //!
 //! Pure: whoever owns it says what there is ([`Asker::look`]) and does what it wants ([`Asker::poll_step`]).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use ringlane_shared::id::PeerIndex;
@@ -116,22 +116,16 @@ pub struct Asker {
     links: BTreeMap<PeerIndex, LinkRelays>,
     steps: VecDeque<AskerStep>,
     due: Option<Instant>,
-    full: BTreeSet<PeerIndex>,
 }
 
 impl Asker {
-    /// Relays that say that they are full: they are asked for nothing new.
-    pub fn set_full(&mut self, full: BTreeSet<PeerIndex>) {
-        self.full = full;
-    }
-
     /// Looks at all links that are connected. `relays`: connected peers that offer to be relays, those first that are to be
     /// asked first.
     pub fn look(&mut self, views: &[LinkView], relays: &[PeerIndex], now: Instant) {
         self.due = None;
         for view in views {
             let link = self.links.entry(view.peer).or_default();
-            link.look(view, relays, &self.full, now, &mut self.steps);
+            link.look(view, relays, now, &mut self.steps);
             let due = link.poll_timeout(view, now);
             self.due = self.due.into_iter().chain(due).min();
         }
@@ -227,14 +221,7 @@ impl Asker {
 }
 
 impl LinkRelays {
-    fn look(
-        &mut self,
-        view: &LinkView,
-        relays: &[PeerIndex],
-        full: &BTreeSet<PeerIndex>,
-        now: Instant,
-        steps: &mut VecDeque<AskerStep>,
-    ) {
+    fn look(&mut self, view: &LinkView, relays: &[PeerIndex], now: Instant, steps: &mut VecDeque<AskerStep>) {
         let peer = view.peer;
         if let Some((relay, _)) = self.asking.take_if(|(_, since)| *since + ANSWERED_WITHIN <= now) {
             self.avoid(relay, AVOIDED_MIN, now);
@@ -282,7 +269,6 @@ impl LinkRelays {
         }
         let is_usable = |relay: &&PeerIndex| {
             **relay != peer
-                && !full.contains(*relay)
                 && !self.holds.contains_key(*relay)
                 && self.avoided.get(*relay).is_none_or(|avoided| avoided.until <= now)
         };

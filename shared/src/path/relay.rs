@@ -6,7 +6,8 @@
 //! one that lies is chosen where another were better, or not chosen, and no more than that.
 //!
 //! Who is in use stays in use while another is only better: to be replaced it has to cost twice as much, and 20 ms more
-//! ([`replacement`]). One that says that it is full would refuse, and is not asked.
+//! ([`replacement`]). One that says that it is full is asked after all others: it may have room by now, and takes what only
+//! replaces what the same node had of it before it was started again.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -17,7 +18,7 @@ use std::time::Duration;
 pub struct Load(pub u8);
 
 impl Load {
-    /// Nothing more is taken.
+    /// Nothing can be added.
     pub const FULL: Self = Self(u8::MAX);
     /// As much as there can be while more is still taken.
     pub const ALMOST_FULL: Self = Self(u8::MAX - 1);
@@ -88,7 +89,7 @@ const WHOLE: u64 = 256;
 const FINE: u64 = WHOLE * WHOLE;
 
 impl RelayView {
-    /// Whether it would refuse.
+    /// Whether it would most likely refuse.
     pub fn is_full(&self) -> bool {
         self.load.is_some_and(Load::is_full)
     }
@@ -100,16 +101,17 @@ impl RelayView {
     }
 
     /// The less, the sooner it is asked.
-    fn worth(&self) -> (Reverse<bool>, u16, u32, u64) {
-        (Reverse(self.preferred.is_some()), self.preferred.unwrap_or(u16::MAX), self.refusals, self.cost())
+    fn worth(&self) -> (bool, Reverse<bool>, u16, u32, u64) {
+        let place = self.preferred.unwrap_or(u16::MAX);
+        (self.is_full(), Reverse(self.preferred.is_some()), place, self.refusals, self.cost())
     }
 }
 
-/// In which order relays are asked; those that are full are not. Equal ones keep their order.
+/// In which order relays are asked; those that are full come last. Equal ones keep their order.
 pub fn ranked<K>(relays: impl IntoIterator<Item = (K, RelayView)>) -> Vec<K> {
-    let mut usable: Vec<_> = relays.into_iter().filter(|(_, view)| !view.is_full()).collect();
-    usable.sort_by_key(|(_, view)| view.worth());
-    usable.into_iter().map(|(relay, _)| relay).collect()
+    let mut ranked: Vec<_> = relays.into_iter().collect();
+    ranked.sort_by_key(|(_, view)| view.worth());
+    ranked.into_iter().map(|(relay, _)| relay).collect()
 }
 
 /// Which relay in use gives way to which other, if any does: the costliest to the cheapest. Those are left alone that are
@@ -169,10 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_one_is_not_asked_be_it_preferred_and_none_is_where_all_are_full() {
+    fn a_full_one_comes_last_be_it_preferred() {
         let preferred = |place, view| RelayView { preferred: Some(place), ..view };
         assert_eq!(best(&[view(1, 255), view(900, 254)]), Some(1));
-        assert_eq!(best(&[view(1, 255), view(2, 255)]), None);
+        assert_eq!(ranked((0..).zip([view(2, 255), view(1, 255), view(900, 0)])), [2, 1, 0]);
         assert_eq!(best(&[preferred(0, view(1, 255)), view(900, 200)]), Some(1));
         let relays = [view(1, 0), preferred(1, view(50, 0)), preferred(0, view(500, 254))];
         assert_eq!(ranked((0..).zip(relays)), [2, 1, 0]);

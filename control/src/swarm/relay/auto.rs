@@ -3,8 +3,8 @@
 //! While the node is not known to be public it keeps a few reservations at once, with configured peers that offer the relay
 //! protocol: first those that the configuration names, of the others those that refused least and cost least, by round trip and
 //! load (`ringlane_shared::path::relay`). One that is lost is replaced at once, if there is another candidate, or asked again
-//! soon; one that refuses is left alone for a time that doubles, and one that says that it is full is not asked. One that takes
-//! long to answer does not keep the next from being asked.
+//! soon; one that refuses is left alone for a time that doubles. One that says that it is full of circuits comes last: it
+//! grants reservations all the same. One that takes long to answer does not keep the next from being asked.
 //!
 //! At the start nobody knows who is near, and later who was may have too much to do. When a relay is much better than one that
 //! we are reachable through, it is asked too, and once it has agreed the worse one is let go: not often, as others may be
@@ -110,9 +110,8 @@ impl Auto {
 
     /// Relays that offer to be one, those first that are best; the full ones last.
     pub(crate) fn offering(&self) -> impl Iterator<Item = PeerId> {
-        let offering = || self.candidates.iter().filter(|(_, candidate)| candidate.offers);
-        let full = offering().filter(|(_, candidate)| candidate.view().is_full()).map(|(peer, _)| *peer);
-        ranked(offering().map(|(peer, candidate)| (*peer, candidate.view()))).into_iter().chain(full)
+        let offering = self.candidates.iter().filter(|(_, candidate)| candidate.offers);
+        ranked(offering.map(|(peer, candidate)| (*peer, candidate.view()))).into_iter()
     }
 
     /// The next relay to ask. Ends in [`Self::handle_reserved`] or [`Self::handle_ended`].
@@ -226,9 +225,9 @@ impl Candidate {
         Self { offers: false, preferred, rtt: None, load: None, left_at: None, refusals: 0, not_before, stage }
     }
 
-    /// Whether it could be asked. One that is full is of no use before it says otherwise.
+    /// Whether it could be asked, full of circuits or not: reservations have no limit.
     fn is_ready(&self) -> bool {
-        self.offers && self.stage == Stage::Idle && !self.view().is_full()
+        self.offers && self.stage == Stage::Idle
     }
 
     fn view(&self) -> RelayView {
@@ -330,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loaded_relay_gives_way_to_an_idle_one_and_is_not_taken_back_soon_and_a_full_one_is_not_asked() {
+    fn a_loaded_relay_gives_way_to_an_idle_one_and_is_not_taken_back_soon_and_a_full_one_is_asked_last() {
         let now = Instant::now();
         let relays = peers(3);
         let mut auto = Auto::new(1, &[], now);
@@ -340,7 +339,6 @@ mod tests {
             auto.set_rtt(relay, Duration::from_millis(20));
             auto.set_load(relay, Some(Load::FULL));
         }
-        assert_eq!((auto.poll(now), auto.poll_timeout(now)), (None, None), "all are full");
         assert_eq!(auto.offering().count(), 3);
         assert!(auto.set_load(&relays[1], Some(Load(10))) && auto.set_load(&relays[2], Some(Load(90))));
         assert!(!auto.set_load(&relays[2], Some(Load(90))), "no news");
@@ -367,6 +365,28 @@ mod tests {
         auto.handle_ended(&relays[1], later + RETURN_PAUSE);
         auto.handle_ended(&relays[2], later + RETURN_PAUSE);
         assert_eq!(auto.poll(later + RETURN_PAUSE + PAUSE_MAX), Some(relays[2]), "who has refused comes later");
+    }
+
+    #[test]
+    fn where_the_only_relay_is_full_of_circuits_it_is_reserved_with_all_the_same_and_replaces_nobody() {
+        let now = Instant::now();
+        let relays = peers(2);
+        let mut auto = Auto::new(1, &[], now);
+        auto.set_wanted(true);
+        auto.set_offered(relays[0], true, now);
+        auto.set_load(&relays[0], Some(Load::FULL));
+        assert_eq!(auto.poll_timeout(now), Some(now));
+        assert_eq!(auto.poll(now), Some(relays[0]), "a reservation is no circuit");
+        auto.handle_reserved(&relays[0], now);
+        auto.handle_ended(&relays[0], now + STABLE_AFTER);
+        let soon = auto.poll_timeout(now + STABLE_AFTER).unwrap();
+        assert!(soon <= now + STABLE_AFTER + PAUSE_MIN);
+        auto.set_offered(relays[1], true, now);
+        auto.set_rtt(&relays[1], Duration::from_millis(900));
+        assert_eq!(auto.poll(soon), Some(relays[1]), "who is not full comes first");
+        auto.handle_reserved(&relays[1], soon);
+        auto.set_rtt(&relays[0], Duration::from_millis(1));
+        assert_eq!(auto.poll(soon + CHANGE_PAUSE), None);
     }
 
     #[test]

@@ -59,24 +59,6 @@ fn lanes_that_do_not_come_are_relayed_after_a_moment_and_the_client_asks_first()
 }
 
 #[test]
-fn a_full_relay_is_asked_for_nothing_new_and_what_it_carries_stays_there() {
-    let (mut asker, start) = (Asker::default(), Instant::now());
-    asker.set_full([R].into());
-    let asked = looks(&mut asker, &view(NONE, BOTH), &[S, R], start);
-    assert_eq!(asked, [AskerStep::Allocate { relay: S, peer: B, lanes: BOTH }]);
-    asker.handle_refused(B, S, Some(RelayRefusal::Busy), start);
-    assert!(looks(&mut asker, &view(NONE, BOTH), &[S, R], start + ms(1)).is_empty(), "R is full");
-    asker.set_full([].into());
-    let asked = looks(&mut asker, &view(NONE, BOTH), &[S, R], start + ms(2));
-    assert_eq!(asked, [AskerStep::Allocate { relay: R, peer: B, lanes: BOTH }]);
-    asker.handle_allotted(B, R, AllotmentId(1), LIFETIME, start + ms(3));
-    asker.set_full([R, S].into());
-    let by_r = BTreeMap::from([(R, BOTH)]);
-    let view = LinkView { relayed: by_r.clone(), passages: by_r, ..view(NONE, NONE) };
-    assert!(looks(&mut asker, &view, &[S, R], start + ms(4)).is_empty(), "it is neither left nor replaced");
-}
-
-#[test]
 fn a_direct_path_that_comes_in_time_asks_nobody() {
     let (mut asker, start) = (Asker::default(), Instant::now());
     looks(&mut asker, &view(BOTH, NONE), &[R], start);

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ringlane_shared::id::PeerIndex;
-use ringlane_shared::limits::RELAYS_ASKED_MAX;
-use ringlane_shared::path::relay::{Load, RelayLoad};
+use ringlane_shared::limits::{ALLOTMENTS_PER_PEER_MAX, RELAYS_ASKED_MAX};
+use ringlane_shared::path::relay::{Load, RelayLoad, RelayView, ranked};
+use ringlane_shared::wire::offer::LaneSet;
 
+use super::super::asker::{Asker, AskerStep, LinkView};
+use super::super::book::Book;
 use super::super::loads::{Loads, Meter};
 use super::Random;
 
@@ -59,6 +62,39 @@ fn one_that_is_full_or_silent_is_asked_ever_more_rarely_and_stays_full_until_it_
         loads.handle_answer(R, Some(load(3, 0)), now);
         assert_eq!(loads.poll_timeout(), Some(now + seconds(30)));
     }
+}
+
+#[test]
+fn who_was_started_again_gets_what_it_had_of_a_relay_that_it_has_filled_itself() {
+    let (start, lane) = (Instant::now(), LaneSet(1));
+    let mut book = Book::new(8100, 1, start);
+    let mut random = Random::of(1);
+    let mut draw = |bytes: &mut [u8]| bytes.iter_mut().for_each(|byte| *byte = random.next() as u8);
+    let hub = PeerIndex(0);
+    let others = (1..=ALLOTMENTS_PER_PEER_MAX).map(|other| PeerIndex(other as u16 + 100));
+    for other in others.clone() {
+        book.allocate([hub, other], lane, start, &mut draw).unwrap();
+    }
+    assert_eq!(book.load(Some(hub)), Load::FULL);
+    let views = others.map(|peer| LinkView {
+        peer,
+        is_client: true,
+        all: lane,
+        missing: LaneSet(0),
+        silent: lane,
+        relayed: BTreeMap::new(),
+        passages: BTreeMap::new(),
+    });
+    let views: Vec<LinkView> = views.collect();
+    let told = RelayView { load: Some(book.load(Some(hub))), ..RelayView::default() };
+    let mut asker = Asker::default();
+    asker.look(&views, &ranked([(R, told)]), start);
+    let mut granted = 0;
+    while let Some(step) = asker.poll_step() {
+        let AskerStep::Allocate { peer, lanes, .. } = step else { panic!("{step:?}") };
+        granted += usize::from(book.allocate([hub, peer], lanes, start, &mut draw).is_ok());
+    }
+    assert_eq!(granted, ALLOTMENTS_PER_PEER_MAX);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What is known of one peer, and what of it the next dial takes.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libp2p::multiaddr::Protocol;
@@ -41,6 +42,8 @@ pub(super) struct Peer {
     pub(super) direct: Schedule,
     /// Dials through relays.
     pub(super) circuits: Schedule,
+    /// Of the relays there are, those that such dials in vain took; who was taken last has the largest number.
+    relays_tried: BTreeMap<Multiaddr, u64>,
     /// The last dial that was brought forward.
     prompted: Option<Instant>,
 }
@@ -67,6 +70,7 @@ impl Peer {
             better_sought: None,
             direct: Schedule::new(now),
             circuits: Schedule::new(now),
+            relays_tried: BTreeMap::new(),
             prompted: None,
         }
     }
@@ -168,13 +172,17 @@ impl Peer {
             known.last_dialed = Some(now);
             circuits.push(known.address.clone());
         }
-        // Of more relays than there is room for, all have their turn.
-        let others: Vec<_> =
+        // Of more relays than there is room for, all have their turn, however often their ranks change; then the best again.
+        let in_vain = u64::from(self.circuits.in_vain);
+        self.relays_tried.retain(|relay, _| in_vain > 0 && relays.contains(relay));
+        let mut others: Vec<_> =
             relays.iter().filter(|relay| !leads_by(relay, peer) && !circuits.contains(relay)).collect();
-        let first = self.circuits.in_vain as usize * CIRCUITS_DIALED_MAX;
-        let room = CIRCUITS_DIALED_MAX - circuits.len();
-        let turn = (0..others.len().min(room)).filter_map(|at| others.get((first + at) % others.len()));
-        circuits.extend(turn.map(|relay| (*relay).clone()));
+        others.sort_by_key(|relay| self.relays_tried.get(*relay).copied());
+        for relay in others.into_iter().take(CIRCUITS_DIALED_MAX - circuits.len()) {
+            let taken = in_vain * CIRCUITS_DIALED_MAX as u64 + circuits.len() as u64;
+            self.relays_tried.insert(relay.clone(), taken);
+            circuits.push(relay.clone());
+        }
         circuits
     }
 

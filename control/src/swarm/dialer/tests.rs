@@ -83,6 +83,52 @@ fn of_many_relays_a_dial_takes_a_few_and_all_have_their_turn() {
     assert!(relays.iter().all(|relay| dials.iter().flatten().any(|dialled| dialled == relay)));
 }
 
+#[test]
+fn relays_have_their_turn_however_they_are_ranked_and_of_those_not_tried_yet_the_best_come_first() {
+    for seed in 0..200 {
+        let (mut jitter, mut now) = (Jitter::new(seed), Instant::now());
+        let peer = PeerId::random();
+        let circuit = |port: u64| address(port as u16).with(Protocol::P2p(PeerId::random())).with(Protocol::P2pCircuit);
+        let mut relays: Vec<Multiaddr> = (0..=jitter.next() % 12).map(|port| circuit(port + 1)).collect();
+        let mut dialer = Dialer::new([peer], seed, now);
+        let own = jitter.next() % 3;
+        (0..own).for_each(|port| dialer.add_address(now, &peer, &circuit(100 + port), Source::SignedRecord));
+        let room = CIRCUITS_DIALED_MAX - own as usize;
+        let mut times = vec![0; relays.len()];
+        let known = relays.clone();
+        for _ in 0..20 {
+            // As when every one of them tells another load.
+            for at in (1..relays.len()).rev() {
+                relays.swap(at, jitter.next() as usize % (at + 1));
+            }
+            dialer.set_relays(now, relays.clone());
+            let dial = dials_in_vain(&mut dialer, &peer, now, 1).remove(0);
+            now += PAUSE_MAX;
+            let place = |relay: &Multiaddr| known.iter().position(|known| known == relay);
+            // The twin: who was tried least often, of those the best.
+            let mut first: Vec<usize> = relays.iter().filter_map(place).collect();
+            first.sort_by_key(|relay| times[*relay]);
+            first.truncate(room);
+            let mut dialled: Vec<usize> = dial.iter().filter_map(place).collect();
+            dialled.iter().for_each(|relay| times[*relay] += 1);
+            let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+            assert!(most - least <= 1, "seed {seed}: {times:?}");
+            assert_eq!(dial.len(), room.min(relays.len()) + own as usize, "seed {seed}");
+            if *most == 1 {
+                first.sort_unstable();
+                dialled.sort_unstable();
+                assert_eq!(dialled, first, "seed {seed}");
+            }
+        }
+        dialer.handle_connected(now, &peer);
+        now += STABLE_AFTER;
+        dialer.handle_disconnected(now, &peer);
+        let dial = dials_in_vain(&mut dialer, &peer, now, 1).remove(0);
+        let anew = dial.iter().filter(|circuit| relays.contains(circuit));
+        assert!(anew.eq(relays.iter().take(room)), "seed {seed}: the best again");
+    }
+}
+
 impl Dialer {
     fn circuits_wait_until(&self, peer: &PeerId) -> Option<Instant> {
         self.peers[peer].circuits_due(peer, &self.relays)

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ringlane_shared::id::PeerIndex;
 use ringlane_shared::stun::client::{Client, Target};
 use ringlane_shared::stun::message::{Change, Failure, Message, Request, Success, TransactionId};
 use ringlane_shared::stun::nat::{Filtering, HostView, Mapping, Scope};
@@ -111,6 +112,14 @@ enum Answerer {
     Dead,
 }
 
+/// What a server says instead of what it sees.
+#[derive(Clone, Copy)]
+enum Says {
+    Truth,
+    Nothing,
+    Lie(SocketAddr),
+}
+
 struct World {
     now: Instant,
     dice: Dice,
@@ -118,6 +127,8 @@ struct World {
     client: Client,
     servers: Vec<(SocketAddr, Answerer)>,
     loss_percent: u64,
+    /// By the port asked and the one outside that asks.
+    says: Box<dyn Fn(SocketAddr, SocketAddr) -> Says>,
     /// What is on its way in: when, from where, to where outside, what.
     flight: Vec<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
     requests: u64,
@@ -137,12 +148,13 @@ impl World {
             TransactionId(id)
         };
         let mut client = Client::new(PORT, workers, Box::new(draw), now);
-        let targets = servers.iter().map(|(address, answerer)| match answerer {
-            Answerer::Peer(_, ports) => Target::peer(*address, *ports, workers),
-            _ => Target::server(*address),
+        let targets = (0..).zip(&servers).map(|(party, (address, answerer))| match answerer {
+            Answerer::Peer(_, ports) => Target::peer(*address, PeerIndex(party), *ports, workers),
+            _ => Target::server(*address, party),
         });
         client.set_hosts(&[(OURS, targets.collect())], now);
-        Self { now, dice: Dice(seed), nat, client, servers, loss_percent: 0, flight: Vec::new(), requests: 0 }
+        let (says, dice) = (Box::new(|_, _| Says::Truth), Dice(seed));
+        Self { now, dice, nat, client, servers, loss_percent: 0, says, flight: Vec::new(), requests: 0 }
     }
 
     fn run(&mut self, span: Duration) {
@@ -188,6 +200,11 @@ impl World {
             self.flight.push((now + STEP, seen, to, question.to_vec()));
             return;
         }
+        let told = match (self.says)(to, seen) {
+            Says::Truth => seen,
+            Says::Nothing => return,
+            Says::Lie(told) => told,
+        };
         for (address, answerer) in &mut self.servers {
             let answered = match answerer {
                 Answerer::Peer(server, ports) => {
@@ -198,8 +215,8 @@ impl World {
                     }
                     let next = address.port() + (to.port() - address.port() + 1) % u16::from(*ports);
                     let other = (*ports > 1).then(|| SocketAddr::new(to.ip(), next));
-                    server.set_sources(&BTreeSet::from([seen.ip()]), now);
-                    let reply = server.handle(question, to, seen, other, now);
+                    server.set_sources(&BTreeSet::from([told.ip()]), now);
+                    let reply = server.handle(question, to, told, other, now);
                     assert!(reply.as_ref().is_none_or(|reply| reply.bytes.len() <= question.len()));
                     reply.map(|reply| (reply.local, reply.bytes))
                 }
@@ -212,7 +229,7 @@ impl World {
                     let Ok(Message::Request(request)) = Message::parse(question) else { continue };
                     let (ip, port) =
                         (if request.change.ip { *other } else { to }, if request.change.port { *other } else { to });
-                    let success = Success { id: request.id, mapped: seen, other: Some(*other), origin: None };
+                    let success = Success { id: request.id, mapped: told, other: Some(*other), origin: None };
                     Some((at(ip, port), success.to_bytes(200).unwrap()))
                 }
                 Answerer::Dead => continue,
@@ -365,6 +382,160 @@ fn a_nat_that_begins_to_hairpin_is_noticed_when_it_is_next_asked_thoroughly() {
     assert_eq!(world.view().hairpins, Some(true));
 }
 
+/// Where no server is and no NAT: whoever is sent something there has done nothing for it.
+fn victim(dice: &mut Dice) -> SocketAddr {
+    SocketAddr::new([192, 0, 2, dice.below(256) as u8].into(), 1 + dice.below(60_000) as u16)
+}
+
+impl World {
+    /// Two peers that give no other port, and a NAT that leads back.
+    fn hairpin(seed: u64) -> Self {
+        let mut nat = Nat::new(Mapping::EndpointIndependent, Filtering::EndpointIndependent, Ports::Kept);
+        nat.hairpins = true;
+        World::new(seed, nat, 2, peers(Instant::now(), 1))
+    }
+
+    fn has_asked_a_victim(&self) -> bool {
+        self.nat.sent.iter().any(|(_, to)| to.ip() != OUTSIDE && !self.servers.iter().any(|(at, _)| at.ip() == to.ip()))
+    }
+}
+
+#[test]
+fn a_server_that_is_left_alone_leads_our_questions_to_nobody() {
+    let mut world = World::hairpin(1);
+    world.run(Duration::from_secs(20));
+    assert_eq!((world.view().mapping, world.view().hairpins), (Mapping::EndpointIndependent, Some(true)));
+    let liar = world.servers[0].0.ip();
+    for round in 0..10 {
+        world.says = Box::new(move |to, seen| match to.ip() == liar {
+            true => Says::Lie(SocketAddr::new([192, 0, 2, round].into(), seen.port())),
+            false => Says::Nothing,
+        });
+        world.run(Duration::from_secs(26));
+        assert!(!world.has_asked_a_victim(), "round {round}: {:?}", world.nat.sent);
+    }
+    assert!(world.client.counters().mappings_changed > 2, "the lies were heard");
+    // And what others said before is not taken for what is.
+    assert_eq!(world.view().hairpins, None);
+    world.says = Box::new(|_, _| Says::Truth);
+    world.client.ask_anew(world.now);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.view().hairpins, Some(true));
+}
+
+#[test]
+fn what_one_server_alone_says_of_the_second_port_is_not_asked_either() {
+    let mut world = World::hairpin(2);
+    let liar = world.servers[0].0.ip();
+    world.says = Box::new(move |to, seen| match (to.ip() == liar, seen.port() == PORT) {
+        (_, true) => Says::Truth,
+        (true, false) => Says::Lie(address("192.0.2.1:4500")),
+        (false, false) => Says::Nothing,
+    });
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.view().mapping, Mapping::EndpointIndependent);
+    assert!(!world.has_asked_a_victim() && world.view().hairpins.is_none());
+}
+
+#[test]
+fn two_addresses_of_one_party_do_not_agree_with_each_other_and_another_party_is_asked_rather() {
+    for has_another in [false, true] {
+        let mut world = World::hairpin(3);
+        let mut targets: Vec<_> = world.servers.iter().map(|(at, _)| Target::peer(*at, PeerIndex(7), 1, 2)).collect();
+        if has_another {
+            let other = address("198.51.100.3:8100");
+            world.servers.push((other, Answerer::Peer(Server::new(world.now), 1)));
+            targets.push(Target::peer(other, PeerIndex(8), 1, 2));
+        } else {
+            world.says = Box::new(|_, seen| Says::Lie(SocketAddr::new([192, 0, 2, 1].into(), seen.port())));
+        }
+        world.client.set_hosts(&[(OURS, targets)], world.now);
+        world.client.ask_anew(world.now);
+        world.run(Duration::from_secs(60));
+        assert_eq!(world.view().mapping, Mapping::EndpointIndependent);
+        assert_eq!(world.view().hairpins, has_another.then_some(true));
+        assert!(!world.has_asked_a_victim());
+    }
+}
+
+#[test]
+fn another_party_that_comes_later_is_asked_as_soon_as_nothing_else_is() {
+    // During the first round, which waits for answers from elsewhere, and after it.
+    for (early, soon) in [(1, 35), (15, 10)] {
+        let mut nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, Ports::Kept);
+        nat.hairpins = true;
+        let mut world = World::new(6, nat, 2, peers(Instant::now(), 2));
+        let mut targets: Vec<_> = world.servers.iter().map(|(at, _)| Target::peer(*at, PeerIndex(7), 2, 2)).collect();
+        world.client.set_hosts(&[], world.now);
+        world.client.set_hosts(&[(OURS, targets.clone())], world.now);
+        world.run(Duration::from_secs(early));
+        assert!(world.view().is_mapping_certain && world.view().hairpins.is_none());
+        let other = address("198.51.100.3:8100");
+        world.servers.push((other, Answerer::Peer(Server::new(world.now), 2)));
+        targets.push(Target::peer(other, PeerIndex(8), 2, 2));
+        world.client.set_hosts(&[(OURS, targets)], world.now);
+        world.run(Duration::from_secs(soon));
+        assert_eq!(world.view().hairpins, Some(true), "after {early} s");
+    }
+}
+
+#[test]
+fn on_another_network_with_one_server_nothing_is_said_of_whether_its_nat_hairpins() {
+    let mut world = World::hairpin(4);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.view().hairpins, Some(true));
+    world.nat = Nat::new(Mapping::EndpointIndependent, Filtering::EndpointIndependent, Ports::Random);
+    let left = world.servers[0].0;
+    world.client.set_hosts(&[(OURS, vec![Target::peer(left, PeerIndex(0), 1, 2)])], world.now);
+    world.client.ask_anew(world.now);
+    assert!(world.client.take_changed());
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.view().hairpins, None);
+    assert!(world.client.take_changed());
+}
+
+#[test]
+fn whatever_servers_do_no_question_goes_where_no_two_of_them_agree() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let workers = 2 + dice.below(3) as u8;
+        let servers = match dice.below(3) {
+            0 => public(),
+            ports => peers(Instant::now(), ports as u8),
+        };
+        let filtering = FILTERINGS[dice.below(3) as usize];
+        let nat = Nat::new(Mapping::EndpointIndependent, filtering, Ports::Random);
+        let mut world = World::new(seed, nat, workers, servers);
+        world.nat.hairpins = dice.below(2) == 0;
+        world.loss_percent = dice.below(25);
+        for _ in 0..20 {
+            // Each server by itself, and some to some of our ports only.
+            let says: Vec<_> = (0..2)
+                .map(|_| match dice.below(3) {
+                    0 => Says::Truth,
+                    1 => Says::Nothing,
+                    _ => Says::Lie(victim(&mut dice)),
+                })
+                .collect();
+            let (first, mask) = (world.servers[0].0.ip(), [0, 0, 1, 2][dice.below(4) as usize]);
+            world.says = Box::new(move |to, seen| match seen.port() & mask {
+                0 => says[usize::from(to.ip() != first)],
+                _ => Says::Truth,
+            });
+            if dice.below(4) == 0 {
+                world.client.ask_anew(world.now);
+            }
+            world.run(Duration::from_secs(1 + dice.below(60)));
+            assert!(!world.has_asked_a_victim(), "seed {seed}");
+        }
+        (world.says, world.loss_percent) = (Box::new(|_, _| Says::Truth), 0);
+        world.run(Duration::from_secs(1800));
+        world.client.ask_anew(world.now);
+        world.run(Duration::from_secs(20));
+        assert_eq!(world.view().hairpins, Some(world.nat.hairpins), "seed {seed}: {:?}", world.view());
+    }
+}
+
 #[test]
 fn when_the_network_is_another_everybody_is_asked_at_once() {
     let nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, Ports::Kept);
@@ -407,8 +578,8 @@ fn servers_that_do_not_answer_are_given_up_and_asked_again_ever_more_rarely() {
     assert!((20..60).contains(&world.requests), "{} requests in two hours", world.requests);
     // A server that lives is found at once when it becomes known, and the dead one is not waited for.
     world.servers.extend(peers(world.now, 1));
-    let mut targets: Vec<_> = vec![Target::server(address("198.51.100.1:3478"))];
-    targets.push(Target::peer(address("198.51.100.2:8100"), 1, 1));
+    let mut targets: Vec<_> = vec![Target::server(address("198.51.100.1:3478"), 0)];
+    targets.push(Target::peer(address("198.51.100.2:8100"), PeerIndex(0), 1, 1));
     world.client.set_hosts(&[(OURS, targets)], world.now);
     world.run(Duration::from_secs(1));
     assert!(!world.view().is_silent);
@@ -426,7 +597,7 @@ fn forged_late_and_repeated_answers_do_not_count() {
     };
     let mut client = Client::new(PORT, 1, Box::new(draw), now);
     let server = address("198.51.100.1:3478");
-    client.set_hosts(&[(OURS, vec![Target::server(server)])], now);
+    client.set_hosts(&[(OURS, vec![Target::server(server, 0)])], now);
     client.handle_timeout(now);
     let sent = client.poll_transmit(now).unwrap();
     let Ok(Message::Request(Request { id, change, .. })) = Message::parse(&sent.bytes) else { panic!("a request") };
@@ -472,7 +643,7 @@ fn however_many_addresses_and_servers_there_are_the_questions_are_bounded() {
     };
     let mut client = Client::new(PORT, 64, Box::new(draw), now);
     let targets: Vec<_> =
-        (1..=255).map(|host| Target::server(SocketAddr::new([198, 51, 100, host].into(), 3478))).collect();
+        (1..=255).map(|host| Target::server(SocketAddr::new([198, 51, 100, host].into(), 3478), host.into())).collect();
     let hosts: Vec<(IpAddr, _)> = (0..100).map(|host| ([10, 0, 0, host].into(), targets.clone())).collect();
     let mut sent = 0;
     for ms in 0..10_000 {

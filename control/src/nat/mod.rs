@@ -110,18 +110,19 @@ impl Nat {
             sources.extend(ips.iter().map(IpAddr::to_canonical).take(STUN_SOURCES_MAX.saturating_sub(sources.len())));
             let Some(told) = self.told.get(peer) else { continue };
             let address = |ip: &IpAddr| SocketAddr::new(ip.to_canonical(), told.port);
-            targets.extend(ips.iter().map(|ip| Target::peer(address(ip), told.workers, self.workers)));
+            targets.extend(ips.iter().map(|ip| Target::peer(address(ip), *peer, told.workers, self.workers)));
         }
         // What peers merely name must not keep out what they use.
         for told in peers.iter().filter_map(|PeerAddresses { peer, .. }| self.told.get(peer)) {
             let left = STUN_SOURCES_MAX.saturating_sub(sources.len());
             sources.extend(told.ips.iter().map(IpAddr::to_canonical).take(left));
         }
-        targets.extend(self.names.addresses().map(Target::server));
+        targets.extend(self.names.addresses().map(|(party, address)| Target::server(address, party)));
         let told_apart = |target: Target| if self.is_near(target.address.ip()) { target.nearby() } else { target };
         let mut targets: Vec<_> = targets.into_iter().map(told_apart).collect();
         targets.retain(|target| !locals.contains(&target.address.ip()) && target.address.port() != 0);
         targets.sort_by_key(|target| (std::cmp::Reverse(target.scope), target.is_peer, target.address));
+        targets.dedup_by_key(|target| target.address);
         let mut routed: Vec<(IpAddr, Target)> = Vec::new();
         for is_v4 in [true, false] {
             let of_family = targets.iter().filter(|target| target.address.is_ipv4() == is_v4).take(STUN_TARGETS_MAX);
@@ -206,17 +207,17 @@ mod tests {
         let (near, far) = (PeerIndex(0), PeerIndex(1));
         nat.handle_offer(near, &offer(&[ip(2), ip(50)]), now);
         nat.handle_offer(far, &offer(&[]), now);
-        let peers = [(near, ip(2)), (far, ip(9)), (PeerIndex(2), ip(10))];
-        let peers = peers.map(|(peer, ip)| PeerAddresses { peer, ips: vec![ip] });
+        let peers = [(near, vec![ip(2)]), (far, vec![ip(9), ip(10)]), (PeerIndex(2), vec![ip(11)])];
+        let peers = peers.map(|(peer, ips)| PeerAddresses { peer, ips });
         let StunPlan { hosts, sources } = nat.plan(&[ip(1), ip(77)], &peers);
-        assert_eq!(sources, BTreeSet::from([ip(2), ip(9), ip(10), ip(50)]));
+        assert_eq!(sources, BTreeSet::from([ip(2), ip(9), ip(10), ip(11), ip(50)]));
         let (local, targets) = &hosts[0];
         assert_eq!(*local, ip(1), "the kernel sends to them from there");
         assert!(hosts[1].1.is_empty());
-        let told: Vec<_> = targets.iter().map(|target| (target.address.ip(), target.scope, target.ports)).collect();
+        let told: Vec<_> = targets.iter().map(|target| (target.address.ip(), target.scope, target.party)).collect();
         assert_eq!(
             told,
-            [(ip(9), Scope::Private, 2), (ip(2), Scope::Neighbours, 2)],
+            [(ip(9), Scope::Private, 1), (ip(10), Scope::Private, 1), (ip(2), Scope::Neighbours, 0)],
             "who has made no offer is not asked"
         );
     }

@@ -86,8 +86,10 @@ impl Names {
         }
     }
 
-    pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.addresses.iter().flatten().copied()
+    /// Where the servers are, and which of them is there.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (u16, SocketAddr)> {
+        let of_servers = (0..).zip(&self.addresses);
+        of_servers.flat_map(|(server, addresses)| addresses.iter().map(move |address| (server, *address)))
     }
 
     /// What became of each name.

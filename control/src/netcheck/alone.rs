@@ -129,9 +129,11 @@ async fn ask_stun(
     };
     let ports = (sockets.len() / sources.len().max(1)) as u16;
     let ports: Vec<u16> = (0..ports).map(|worker| first_port + worker).collect();
-    let addresses = servers.iter().flat_map(|server| &server.addresses).copied();
+    let of_servers = (0..).zip(&servers);
+    let addresses = of_servers
+        .flat_map(|(party, server)| server.addresses.iter().map(move |address| Target::server(*address, party)));
     let far = |target: Target| if is_near(target.address.ip()) { target.nearby() } else { target };
-    let targets: Vec<Target> = addresses.map(Target::server).map(far).collect();
+    let targets: Vec<Target> = addresses.map(far).collect();
     let hosts: Vec<(IpAddr, Vec<Target>)> = sources.iter().map(|source| (*source, targets.clone())).collect();
     // One after the other: what a NAT makes of ports in a row is to be seen.
     let control = match quic_port {
@@ -331,7 +333,7 @@ mod tests {
         let port = local.local_addr().unwrap().port();
         let now = Instant::now();
         let mut client = Client::new(port, 1, Box::new(draw), now);
-        client.set_hosts(&[(loopback, vec![Target::server(at)])], now);
+        client.set_hosts(&[(loopback, vec![Target::server(at, 0)])], now);
         run(&mut client, &[local], now + STUN_LIMIT, |_| false).await;
         let view = client.views().next().unwrap();
         assert_eq!(view.ports[0].mapped, Some("203.0.113.7:4000".parse().unwrap()));

@@ -27,7 +27,7 @@ pub fn stun(datagram: &[u8]) -> bool {
 
     // The transaction id that the seeds carry.
     let mut client = Client::new(8100, 1, Box::new(|| TransactionId([7; 12])), now);
-    client.set_hosts(&[(local.ip(), vec![Target::server(peer)])], now);
+    client.set_hosts(&[(local.ip(), vec![Target::server(peer, 0)])], now);
     for second in 0..3 {
         let now = now + Duration::from_secs(second);
         client.handle_timeout(now);

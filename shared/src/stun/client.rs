@@ -12,6 +12,7 @@ use super::host::{Host, scope_of};
 use super::message::{Failure, Message, TransactionId};
 use super::nat::{HostView, Scope};
 use crate::bucket::Bucket;
+use crate::id::PeerIndex;
 use crate::limits::{STUN_HOSTS_MAX, STUN_PORTS_MAX, STUN_REQUESTS_BURST, STUN_REQUESTS_PER_SECOND, STUN_TARGETS_MAX};
 use crate::path::candidate::OwnCandidate;
 use crate::wire::offer::CandidateKind;
@@ -27,21 +28,23 @@ pub struct Target {
     pub scope: Scope,
     /// Whether it is a configured peer, which wants questions as long as its answers.
     pub is_peer: bool,
+    /// Which of the peers, or of the configured servers: whoever answers at several addresses is still one.
+    pub party: u16,
     /// Whether nothing else has been sent to its other ports from ours: only then its answers from there tell of filtering.
     pub tests_filtering: bool,
 }
 
 impl Target {
-    /// A configured server, of one port.
-    pub fn server(address: SocketAddr) -> Self {
-        Self { address, ports: 1, scope: scope_of(address.ip()), is_peer: false, tests_filtering: true }
+    /// An address of the configured server of this number, of one port.
+    pub fn server(address: SocketAddr, party: u16) -> Self {
+        Self { address, ports: 1, scope: scope_of(address.ip()), is_peer: false, party, tests_filtering: true }
     }
 
-    /// A peer with so many workers, of which we have `ours`.
-    pub fn peer(address: SocketAddr, workers: u8, ours: u8) -> Self {
+    /// An address of a peer with so many workers, of which we have `ours`.
+    pub fn peer(address: SocketAddr, peer: PeerIndex, workers: u8, ours: u8) -> Self {
         // With as many workers, lane i goes from port i to port i.
-        let tests_filtering = workers == ours;
-        Self { address, ports: workers.max(1), scope: scope_of(address.ip()), is_peer: true, tests_filtering }
+        let (ports, tests_filtering) = (workers.max(1), workers == ours);
+        Self { address, ports, scope: scope_of(address.ip()), is_peer: true, party: peer.0, tests_filtering }
     }
 
     /// The same on a network that we are connected to.
@@ -53,6 +56,11 @@ impl Target {
         let mut address = self.address;
         address.set_port(address.port().saturating_add(u16::from(worker % self.ports.max(1))));
         address
+    }
+
+    /// Whether both are answered by one.
+    pub(super) fn is_same_party(&self, other: &Self) -> bool {
+        (self.is_peer, self.party) == (other.is_peer, other.party)
     }
 
     /// Whether it may be able to answer from elsewhere.

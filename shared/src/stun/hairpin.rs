@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::host::{Host, Question};
 use super::message::{Change, TransactionId};
 use super::nat::Mapping;
-use super::round::Kind;
+use super::round::{Kind, Round};
 
 impl Host {
     /// Whether nothing else is to be heard of the round under way, if there is one.
@@ -34,22 +34,29 @@ impl Host {
         true
     }
 
-    /// Has the first two ports ask each other's outside address, once two servers agree what that is: both, as a NAT that
-    /// hairpins may yet let in only whom a port has sent to. One server alone could make us send anywhere; and where each
-    /// destination has a port of its own, this would tell nothing, and take one.
+    /// Has the first two ports ask each other's outside address, once two parties agree in this round what both are: both ports,
+    /// as a NAT that hairpins may yet let in only whom a port has sent to. One party alone could make us send anywhere, and
+    /// again each time it tells another address; and where each destination has a port of its own, this would tell nothing, and
+    /// take one.
     pub(super) fn ask_ourselves(&mut self, now: Instant, draw: &mut dyn FnMut() -> TransactionId) {
-        let is_same_to_all = self.view.mapping == Mapping::EndpointIndependent && self.view.is_mapping_certain;
-        if !is_same_to_all || !self.is_mapping_told() {
+        if self.view.mapping != Mapping::EndpointIndependent || !self.is_mapping_told() {
             return;
         }
-        let mapped = |at: usize| self.view.ports.get(at).and_then(|port| port.mapped);
-        let (Some(first), Some(second)) = (mapped(0), mapped(1)) else { return };
         let Some(round) = self.round.as_mut().filter(|round| round.is_thorough && !round.has_asked_ourselves) else {
             return;
         };
+        let (Some(first), Some(second)) = (round.agreed(0), round.agreed(1)) else { return };
         round.has_asked_ourselves = true;
         for (worker, to) in [(0, second), (1, first)] {
             self.ask(Kind::Hairpin, worker, to, None, Change::default(), now, draw);
+        }
+    }
+
+    /// What a thorough round has not asked is not known: the NAT may be another.
+    pub(super) fn forget_hairpins_unless_asked(&mut self) {
+        let is_unasked = |round: &Round| round.is_thorough && !round.has_asked_ourselves && !round.answers.is_empty();
+        if self.round.as_ref().is_some_and(is_unasked) {
+            self.news.is_changed |= self.view.hairpins.take().is_some();
         }
     }
 

@@ -136,7 +136,7 @@ impl Host {
 
     /// Whom to ask. Servers that are known already keep what is known of them.
     pub(super) fn set_targets(&mut self, targets: &[Target], now: Instant, draw: &mut dyn FnMut() -> TransactionId) {
-        let had = self.servers.len();
+        let (had, was_one_party) = (self.servers.len(), self.is_one_party());
         self.servers.retain(|server| targets.iter().any(|target| target.address == server.target.address));
         for target in targets {
             match self.servers.iter_mut().find(|server| server.target.address == target.address) {
@@ -153,11 +153,19 @@ impl Host {
             self.questions.clear();
             self.end_if_done(now, draw);
         }
-        if self.round.is_none() && (is_more || has_better) {
+        // Two that can agree on what our address is: unless the round under way asks the other one too, the next one does.
+        let is_late = self.round.as_ref().is_none_or(|round| round.second.is_some());
+        let two_can_agree = was_one_party && !self.is_one_party() && is_late;
+        self.is_thorough_due |= two_can_agree;
+        if self.round.is_none() && (is_more || has_better || two_can_agree) {
             self.is_thorough_due = true;
             self.next_round = Some(self.next_round.unwrap_or(now).min(now));
         }
         self.ask_second(now, draw);
+    }
+
+    fn is_one_party(&self) -> bool {
+        self.servers.windows(2).all(|pair| matches!(pair, [one, next] if one.target.is_same_party(&next.target)))
     }
 
     /// A round that began with one server goes on with two, as soon as there is another: only two tell how a NAT maps, and
@@ -169,7 +177,8 @@ impl Host {
             let target = &server.target;
             server.retry_at.is_none() && target.address.ip() != first.address.ip() && target.scope == first.scope
         };
-        let Some(second) = self.servers.iter().find(is_second).map(|server| server.target) else { return };
+        let seconds = self.servers.iter().filter(is_second).map(|server| server.target);
+        let Some(second) = seconds.min_by_key(|target| target.is_same_party(&first)) else { return };
         round.second = Some(second);
         for worker in 0..self.ports {
             self.ask(Kind::Second, worker, second.address_for(worker), None, Change::default(), now, draw);
@@ -320,7 +329,8 @@ impl Host {
         };
         // Servers elsewhere may see another address for good reasons.
         let is_second = |target: &&Target| target.address.ip() != first.address.ip() && target.scope == first.scope;
-        let second = usable.iter().find(is_second).copied();
+        let seconds = usable.iter().filter(is_second).copied();
+        let second = seconds.min_by_key(|target| (failures(target.address), target.is_same_party(&first)));
         let is_thorough = self.is_thorough_due || self.rounds.is_multiple_of(THOROUGH_EVERY);
         self.is_thorough_due = false;
         self.rounds = self.rounds.wrapping_add(1);
@@ -414,6 +424,7 @@ impl Host {
         if !self.questions.is_empty() {
             return;
         }
+        self.forget_hairpins_unless_asked();
         let Some(round) = self.round.take() else { return };
         self.judge_servers(&round, now);
         if round.answers.is_empty() {

@@ -123,8 +123,9 @@ pub struct HostView {
     pub keeps_ports: Option<bool>,
     /// By how much the port of one new mapping exceeds that of the one before, if that is always the same.
     pub port_step: Option<i32>,
-    /// Whether what one port of ours sends to the outside address of another comes to it; `null` where that was not tried: without
-    /// a NAT, with one port, and where the outside port is another for each destination.
+    /// Whether what one port of ours sends to the outside address of another comes to it; `null` where the last thorough round
+    /// did not try that: without a NAT, with one port, where the outside port is another for each destination, and where no
+    /// two parties agreed on it.
     pub hairpins: Option<bool>,
     /// Smallest round-trip time to a server.
     pub rtt_us: Option<u32>,

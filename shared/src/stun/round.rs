@@ -83,6 +83,13 @@ impl Round {
         self.answers.get(&(worker, kind)).map(|(mapped, _)| *mapped)
     }
 
+    /// What two parties alike have seen of a worker's port.
+    pub(super) fn agreed(&self, worker: u8) -> Option<SocketAddr> {
+        let is_one_party = self.second.is_none_or(|second| second.is_same_party(&self.first));
+        let told = self.seen(worker, Kind::First).filter(|_| !is_one_party);
+        told.filter(|told| self.seen(worker, Kind::Second) == Some(*told))
+    }
+
     /// Says where our ports are seen. What was not answered stays as it was.
     pub(super) fn tell_ports(&self, view: &mut HostView) {
         if self.answers.is_empty() {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ringlane_shared::id::PeerIndex;
+use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::stun::client::{Client, Target};
 use ringlane_shared::stun::message::{Change, Failure, Message, Request, Success, TransactionId};
 use ringlane_shared::stun::nat::{Filtering, HostView, Mapping, Scope};
@@ -492,6 +493,26 @@ fn on_another_network_with_one_server_nothing_is_said_of_whether_its_nat_hairpin
     world.run(Duration::from_secs(2));
     assert_eq!(world.view().hairpins, None);
     assert!(world.client.take_changed());
+}
+
+#[test]
+fn where_no_lane_may_go_no_question_to_ourselves_goes_and_nothing_is_said_of_it() {
+    let outside = vec!["203.0.113.0/24".parse().unwrap()];
+    let refused = [
+        AddressPolicy { inner_networks: outside, ..Default::default() },
+        AddressPolicy { lan: Some(vec!["198.51.100.0/24".parse().unwrap()]), ..Default::default() },
+    ];
+    for policy in refused {
+        let mut world = World::hairpin(5);
+        world.client.set_policy(&policy);
+        world.run(Duration::from_secs(60));
+        assert_eq!((world.view().mapping, world.view().hairpins), (Mapping::EndpointIndependent, None));
+        assert!(!world.nat.sent.iter().any(|(_, to)| to.ip() == OUTSIDE), "{policy:?}");
+        world.client.set_policy(&AddressPolicy::default());
+        world.client.ask_anew(world.now);
+        world.run(Duration::from_secs(20));
+        assert_eq!(world.view().hairpins, Some(true));
+    }
 }
 
 #[test]

@@ -195,7 +195,6 @@ impl LaneEngine {
         Ok(Self {
             tls: LaneTls::new(&keypair)?,
             quic: QuicConfig::new(inner_mtu),
-            policy,
             port,
             workers,
             datagram_bytes_max,
@@ -213,7 +212,8 @@ impl LaneEngine {
             outcomes: VecDeque::new(),
             orders: 0,
             drops: ListenerDrops::default(),
-            stun: Stun::new(port, workers, now()),
+            stun: Stun::new(port, workers, &policy, now()),
+            policy,
             relayed: Relayed::default(),
             relaying: Relaying::new(port, workers, now()),
             serials: 0,
@@ -237,6 +237,7 @@ impl LaneEngine {
     /// Sets the networks that are reached through Ringlane itself, and that no lane may lead into.
     pub fn set_inner_networks(&mut self, networks: Vec<IpNet>) {
         self.policy.inner_networks = networks;
+        self.stun.set_policy(&self.policy);
     }
 
     /// Starts making lanes. A lane of the same peer that is in the making is replaced, without an outcome.

@@ -118,6 +118,7 @@ impl LaneEngine {
     pub fn set_on_link(&mut self, networks: Vec<IpNet>, now: Instant) {
         if let Some(lan) = &mut self.policy.lan {
             lan.clone_from(&networks);
+            self.stun.set_policy(&self.policy);
         }
         if networks != self.on_link {
             self.on_link = networks;

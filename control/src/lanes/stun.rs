@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use ringlane_shared::path::candidate::OwnCandidate;
+use ringlane_shared::path::candidate::{AddressPolicy, OwnCandidate};
 use ringlane_shared::stun::client::{Client, ClientCounters, Target};
 use ringlane_shared::stun::message::TransactionId;
 use ringlane_shared::stun::nat::HostView;
@@ -29,8 +29,15 @@ pub(super) struct Stun {
 }
 
 impl Stun {
-    pub(super) fn new(port: u16, workers: u8, now: Instant) -> Self {
-        Self { server: Server::new(now), client: Client::new(port, workers, Box::new(draw), now) }
+    pub(super) fn new(port: u16, workers: u8, policy: &AddressPolicy, now: Instant) -> Self {
+        let mut client = Client::new(port, workers, Box::new(draw), now);
+        client.set_policy(policy);
+        Self { server: Server::new(now), client }
+    }
+
+    /// Where no lane may go, no question goes either.
+    pub(super) fn set_policy(&mut self, policy: &AddressPolicy) {
+        self.client.set_policy(policy);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {

@@ -5,6 +5,7 @@ mod moving;
 mod rekey;
 mod relayed;
 mod scouting;
+mod stun;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};

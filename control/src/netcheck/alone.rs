@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use ringlane_shared::config::{Settings, StunServer};
+use ringlane_shared::config::{self, Settings, StunServer};
 use ringlane_shared::limits::{NETCHECK_CONTACTS_MAX, STUN_BYTES_READ_MAX};
+use ringlane_shared::path::candidate::AddressPolicy;
 use ringlane_shared::stun::client::{Client, Target};
 use ringlane_shared::stun::message::TransactionId;
 use ringlane_shared::stun::nat::Scope;
@@ -67,9 +69,8 @@ async fn find_out(settings: &Settings, workers: u8) -> Result<NetcheckStatus, Ne
 
     let asks_routers = settings.nat.port_mapping;
     let routers = async { if asks_routers { routers::ask(gateways, &host, &plan).await } else { Vec::new() } };
-    let is_near = |ip: IpAddr| networks.iter().any(|network| network.contains(&ip));
     let (stun, gateways, contacts) = futures::join!(
-        ask_stun(settings, &sources, workers, quic_port(&plan), is_near),
+        ask_stun(settings, &sources, workers, quic_port(&plan), &networks),
         routers,
         try_contacts(settings)
     );
@@ -117,7 +118,7 @@ async fn ask_stun(
     sources: &[IpAddr],
     workers: u8,
     quic_port: Option<u16>,
-    is_near: impl Fn(IpAddr) -> bool,
+    networks: &[IpNet],
 ) -> Stun {
     let servers: Vec<StunServerStatus> = join_all(settings.nat.stun_servers.iter().map(locate)).await;
     let (first_port, sockets) = match bind(settings, sources, workers) {
@@ -132,6 +133,7 @@ async fn ask_stun(
     let of_servers = (0..).zip(&servers);
     let addresses = of_servers
         .flat_map(|(party, server)| server.addresses.iter().map(move |address| Target::server(*address, party)));
+    let is_near = |ip: IpAddr| networks.iter().any(|network| network.contains(&ip));
     let far = |target: Target| if is_near(target.address.ip()) { target.nearby() } else { target };
     let targets: Vec<Target> = addresses.map(far).collect();
     let hosts: Vec<(IpAddr, Vec<Target>)> = sources.iter().map(|source| (*source, targets.clone())).collect();
@@ -142,6 +144,11 @@ async fn ask_stun(
     };
     let now = Instant::now();
     let mut client = Client::new(first_port, ports.len() as u8, Box::new(draw), now);
+    client.set_policy(&AddressPolicy {
+        filter_private: settings.control.filter_private_addresses,
+        lan: (settings.control.web.scope == config::Scope::Lan).then(|| networks.to_vec()),
+        ..AddressPolicy::default()
+    });
     client.set_hosts(&hosts, now);
     run(&mut client, &sockets, now + STUN_LIMIT, |_| false).await;
     Stun { client: Some(client), ports, servers, control }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::host::{Host, scope_of};
@@ -14,7 +15,7 @@ use super::nat::{HostView, Scope};
 use crate::bucket::Bucket;
 use crate::id::PeerIndex;
 use crate::limits::{STUN_HOSTS_MAX, STUN_PORTS_MAX, STUN_REQUESTS_BURST, STUN_REQUESTS_PER_SECOND, STUN_TARGETS_MAX};
-use crate::path::candidate::OwnCandidate;
+use crate::path::candidate::{AddressPolicy, OwnCandidate};
 use crate::wire::offer::CandidateKind;
 
 /// A server that can be asked.
@@ -103,6 +104,7 @@ pub struct Client {
     draw: DrawId,
     first_port: u16,
     ports: u8,
+    policy: Arc<AddressPolicy>,
     hosts: BTreeMap<IpAddr, Host>,
     bucket: Bucket,
     has_changed: bool,
@@ -116,11 +118,18 @@ impl Client {
             draw,
             first_port,
             ports: workers.clamp(1, STUN_PORTS_MAX as u8),
+            policy: Arc::default(),
             hosts: BTreeMap::new(),
             bucket: Bucket::new(STUN_REQUESTS_BURST, STUN_REQUESTS_PER_SECOND, now),
             has_changed: false,
             counters: ClientCounters::default(),
         }
+    }
+
+    /// Where the questions may go that servers' answers lead to; to begin with, wherever a lane may by default.
+    pub fn set_policy(&mut self, policy: &AddressPolicy) {
+        self.policy = Arc::new(policy.clone());
+        self.hosts.values_mut().for_each(|host| host.policy = Arc::clone(&self.policy));
     }
 
     /// Our addresses, and whom each can ask: the first [`STUN_HOSTS_MAX`] and [`STUN_TARGETS_MAX`] count, and only targets of
@@ -133,7 +142,8 @@ impl Client {
         for (local, targets) in hosts {
             let fits = |target: &&Target| target.address.is_ipv4() == local.is_ipv4() && target.address.port() != 0;
             let targets: Vec<_> = targets.iter().filter(fits).take(STUN_TARGETS_MAX).copied().collect();
-            let host = self.hosts.entry(*local).or_insert_with(|| Host::new(*local, self.first_port, self.ports));
+            let new = || Host::new(*local, self.first_port, self.ports, Arc::clone(&self.policy));
+            let host = self.hosts.entry(*local).or_insert_with(new);
             host.set_targets(&targets, now, &mut self.draw);
         }
     }

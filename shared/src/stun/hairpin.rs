@@ -1,5 +1,6 @@
 //! Asking ourselves by way of the NAT: whether it leads back inside what is sent to its own address (RFC 5780, section 3.4).
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::host::{Host, Question};
@@ -37,15 +38,18 @@ impl Host {
     /// Has the first two ports ask each other's outside address, once two parties agree in this round what both are: both ports,
     /// as a NAT that hairpins may yet let in only whom a port has sent to. One party alone could make us send anywhere, and
     /// again each time it tells another address; and where each destination has a port of its own, this would tell nothing, and
-    /// take one.
+    /// take one. Where no lane may go, no question goes either.
     pub(super) fn ask_ourselves(&mut self, now: Instant, draw: &mut dyn FnMut() -> TransactionId) {
         if self.view.mapping != Mapping::EndpointIndependent || !self.is_mapping_told() {
             return;
         }
+        let (local, policy) = (self.local, &self.policy);
+        let is_admitted = |to: &SocketAddr| !policy.pairs(&[local], [*to]).is_empty();
         let Some(round) = self.round.as_mut().filter(|round| round.is_thorough && !round.has_asked_ourselves) else {
             return;
         };
-        let (Some(first), Some(second)) = (round.agreed(0), round.agreed(1)) else { return };
+        let agreed = |worker| round.agreed(worker).filter(is_admitted);
+        let (Some(first), Some(second)) = (agreed(0), agreed(1)) else { return };
         round.has_asked_ourselves = true;
         for (worker, to) in [(0, second), (1, first)] {
             self.ask(Kind::Hairpin, worker, to, None, Change::default(), now, draw);

@@ -11,13 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::client::{Target, Transmit};
 use super::message::{Change, Request, Success, TransactionId};
 use super::nat::{Filtering, HostView, Mapping, PortView, Scope};
 use super::round::{Heard, Kind, Round};
-use crate::path::candidate::is_local_use;
+use crate::path::candidate::{AddressPolicy, is_local_use};
 
 /// The first retransmission timeout of RFC 8489, section 6.2.1; each is twice the one before.
 pub(super) const RTO: Duration = Duration::from_millis(500);
@@ -75,7 +76,8 @@ pub(super) struct News {
 }
 
 pub(super) struct Host {
-    local: IpAddr,
+    pub(super) local: IpAddr,
+    pub(super) policy: Arc<AddressPolicy>,
     pub(super) first_port: u16,
     ports: u8,
     servers: Vec<Server>,
@@ -94,10 +96,11 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(local: IpAddr, first_port: u16, ports: u8) -> Self {
+    pub(super) fn new(local: IpAddr, first_port: u16, ports: u8, policy: Arc<AddressPolicy>) -> Self {
         let port = |worker| PortView { worker, local_port: first_port.saturating_add(worker.into()), mapped: None };
         Self {
             local,
+            policy,
             first_port,
             ports,
             servers: Vec::new(),

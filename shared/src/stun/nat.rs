@@ -124,8 +124,8 @@ pub struct HostView {
     /// By how much the port of one new mapping exceeds that of the one before, if that is always the same.
     pub port_step: Option<i32>,
     /// Whether what one port of ours sends to the outside address of another comes to it; `null` where the last thorough round
-    /// did not try that: without a NAT, with one port, where the outside port is another for each destination, and where no
-    /// two parties agreed on it.
+    /// did not try that: without a NAT, with one port, where the outside port is another for each destination, where no two
+    /// parties agreed on it, and where no lane may go there.
     pub hairpins: Option<bool>,
     /// Smallest round-trip time to a server.
     pub rtt_us: Option<u32>,

@@ -326,10 +326,14 @@ impl LaneEngine {
                 .iter()
                 .find(|ranked| Ends::from(path_of(ranked.pair, lane.path.local.port())) != lane.book.own());
             let class = lane.book.class();
-            best.and_then(|best| match () {
-                () if lane.is_lossy => Some(Hope::Clean),
-                () if best.class.is_better_than(class) => Some(Hope::Better),
-                () => (!class.is_better_than(best.class)).then_some(Hope::Alike),
+            best.and_then(|best| {
+                if lane.is_lossy {
+                    Some(Hope::Clean)
+                } else if best.class.is_better_than(class) {
+                    Some(Hope::Better)
+                } else {
+                    (!class.is_better_than(best.class)).then_some(Hope::Alike)
+                }
             })
         });
         let Some(hope) = wants.max() else {

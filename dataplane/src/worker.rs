@@ -253,12 +253,14 @@ impl<E: Engine> Worker<E> {
         });
     }
 
-    /// Has control told something of a lane that it can do without.
-    fn tell_if_room(&mut self, event: PlaneEvent) {
+    /// Has control told something of a lane that it can do without. Returns whether it will be.
+    fn tell_if_room(&mut self, event: PlaneEvent) -> bool {
         // Beyond that control does not listen, and has other things to worry about.
-        if self.state.untold.len() < UNTOLD_MAX {
+        let has_room = self.state.untold.len() < UNTOLD_MAX;
+        if has_room {
             self.state.untold.push(event);
         }
+        has_room
     }
 
     /// Announces sleep and looks once more at everything that could have been missed.

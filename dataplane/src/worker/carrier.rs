@@ -202,7 +202,10 @@ impl<E: Engine> Worker<E> {
         match to {
             // What it carried before the records failed is long ago.
             LaneCarrier::Records => self.restart_search(slot, self.state.now),
-            LaneCarrier::Quic => self.state.paths.wake(slot, self.state.now),
+            LaneCarrier::Quic => {
+                self.forget_loss(slot);
+                self.state.paths.wake(slot, self.state.now);
+            }
         }
         self.tell_if_room(PlaneEvent::LaneChanged { serial, peer, index, change });
     }

@@ -139,6 +139,13 @@ impl LanePath {
         assert!(self.mtu.bytes() == bytes && !self.mtu.is_searching());
     }
 
+    /// As if so many questions had not been answered, the latest of them long ago.
+    #[cfg(test)]
+    pub(super) fn lose(&mut self, questions: u32, now: Instant) {
+        let asked_at = |number: u32| now - Duration::from_secs(30) + Duration::from_millis(200) * number;
+        (0..questions).for_each(|number| self.loss.note_asked(number.into(), asked_at(number)));
+    }
+
     /// Whether records of the path may soon be larger.
     pub(super) fn is_searching(&self) -> bool {
         self.mtu.is_searching()
@@ -276,13 +283,13 @@ impl<E: Engine> Worker<E> {
             match action {
                 // One that could not leave is one that was lost.
                 LivenessAction::Ask => drop(self.ask(slot, None, now)),
-                LivenessAction::Late => self.tell(slot, LaneChange::Late),
+                LivenessAction::Late => drop(self.tell(slot, LaneChange::Late)),
                 LivenessAction::Silent => {
                     lane.path.loss.handle_silent();
                     lane.carriage.handle_silent(now);
                     self.tell(slot, LaneChange::Silent);
                 }
-                LivenessAction::Heard => self.tell(slot, LaneChange::Heard),
+                LivenessAction::Heard => drop(self.tell(slot, LaneChange::Heard)),
                 LivenessAction::Dead => return self.close_lane(slot, CLOSE_SILENT, LaneEnd::TimedOut, now),
             }
         }
@@ -310,6 +317,7 @@ impl<E: Engine> Worker<E> {
         if lane.carriage.is_quic() {
             // Records are not what is sent, and QUIC looks after its own path MTU.
             self.state.paths.deadlines.set(slot, lane.path.liveness.poll_timeout());
+            self.tell_loss(slot);
             return Ok(());
         }
         if lane.path.loss.poll(now, lane.path.rtt.patience())
@@ -321,15 +329,11 @@ impl<E: Engine> Worker<E> {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return Ok(()) };
         lane.record_bytes = usize::from(lane.path.mtu.bytes());
         lane.gauges.set_mtu(lane.path.mtu.bytes());
-        lane.gauges.set_loss(lane.path.loss.found());
-        let lossy = lane.path.loss.poll_change();
         self.state.paths.deadlines.set(slot, lane.path.deadline());
         if let Some(bytes) = lane.path.mtu.poll_change() {
             self.tell(slot, LaneChange::PathMtu(bytes));
         }
-        if let Some(is_lossy) = lossy {
-            self.tell(slot, LaneChange::Lossy(is_lossy));
-        }
+        self.tell_loss(slot);
         Ok(())
     }
 
@@ -431,15 +435,35 @@ impl<E: Engine> Worker<E> {
         Ok(token)
     }
 
-    /// Tells control what is different about a lane.
-    fn tell(&mut self, slot: SocketSlot, change: LaneChange) {
+    /// What a lane's path loses: shows it, and tells control whether that is a good part. What it had no room for is told later.
+    fn tell_loss(&mut self, slot: SocketSlot) {
         let Some(lane) = self.state.lanes.get_mut(slot) else { return };
+        lane.gauges.set_loss(lane.path.loss.found());
+        let Some(is_lossy) = lane.path.loss.poll_change() else { return };
+        if !self.tell(slot, LaneChange::Lossy(is_lossy))
+            && let Some(lane) = self.state.lanes.get_mut(slot)
+        {
+            lane.path.loss.handle_untold();
+        }
+    }
+
+    /// A lane's packets do not leave in records any more: what was found of those is no more.
+    pub(super) fn forget_loss(&mut self, slot: SocketSlot) {
+        if let Some(lane) = self.state.lanes.get_mut(slot) {
+            lane.path.loss.forget();
+            self.tell_loss(slot);
+        }
+    }
+
+    /// Tells control what is different about a lane. Returns whether it had room for that.
+    fn tell(&mut self, slot: SocketSlot, change: LaneChange) -> bool {
+        let Some(lane) = self.state.lanes.get_mut(slot) else { return true };
         lane.gauges.set_silent(lane.path.liveness.is_silent());
         let Lane { serial, peer, index, .. } = *lane;
         if matches!(change, LaneChange::Silent | LaneChange::Heard) {
             self.state.lanes.handle_silence(peer);
         }
-        self.tell_if_room(PlaneEvent::LaneChanged { serial, peer, index, change });
+        self.tell_if_room(PlaneEvent::LaneChanged { serial, peer, index, change })
     }
 
     /// A token for a request, which nobody can guess.

@@ -27,7 +27,7 @@ const GAP_SLACK: Duration = Duration::from_millis(10);
 const LOST_AFTER: Duration = Duration::from_secs(1);
 /// Questions that wait for their answers; the longest patience there is has room.
 const WAITING_MAX: usize = 40;
-/// What was found so long before packets pass again says nothing any more.
+/// What was found so long ago says nothing any more.
 const STALE_AFTER: Duration = Duration::from_secs(60);
 
 /// A path that surely loses so much of a thousand is lossy ...
@@ -102,7 +102,7 @@ pub struct LossMeter {
     found: Loss,
     waiting: VecDeque<(u64, Instant)>,
     asked_at: Option<Instant>,
-    /// When to ask next; `None` while the lane is not used.
+    /// When to ask next; `None` while the lane is not used. What was found is forgotten then, after a while.
     due: Option<Instant>,
     /// Packets have passed since that was set.
     is_used: bool,
@@ -123,10 +123,7 @@ impl LossMeter {
     pub fn note_used(&mut self, now: Instant) -> bool {
         let begins = self.due.is_none();
         if begins {
-            if self.asked_at.is_some_and(|at| now.saturating_duration_since(at) > STALE_AFTER) {
-                (self.window, self.found, self.asked_at) = (0, Loss::default(), None);
-                self.waiting.clear();
-            }
+            self.forget_if_stale(now);
             self.due = Some(now + GAP);
         }
         self.is_used |= !begins;
@@ -143,7 +140,11 @@ impl LossMeter {
         while self.waiting.pop_front_if(|(_, sent_at)| *sent_at + wait <= now).is_some() {
             self.add(true);
         }
-        if self.due.is_none_or(|due| now < due) {
+        let Some(due) = self.due else {
+            self.forget_if_stale(now);
+            return false;
+        };
+        if now < due {
             return false;
         }
         let asks = std::mem::take(&mut self.is_used);
@@ -153,7 +154,7 @@ impl LossMeter {
 
     /// When to call [`Self::poll`] next, if ever.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.due
+        self.due.or_else(|| self.stale_at())
     }
 
     /// A question has left that would be answered as any other. Those that follow each other closely share a fate, and
@@ -180,6 +181,13 @@ impl LossMeter {
         self.waiting.clear();
     }
 
+    /// Packets leave in another way, or not at all any more: begins anew. That the path was lossy is no more so.
+    pub fn forget(&mut self) {
+        (self.window, self.found, self.asked_at) = (0, Loss::default(), None);
+        (self.due, self.is_used, self.is_lossy) = (None, false, false);
+        self.waiting.clear();
+    }
+
     /// What was found.
     pub fn found(&self) -> Loss {
         self.found
@@ -191,6 +199,22 @@ impl LossMeter {
         let is_news = self.told != self.is_lossy;
         self.told = self.is_lossy;
         is_news.then_some(self.is_lossy)
+    }
+
+    /// The latest change could not be told: it is one again.
+    pub fn handle_untold(&mut self) {
+        self.told = !self.told;
+    }
+
+    /// When nothing is known any more, of a lane that has not been used since the latest question.
+    fn stale_at(&self) -> Option<Instant> {
+        self.asked_at.map(|at| at + GAP + STALE_AFTER)
+    }
+
+    fn forget_if_stale(&mut self, now: Instant) {
+        if self.stale_at().is_some_and(|at| at <= now) {
+            self.forget();
+        }
     }
 
     fn add(&mut self, is_lost: bool) {
@@ -321,6 +345,49 @@ mod tests {
         assert_eq!(meter.waiting.len(), 2);
         meter.poll(start + GAP * 3 + LOST_AFTER, PATIENCE);
         assert_eq!((meter.found().counts(), meter.waiting.len()), ((0, 0), 0));
+    }
+
+    #[test]
+    fn a_lane_that_is_not_used_any_more_is_not_lossy_any_more() {
+        let (start, mut meter) = (Instant::now(), LossMeter::default());
+        let mut now = start;
+        for token in 0..30 {
+            meter.note_used(now);
+            meter.poll(now, PATIENCE);
+            meter.note_asked(token, now);
+            now += GAP;
+        }
+        meter.poll(now + LOST_AFTER / 2, PATIENCE);
+        assert_eq!(meter.poll_change(), Some(true));
+        let mut polls = 0;
+        while let Some(due) = meter.poll_timeout() {
+            now = now.max(due);
+            meter.poll(now, PATIENCE);
+            polls += 1;
+        }
+        assert!(polls <= 3 && now < start + GAP * 31 + STALE_AFTER, "{polls} until {:?}", now - start);
+        assert_eq!((meter.found(), meter.poll_change(), meter.poll_change()), (Loss::default(), Some(false), None));
+    }
+
+    #[test]
+    fn what_could_not_be_told_is_told_later_and_a_meter_that_begins_anew_is_not_lossy() {
+        let (mut now, mut meter) = (Instant::now(), LossMeter::default());
+        for token in 0..20 {
+            meter.note_used(now);
+            meter.note_asked(token, now);
+            now += GAP;
+        }
+        meter.poll(now + LOST_AFTER / 2, PATIENCE);
+        meter.poll(now + LOST_AFTER, PATIENCE);
+        for _ in 0..3 {
+            assert_eq!(meter.poll_change(), Some(true));
+            meter.handle_untold();
+        }
+        assert_eq!((meter.poll_change(), meter.poll_change()), (Some(true), None));
+        meter.note_asked(99, now + LOST_AFTER);
+        meter.forget();
+        assert_eq!((meter.found(), meter.poll_timeout(), meter.poll_change()), (Loss::default(), None, Some(false)));
+        assert!(meter.note_used(now) && meter.waiting.is_empty(), "it begins when the lane is used");
     }
 
     #[test]

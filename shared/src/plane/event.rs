@@ -117,7 +117,7 @@ pub enum LaneChange {
     },
     /// Its path carries UDP payloads of so many bytes, and none larger as far as is known.
     PathMtu(u16),
-    /// Its path loses a good part of what is sent, or does not any more.
+    /// Its path loses a good part of what is sent, or does not any more, or that is not known any more.
     Lossy(bool),
     /// Packets leave by it in another way.
     Carrier(LaneCarrier),

@@ -6,6 +6,7 @@ use quinn_proto::{ConnectionId, MtuDiscoveryConfig, ServerConfig, TransportConfi
 use ringlane_shared::lane::congestion::UnhinderedFactory;
 use ringlane_shared::lane::rekey::Rekey;
 use ringlane_shared::limits::{QUIC_PACKETS_IN_FLIGHT_MAX, QUIC_QUEUE_BYTES, QUIC_RECEIVE_BYTES};
+use ringlane_shared::path::loss::Loss;
 use ringlane_shared::plane::LaneCarrier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::{default_provider, sign::any_eddsa_type};
@@ -465,4 +466,46 @@ fn a_lane_that_comes_back_to_records_finds_out_anew_what_its_path_carries() {
     assert_eq!(lane.record_bytes, usize::from(ringlane_shared::path::mtu::MTU_BASE));
     bed.echoes();
     bed.until(|bed| bed.echoes().iter().any(|(_, bytes)| *bytes > 1232).then_some(()));
+}
+
+/// What control has been told of whether the lane is lossy.
+fn losses_told(bed: &mut Bed) -> Vec<bool> {
+    bed.worker.tell_control();
+    let lossy = |change| if let LaneChange::Lossy(is_lossy) = change { Some(is_lossy) } else { None };
+    changes(bed).into_iter().filter_map(lossy).collect()
+}
+
+#[test]
+fn a_lane_that_leaves_records_is_not_lossy_any_more_and_what_it_lost_is_forgotten() {
+    let mut bed = Bed::new(0);
+    let (slot, now) = (bed.worker.state.lanes.slots()[0], Instant::now());
+    bed.worker.state.lanes.get_mut(slot).unwrap().path.lose(30, now);
+    bed.worker.drive_path(slot, now).unwrap();
+    assert_eq!(bed.lane().gauges.loss().counts(), (30, 30));
+    assert_eq!(losses_told(&mut bed), [true]);
+    bed.worker.tell_carrier(slot, LaneCarrier::Quic);
+    bed.worker.drive_path(slot, now).unwrap();
+    assert_eq!(bed.lane().gauges.loss(), Loss::default());
+    assert_eq!(losses_told(&mut bed), [false]);
+    bed.worker.tell_carrier(slot, LaneCarrier::Records);
+    bed.worker.drive_path(slot, now).unwrap();
+    assert_eq!(bed.lane().gauges.loss(), Loss::default());
+}
+
+#[test]
+fn that_a_lane_is_lossy_is_told_later_where_control_has_no_room_for_it() {
+    let mut bed = Bed::new(0);
+    let (slot, now) = (bed.worker.state.lanes.slots()[0], Instant::now());
+    losses_told(&mut bed);
+    let worker = bed.worker.id;
+    let stopped = || PlaneEvent::Stopped { worker };
+    bed.worker.state.untold = std::iter::repeat_with(stopped).take(UNTOLD_MAX).collect();
+    bed.worker.state.lanes.get_mut(slot).unwrap().path.lose(30, now);
+    bed.worker.drive_path(slot, now).unwrap();
+    assert_eq!(bed.worker.state.untold.len(), UNTOLD_MAX);
+    bed.worker.state.untold.clear();
+    for expected in [&[true][..], &[]] {
+        bed.worker.drive_path(slot, now).unwrap();
+        assert_eq!(losses_told(&mut bed), expected);
+    }
 }

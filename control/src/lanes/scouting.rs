@@ -145,6 +145,8 @@ impl LaneEngine {
             let Some(lane) = self.standing.find(key) else { continue };
             let (serial, own, class, is_lossy) = (lane.serial, lane.path, lane.book.class(), lane.is_lossy);
             let is_thorough = link.is_client() && (is_lossy || lane.book.remembers_loss(now));
+            let last = lane.book.found_no_better(now).into_iter();
+            let last = last.map(|ends| Pair { local: ends.local.ip(), remote: ends.remote }).collect();
             if class == PathClass::Relay {
                 self.plan_birthday(&link, key, starts_at);
             }
@@ -158,7 +160,7 @@ impl LaneEngine {
             let ranked: Vec<_> = ranked.into_iter().filter(is_worth).take(SCOUT_PAIRS_MAX).collect();
             let pairs: Vec<_> = ranked.iter().map(|ranked| ranked.pair).collect();
             let classes = ranked.iter().map(|ranked| (ranked.pair, ranked.class)).collect();
-            let prober = Prober::measuring(&pairs, is_thorough, starts_at, draw_transaction);
+            let prober = Prober::measuring(&pairs, is_thorough, starts_at, draw_transaction).sampling_last(last);
             let scout = Scout { link: Rc::clone(&link), serial, prober, classes, decide_at: None };
             self.scouting.scouts.insert(key, scout);
         }

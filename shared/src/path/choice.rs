@@ -221,6 +221,8 @@ struct Known {
     ends: Ends,
     class: PathClass,
     measured: Option<Measurement>,
+    /// When it was found out what it loses, if it was.
+    sampled_at: Option<Instant>,
     /// Whether the lane has been by it.
     was_own: bool,
     /// When it was last heard of.
@@ -268,8 +270,10 @@ impl PathBook {
             return;
         }
         self.own_measured = Some(own);
-        let is_better = is_better((class, measured), (self.class, own));
+        let own_class = self.class;
         let known = self.known(ends, class, now);
+        let measured = known.with_loss(measured, now);
+        let is_better = is_better((class, measured), (own_class, own));
         (known.class, known.measured, known.at) = (class, Some(measured), now);
         let is_forgiven = now.saturating_duration_since(known.avoid_until) >= FORGIVEN_AFTER;
         known.was_lossy &= !is_forgiven && !measured.loss.is_clean();
@@ -315,6 +319,7 @@ impl PathBook {
         let left = self.known(from, from_class, now);
         (left.at, left.times_better, left.was_own) = (now, 0, true);
         left.measured = measured.or(left.measured);
+        left.sampled_at = measured.filter(|own| own.loss.is_known()).map(|_| now).or(left.sampled_at);
         let was_lossy = !was_silent && measured.is_some_and(is_lossy);
         if was_silent || was_lossy {
             if now.saturating_duration_since(since) >= FORGIVEN_AFTER {
@@ -336,6 +341,13 @@ impl PathBook {
         let is_recent = |known: &Known| now.saturating_duration_since(known.at) < FORGIVEN_AFTER;
         let mut others = self.known.iter().filter(|known| known.ends != self.own && is_recent(known));
         others.any(|known| known.was_lossy || known.measured.is_some_and(is_lossy))
+    }
+
+    /// The other paths of which it was found out not long ago what they lose, and that they are no better for it: of all that
+    /// may be asked many times, these come last.
+    pub fn found_no_better(&self, now: Instant) -> Vec<Ends> {
+        let is_no_better = |known: &&Known| known.times_better == 0 && known.is_sampled(now) && known.ends != self.own;
+        self.known.iter().filter(is_no_better).map(|known| known.ends).collect()
     }
 
     /// Our addresses or the peer's are others: whatever was avoided may be different now.
@@ -365,6 +377,7 @@ impl PathBook {
                     ends,
                     class,
                     measured: None,
+                    sampled_at: None,
                     was_own: false,
                     at: now,
                     times_better: 0,
@@ -388,6 +401,21 @@ impl PathBook {
 }
 
 impl Known {
+    /// Whether it is known what the path loses.
+    fn is_sampled(&self, now: Instant) -> bool {
+        self.sampled_at.is_some_and(|at| now.saturating_duration_since(at) < FORGIVEN_AFTER)
+    }
+
+    /// A measurement by few questions says nothing of losses: what was found before by many is still what is known.
+    fn with_loss(&mut self, measured: Measurement, now: Instant) -> Measurement {
+        if measured.loss.is_known() {
+            self.sampled_at = Some(now);
+        } else if let Some(before) = self.measured.filter(|_| self.is_sampled(now)) {
+            return Measurement { loss: before.loss, ..measured };
+        }
+        measured
+    }
+
     fn score(&self) -> Option<Duration> {
         self.measured.map(|measured| score(self.class, measured))
     }

@@ -33,6 +33,10 @@ pub const PROBING_PERIOD: Duration = Duration::from_secs(7);
 /// How often a pair has to answer a prober that measures.
 pub const ANSWERS_MEASURED: u32 = 3;
 
+/// How long the pairs that are to be sampled last leave room to others: enough for a round trip, and so little that there is
+/// still time for them.
+const LAST_AFTER: Duration = Duration::from_secs(1);
+
 /// Between a measured pair's answer and the next request.
 const MEASURE_GAP: Duration = Duration::from_millis(40);
 
@@ -84,6 +88,8 @@ pub struct Prober {
     /// How often a pair has to answer.
     goal: u32,
     is_thorough: bool,
+    /// Pairs that are sampled where there is room for them, from then on.
+    last: (Vec<Pair>, Instant),
     over: bool,
     checks: Vec<Check>,
     samplings: Vec<Sampling>,
@@ -117,11 +123,17 @@ impl Prober {
         Self { is_thorough, ..Self::with_goal(ANSWERS_MEASURED, pairs, now, draw) }
     }
 
+    /// Of these pairs it was found out lately what they lose: they are asked many times only if there are no others.
+    pub fn sampling_last(self, pairs: Vec<Pair>) -> Self {
+        Self { last: (pairs, self.last.1), ..self }
+    }
+
     fn with_goal(goal: u32, pairs: &[Pair], now: Instant, mut draw: impl FnMut() -> Transaction) -> Self {
         let checks = pairs.iter().take(PROBE_PAIRS_MAX).zip(0..);
         let checks = checks.map(|(&pair, place)| Check::new(pair, draw(), now + STAGGER * place)).collect();
         let (is_thorough, over, samplings, winner) = (false, false, Vec::new(), None);
-        Self { ends_at: now + PROBING_PERIOD, goal, is_thorough, over, checks, samplings, winner }
+        let last = (Vec::new(), now + LAST_AFTER);
+        Self { ends_at: now + PROBING_PERIOD, goal, is_thorough, last, over, checks, samplings, winner }
     }
 
     /// More is known of where the other end is, and it begins anew too: asks `pairs`, best first, as if for the first time,
@@ -192,6 +204,12 @@ impl Prober {
             return;
         };
         let rtt = now.saturating_duration_since(sent_at);
+        let (last, last_at) = &self.last;
+        if self.is_thorough && now < *last_at && check.answers == 0 && last.contains(&pair) {
+            // Once that is over.
+            check.due = check.due.map(|_| *last_at);
+            return;
+        }
         check.answers += 1;
         check.rtt = Some(check.rtt.map_or(rtt, |shortest| shortest.min(rtt)));
         check.due = check.due.filter(|_| check.answers < self.goal).map(|due| due.min(now + MEASURE_GAP));

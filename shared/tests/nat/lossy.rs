@@ -143,7 +143,10 @@ impl Run {
             let others: Vec<_> = self.paths.iter().filter(is_worth).map(|path| path.pair).collect();
             let is_thorough = self.is_lossy || self.book.remembers_loss(self.now);
             let random = &mut self.random;
-            self.prober = Some(Prober::measuring(&others, is_thorough, self.now, || Transaction(random.next())));
+            let prober = Prober::measuring(&others, is_thorough, self.now, || Transaction(random.next()));
+            let last = self.book.found_no_better(self.now).into_iter();
+            let last = last.map(|ends| Pair { local: ends.local.ip(), remote: ends.remote });
+            self.prober = Some(prober.sampling_last(last.collect()));
         }
         let mut requests = Vec::new();
         if let Some(prober) = &mut self.prober {
@@ -308,6 +311,25 @@ fn a_local_network_that_loses_is_left_and_taken_again_when_that_ends_and_a_littl
     let [left, back] = [left, back].map(|seconds| seconds / seeds);
     eprintln!("left after {left} s, back after {back} s, {moves} moves in {seeds} hours of a little loss");
     assert!(left < 45 && back < 300 && moves <= seeds / 8);
+}
+
+/// More paths that lose than are asked many times at once, all of them nearer than the one that does not.
+fn run_crowded(seed: u64) -> [u64; 1] {
+    let mut run = Run::new(seed, PathClass::DirectV4);
+    let path = run.paths[0];
+    let of_host = |host| Pair { remote: (address(203, 0, 113, host), PORT).into(), ..path.pair };
+    run.paths = (1..=10).map(|host| Path { pair: of_host(host), loss: 25, ..path }).collect();
+    run.paths[9] = Path { rtt: MS(60), loss: 0, ..run.paths[9] };
+    let begun = run.now;
+    run.run_for(PHASE);
+    assert_eq!(run.own, 9, "moved {} times", run.moves.len());
+    [(run.moves[run.moves.len() - 1] - begun).as_secs()]
+}
+
+#[test]
+fn a_clean_path_is_found_however_many_nearer_ones_answer_first() {
+    let Some([left]) = of_seeds(run_crowded) else { return };
+    eprintln!("there after {} s", left / crate::number("RINGLANE_SEEDS").unwrap_or(SEEDS));
 }
 
 #[test]

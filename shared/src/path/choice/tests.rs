@@ -104,6 +104,31 @@ fn a_lossy_path_is_left_for_a_clean_one_that_is_no_better_otherwise_and_not_take
 }
 
 #[test]
+fn what_many_questions_have_found_stays_known_for_a_while_where_few_are_asked() {
+    let now = Instant::now();
+    let mut book = PathBook::new(ends(WIDE), PathClass::DirectV4, now);
+    let own = lossy(40, 128, 13);
+    assert_eq!(book.found_no_better(now), []);
+    book.handle_measured(ends(OTHER), PathClass::DirectV4, rtt(20), own, now);
+    assert_eq!(book.found_no_better(now), [], "which is not known to lose");
+    book.handle_measured(ends(OTHER), PathClass::DirectV4, lossy(20, 64, 30), own, now);
+    assert_eq!(book.found_no_better(now), [ends(OTHER)]);
+    let mut later = now;
+    while later < now + FORGIVEN_AFTER {
+        // It is shorter, but what it loses is not forgotten.
+        book.handle_measured(ends(OTHER), PathClass::DirectV4, rtt(20), own, later);
+        assert_eq!((book.choose(FRESH, later), book.remembers_loss(later)), (None, true));
+        assert_eq!(book.found_no_better(later), [ends(OTHER)]);
+        later += Duration::from_secs(60);
+    }
+    for _ in 0..2 {
+        book.handle_measured(ends(OTHER), PathClass::DirectV4, rtt(20), own, later);
+        assert_eq!((book.found_no_better(later), book.remembers_loss(later)), (vec![], false));
+    }
+    assert_eq!(book.choose(FRESH, later), Some(ends(OTHER)));
+}
+
+#[test]
 fn where_all_paths_lose_alike_or_nothing_is_sure_the_lane_stays() {
     let now = Instant::now();
     let mut book = PathBook::new(ends(WIDE), PathClass::DirectV4, now);

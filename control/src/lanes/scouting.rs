@@ -8,17 +8,20 @@
 //! When a better path is conceivable than the one a lane has, a new exchange is asked for, again and again. Where a lane's own path
 //! is lossy any other may be better: they are asked many times, to find out what they lose, and at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use ringlane_shared::id::{LaneSerial, PeerIndex};
-use ringlane_shared::limits::{PROBES_PER_ADDRESS_MAX, PROBES_PER_PEER_MAX, SCOUT_PAIRS_MAX, SCOUTS_MAX};
+use ringlane_shared::limits::{
+    PROBES_PER_ADDRESS_MAX, PROBES_PER_PEER_MAX, SAMPLING_LANES_MAX, SCOUT_PAIRS_MAX, SCOUTS_MAX,
+};
 use ringlane_shared::path::candidate::Pair;
 use ringlane_shared::path::choice::{Ends, Measurement, PathClass, RankedPair, Retry, lane_pairs, ranked_pairs};
-use ringlane_shared::path::prober::Prober;
+use ringlane_shared::path::loss::Loss;
+use ringlane_shared::path::prober::{Measured, Prober};
 use ringlane_shared::wire::offer::CandidateKind;
 use ringlane_shared::wire::probe::{Probe, ProbeKind, Transaction};
 
@@ -45,6 +48,35 @@ pub(super) struct Scout {
     prober: Prober,
     classes: BTreeMap<Pair, PathClass>,
     decide_at: Option<Instant>,
+    /// What other lanes of the link have found out.
+    shared: Option<Shared>,
+}
+
+/// Between the same two nodes a path's ports make no difference to what it loses: a lane that needs to know takes what another
+/// one has found out between the same two addresses.
+#[derive(Default)]
+struct Shared {
+    losses: BTreeMap<(IpAddr, IpAddr), Loss>,
+    /// Measured, but for the losses.
+    waiting: Vec<Measured>,
+}
+
+impl Shared {
+    /// Takes in what the lane itself has measured; gives what is complete, and `is_over` the rest as it is.
+    fn complete(&mut self, measured: Vec<Measured>, is_over: bool) -> Vec<Measured> {
+        self.waiting.extend(measured);
+        let loss_of = |found: &Measured| self.losses.get(&ips(found.pair)).copied();
+        let (known, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .map(|found| Measured { loss: loss_of(&found).unwrap_or(found.loss), ..found })
+            .partition(|found| is_over || found.loss.is_known());
+        self.waiting = waiting;
+        known
+    }
+}
+
+fn ips(pair: Pair) -> (IpAddr, IpAddr) {
+    (pair.local, pair.remote.ip())
 }
 
 /// All that look for better paths. Owner: the lane engine.
@@ -132,6 +164,8 @@ impl LaneEngine {
         let (peer, lanes) = (request.peer, request.lanes);
         let Ok(link) = self.link_of(request) else { return };
         let starts_at = link.starts_at(now);
+        // Lanes with one path have the same others.
+        let mut sampled = BTreeSet::new();
         for key in lanes.iter().map(|index| (peer, index)) {
             if self.setups.contains_key(&key) {
                 let pairs: Vec<_> = self.ranked_of(&link, key).into_iter().map(|ranked| ranked.pair).collect();
@@ -144,7 +178,9 @@ impl LaneEngine {
             let is_known = self.scouting.scouts.contains_key(&key);
             let Some(lane) = self.standing.find(key) else { continue };
             let (serial, own, class, is_lossy) = (lane.serial, lane.path, lane.book.class(), lane.is_lossy);
-            let is_thorough = link.is_client() && (is_lossy || lane.book.remembers_loss(now));
+            // A lane that is not used has nothing to lose, and needs not to know.
+            let is_used = is_lossy || lane.gauges.loss().is_known();
+            let is_careful = link.is_client() && is_used && (is_lossy || lane.book.remembers_loss(now));
             let last = lane.book.found_no_better(now).into_iter();
             let last = last.map(|ends| Pair { local: ends.local.ip(), remote: ends.remote }).collect();
             if class == PathClass::Relay {
@@ -160,8 +196,12 @@ impl LaneEngine {
             let ranked: Vec<_> = ranked.into_iter().filter(is_worth).take(SCOUT_PAIRS_MAX).collect();
             let pairs: Vec<_> = ranked.iter().map(|ranked| ranked.pair).collect();
             let classes = ranked.iter().map(|ranked| (ranked.pair, ranked.class)).collect();
+            let is_thorough = is_careful
+                && sampled.len() < SAMPLING_LANES_MAX
+                && sampled.insert((own.local.ip(), own.remote.ip(), is_lossy));
             let prober = Prober::measuring(&pairs, is_thorough, starts_at, draw_transaction).sampling_last(last);
-            let scout = Scout { link: Rc::clone(&link), serial, prober, classes, decide_at: None };
+            let shared = (is_careful && !is_thorough).then(Shared::default);
+            let scout = Scout { link: Rc::clone(&link), serial, prober, classes, decide_at: None, shared };
             self.scouting.scouts.insert(key, scout);
         }
         self.links.insert(link.their_tag.0, link);
@@ -264,6 +304,10 @@ impl LaneEngine {
             measured.push(found);
         }
         let (serial, is_over) = (scout.serial, scout.prober.poll_timeout().is_none());
+        let samples = scout.shared.is_none();
+        if let Some(shared) = &mut scout.shared {
+            measured = shared.complete(measured, is_over);
+        }
         if !measured.is_empty() {
             scout.decide_at.get_or_insert(now + SETTLE);
         }
@@ -274,6 +318,9 @@ impl LaneEngine {
             if let Some(scout) = self.scouting.scouts.get_mut(&key).filter(|_| !is_sent) {
                 scout.prober.handle_unsent(request.pair);
             }
+        }
+        if samples {
+            self.share(&link, &measured, now);
         }
         let paths: Vec<_> = measured.iter().map(|found| self.path_for(key, found.pair)).collect();
         let on_link = &self.on_link;
@@ -306,6 +353,21 @@ impl LaneEngine {
         if is_over {
             self.scouting.scouts.remove(&key);
             self.forget_idle_links();
+        }
+    }
+
+    /// Has the other lanes of a link know what one of them has found out.
+    fn share(&mut self, link: &Rc<Link>, measured: &[Measured], now: Instant) {
+        let found = measured.iter().filter(|found| found.loss.is_known());
+        let found: Vec<_> = found.map(|found| (ips(found.pair), found.loss)).collect();
+        if found.is_empty() {
+            return;
+        }
+        let others = self.scouting.scouts.values_mut().filter(|scout| Rc::ptr_eq(&scout.link, link));
+        for scout in others {
+            let Some(shared) = &mut scout.shared else { continue };
+            shared.losses.extend(found.iter().copied());
+            scout.decide_at.get_or_insert(now + SETTLE);
         }
     }
 

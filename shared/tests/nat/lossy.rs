@@ -141,7 +141,7 @@ impl Run {
             let is_worth =
                 |path: &&Path| path.pair != own.pair && (self.is_lossy || !own.class.is_better_than(path.class));
             let others: Vec<_> = self.paths.iter().filter(is_worth).map(|path| path.pair).collect();
-            let is_thorough = self.is_lossy || self.book.remembers_loss(self.now);
+            let is_thorough = self.is_lossy || self.meter.found().is_known() && self.book.remembers_loss(self.now);
             let random = &mut self.random;
             let prober = Prober::measuring(&others, is_thorough, self.now, || Transaction(random.next()));
             let last = self.book.found_no_better(self.now).into_iter();

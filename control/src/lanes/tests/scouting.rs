@@ -12,16 +12,23 @@ use super::*;
 /// Two nodes with one lane between 127.77.`net`.1 and .2, who then have addresses in 127.78.`net`.0/24 too, which both
 /// are connected to.
 async fn that_meet(net: u8) -> (Node, Node, [Box<LaneHandOver>; 2]) {
-    let (mut a, mut b) = (Node::listening(net, 1, 1), Node::listening(net, 2, 1));
+    let (a, b, lanes) = that_meet_with(net, 1).await;
+    (a, b, lanes.map(|mut lanes| lanes.remove(0)))
+}
+
+/// The same with as many lanes.
+async fn that_meet_with(net: u8, lanes: u8) -> (Node, Node, [Vec<Box<LaneHandOver>>; 2]) {
+    let (mut a, mut b) = (Node::listening(net, 1, lanes), Node::listening(net, 2, lanes));
     start_both(&mut a, &mut b, 1);
-    let [at_a, at_b] = outcomes(&mut a, &mut b, [1, 1]).await.map(|mut told| established(told.remove(0)).1);
+    let told = outcomes(&mut a, &mut b, [lanes.into(); 2]).await;
+    let lanes = told.map(|told| told.into_iter().map(|told| established(told).1).collect());
     let now = Instant::now().into_std();
     for node in [&mut a, &mut b] {
         let near = near(node);
         node.engine.set_local_addresses(&[node.ip, near]).unwrap();
         node.engine.set_on_link(vec![format!("127.78.{net}.0/24").parse().unwrap()], now);
     }
-    (a, b, [at_a, at_b])
+    (a, b, lanes)
 }
 
 fn near(node: &Node) -> IpAddr {
@@ -155,6 +162,74 @@ async fn a_lane_whose_path_is_lossy_asks_at_once_and_takes_a_clean_one_that_is_n
                 let own = (at_a.local, at_a.remote);
                 assert!(trial.is_better && (trial.local, trial.remote) != own, "{trial:?}");
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_lossy_lanes_find_out_together_what_other_paths_lose_and_all_leave() {
+    const LANES: u8 = 12;
+    let (mut a, mut b, [at_a, _at_b]) = that_meet_with(56, LANES).await;
+    let now = Instant::now().into_std();
+    for node in [&mut a, &mut b] {
+        node.engine.set_on_link(Vec::new(), now);
+    }
+    for lane in &at_a {
+        lane.gauges.set_rtt(Duration::from_millis(20));
+        lane.gauges.set_loss(Loss::new(128, 30));
+        a.engine.handle_lane_changed(lane.serial, LaneChange::Lossy(true), now);
+    }
+    let mut leave = std::collections::BTreeSet::new();
+    for number in [2, 3] {
+        let sent = a.engine.probes_sent();
+        exchange(&mut a, &mut b, number, |_| ());
+        let both = async {
+            loop {
+                let outcome = tokio::select! {
+                    outcome = a.engine.next() => outcome,
+                    outcome = b.engine.next() => panic!("the server decides nothing: {outcome:?}"),
+                };
+                if let LaneOutcome::Order { command: PlaneCommand::TryPath(trial), .. } = outcome {
+                    leave.insert(trial.serial);
+                }
+            }
+        };
+        assert!(timeout(PROBING_PERIOD + Duration::from_millis(100), both).await.is_err());
+        let asked = a.engine.probes_sent() - sent;
+        let (sampled, each) = (3 * u64::from(SAMPLES), 3 * u64::from(ATTEMPTS_MAX) * u64::from(LANES));
+        assert!((sampled..=sampled + each).contains(&asked), "{asked}");
+    }
+    assert_eq!(leave, at_a.iter().map(|lane| lane.serial).collect());
+}
+
+#[tokio::test]
+async fn a_lane_that_is_not_used_does_not_find_out_what_other_paths_lose() {
+    let (mut a, mut b, [at_a, _at_b]) = that_meet(57).await;
+    let now = Instant::now().into_std();
+    for node in [&mut a, &mut b] {
+        node.engine.set_on_link(Vec::new(), now);
+    }
+    at_a.gauges.set_rtt(Duration::from_millis(20));
+    at_a.gauges.set_loss(Loss::new(128, 30));
+    a.engine.handle_lane_changed(at_a.serial, LaneChange::Lossy(true), now);
+    let to = LaneChange::Moved { local: SocketAddr::new(near(&a), PORT), remote: SocketAddr::new(near(&b), PORT) };
+    // Sure of a loss, then just moved because of it, then in use, then idle.
+    for (number, found, is_thorough) in
+        [(2, Loss::new(128, 30), true), (3, Loss::new(25, 0), true), (4, Loss::default(), false)]
+    {
+        at_a.gauges.set_loss(found);
+        let sent = a.engine.probes_sent();
+        exchange(&mut a, &mut b, number, |_| ());
+        let both = async {
+            loop {
+                tokio::select! { _ = a.engine.next() => (), _ = b.engine.next() => () }
+            }
+        };
+        assert!(timeout(PROBING_PERIOD + Duration::from_millis(100), both).await.is_err());
+        let asked = a.engine.probes_sent() - sent;
+        assert_eq!(asked >= u64::from(SAMPLES), is_thorough, "{asked} in exchange {number}");
+        if number == 2 {
+            a.engine.handle_lane_changed(at_a.serial, to, Instant::now().into_std());
         }
     }
 }

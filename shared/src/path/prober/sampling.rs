@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::limits::{PROBES_PER_ADDRESS_MAX, SAMPLING_LANES_MAX};
 use crate::path::candidate::Pair;
 use crate::path::loss::Loss;
 use crate::wire::probe::Transaction;
@@ -16,6 +17,11 @@ pub const SAMPLED_PAIRS_MAX: usize = 4;
 
 /// From one request to the next.
 const GAP: Duration = Duration::from_millis(40);
+
+const _: () = {
+    let per_second = (SAMPLING_LANES_MAX * SAMPLED_PAIRS_MAX) as u128 * 1000 / GAP.as_millis();
+    assert!(per_second < PROBES_PER_ADDRESS_MAX as u128);
+};
 
 /// How long the last answer is waited for. The other end answers as long as it probes, so nothing leaves later.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(1);

@@ -2,11 +2,13 @@
 //! hold. What accepts only Hyprspace's protocols is taken for a Hyprspace node.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use libp2p::identity::Keypair;
+use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId};
 use ringlane_control::packets::{self, PacketProtocol, Packets, PacketsEvent, StreamInfo};
 use ringlane_control::swarm::{Node, NodeConfig, NodeEvent, PeerKind, Quality, TransportName, Way};
@@ -20,8 +22,10 @@ use ringlane_shared::wire::packets::Framing;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Nothing is under way any more that has not come for so long.
 const QUIET: Duration = Duration::from_secs(4);
-/// How often packets are sent anew because connections came or went meanwhile.
+/// How often packets are sent anew because connections died meanwhile.
 const TRIES: usize = 20;
+/// After how many connections that were given up for others it is enough.
+const REPLACED: usize = 3;
 const PEER: PeerIndex = PeerIndex(0);
 const WHOLE: BatchItemForm = BatchItemForm::Packet { is_partial: false };
 
@@ -34,8 +38,11 @@ struct Site {
     worker: PlaneReceiver<PacketBatch>,
     peer: PeerId,
     got: Items,
-    /// How often a connection has come, gone or been doubted.
+    /// How often a connection has gone that was not given up for another, or has been doubted.
     changes: usize,
+    /// The connections that are given up, and how many of them are gone.
+    retired: HashSet<ConnectionId>,
+    replaced: usize,
 }
 
 impl Site {
@@ -47,6 +54,15 @@ impl Site {
                     PacketsEvent::OpenStream { protocols, .. } => protocols,
                     PacketsEvent::Doubt { connection, .. } => {
                         self.node.doubt_connection(&self.peer, connection);
+                        return;
+                    }
+                    PacketsEvent::Retired { connection, .. } => {
+                        self.retired.insert(connection);
+                        self.node.retire_connection(&self.peer, connection);
+                        return;
+                    }
+                    PacketsEvent::Drained { connection, .. } => {
+                        self.node.close_drained(&self.peer, connection);
                         return;
                     }
                 };
@@ -71,14 +87,18 @@ impl Site {
             }
         };
         let now = Instant::now();
-        self.changes += usize::from(matches!(
-            event,
-            NodeEvent::PeerConnected { .. }
-                | NodeEvent::PeerDisconnected { .. }
-                | NodeEvent::ConnectionClosed { .. }
-                | NodeEvent::ConnectionSuspect { .. }
-        ));
         match event {
+            NodeEvent::ConnectionClosed { connection, .. } if self.retired.remove(&connection) => self.replaced += 1,
+            NodeEvent::PeerDisconnected { .. }
+            | NodeEvent::ConnectionClosed { .. }
+            | NodeEvent::ConnectionSuspect { .. } => self.changes += 1,
+            _ => {}
+        }
+        match event {
+            NodeEvent::ConnectionRetired { connection, .. } => {
+                self.retired.insert(connection);
+                self.packets.handle_connection_retired(PEER, connection, now);
+            }
             NodeEvent::ConnectionClosed { connection, .. } => {
                 self.packets.handle_connection_closed(PEER, connection, now);
             }
@@ -170,7 +190,16 @@ fn pair(accepted: [&[PacketProtocol]; 2], dialled: TransportName) -> [Site; 2] {
         .unwrap();
         assert!(node.set_listen_addresses(&addresses[us]).is_empty());
         let (sender, worker) = plane_queue_of(BATCH_QUEUE_MESSAGES, || ());
-        Site { node, packets: Packets::new(1, vec![sender]), worker, peer: ids[them], got: Vec::new(), changes: 0 }
+        Site {
+            node,
+            packets: Packets::new(1, vec![sender]),
+            worker,
+            peer: ids[them],
+            got: Vec::new(),
+            changes: 0,
+            retired: HashSet::new(),
+            replaced: 0,
+        }
     })
 }
 
@@ -193,9 +222,9 @@ fn is_part_in_order(got: &Items, sent: &Items) -> bool {
 
 /// Sends both ways, as much as a queue holds at most, and waits until all has come, in order.
 ///
-/// A connection that is closed takes along what is under way on it, and on a slow machine second dials come through and
-/// their connections are closed as too many while packets are under way. Even then Ringlane nodes keep the order; that all
-/// of it comes is asked of a time in which no connection came or went.
+/// On a slow machine second dials come through, and their connections are closed as too many while packets are under way:
+/// nothing is lost with them. Only a connection that dies takes along what is under way on it; even then Ringlane nodes keep
+/// the order.
 async fn both_ways(sites: &mut [Site; 2], there: Items, back: Items) {
     let changes = |sites: &[Site; 2]| sites.iter().map(|site| site.changes).sum::<usize>();
     for _ in 0..TRIES {
@@ -227,7 +256,7 @@ async fn both_ways(sites: &mut [Site; 2], there: Items, back: Items) {
             return;
         }
     }
-    panic!("no time without a change of connections");
+    panic!("no time in which no connection died");
 }
 
 #[tokio::test]
@@ -265,6 +294,47 @@ async fn packets_to_a_hyprspace_node_that_quic_connected_take_a_tcp_connection_o
     transports.dedup();
     assert_eq!(transports, [TransportName::Quic, TransportName::Tcp]);
     assert_eq!(sites[0].packets.problem(PEER), None);
+}
+
+/// New connections replace old ones again and again, and the flow of packets notices nothing.
+#[tokio::test]
+async fn connections_that_come_and_go_as_too_many_cost_no_packet_and_no_order() {
+    const PACKETS: u32 = 40;
+    for _ in 0..TRIES {
+        let mut sites = pair([&PacketProtocol::ALL; 2], TransportName::Quic);
+        run_until(&mut sites, |sites| sites.iter().all(|site| site.packets.kind(PEER).is_some())).await;
+        let mut sent = 0;
+        let mut next = Instant::now();
+        run_until(&mut sites, |sites| {
+            if next <= Instant::now() {
+                next = Instant::now() + Duration::from_millis(20);
+                let more = whole(sent..sent + PACKETS);
+                sites.iter_mut().for_each(|site| site.send(&more));
+                sent += PACKETS;
+                let peer = sites[0].peer;
+                sites[0].node.seek(&peer, true);
+            }
+            sites.iter().any(|site| site.replaced >= REPLACED || site.changes > 0)
+        })
+        .await;
+        let mut heard = ([0; 2], Instant::now());
+        run_until(&mut sites, |sites| {
+            let got = sites.each_ref().map(|site| site.got.len());
+            if got != heard.0 {
+                heard = (got, Instant::now());
+            }
+            got == [sent as usize; 2] || heard.1.elapsed() > QUIET
+        })
+        .await;
+        let all = whole(0..sent);
+        let is_undisturbed = sites.iter().all(|site| site.changes == 0);
+        if is_undisturbed {
+            assert!(sites.iter().all(|site| is_part_in_order(&site.got, &all)), "in order");
+            assert!(sites.iter().all(|site| site.got.len() == all.len() && site.dropped() == 0), "all of it");
+            return;
+        }
+    }
+    panic!("no time in which no connection died");
 }
 
 #[tokio::test]

@@ -576,6 +576,13 @@ pub const DIALS_PER_PEER_MAX: u8 = 2;
 /// the dials of both sides make at once, as of those through relays there is mostly one: when there are more, the oldest is a
 /// dead one.
 pub const KEPT_CONNECTIONS_PER_PEER_MAX: usize = 3 * DIALS_PER_PEER_MAX as usize;
+/// Of a peer's connections that are closed as too many, those that may take their time to end what is under way on them; the
+/// oldest beyond it is closed at once.
+pub const RETIRING_CONNECTIONS_PER_PEER_MAX: usize = DIALS_PER_PEER_MAX as usize;
+/// Seconds that such a connection may take for it.
+pub const RETIRING_SECONDS_MAX: u64 = 10;
+/// Milliseconds without a packet stream after which nothing is under way on it any more.
+pub const RETIRING_SETTLE_MS: u64 = 500;
 /// libp2p connections one peer may have with us at any moment: there is always room for the new ones of a peer that
 /// restarted while its old ones are dying.
 pub const CONNECTIONS_PER_PEER_MAX: usize = 2 * KEPT_CONNECTIONS_PER_PEER_MAX;

@@ -18,11 +18,13 @@
 //! | `queue` | the frames that wait for a stream: pure |
 //! | `stream` | one stream |
 //! | `peer` | the streams of one peer, and which of them is used |
+//! | `retire` | the connections that are given up, and whether anything is under way on them |
 //! | `drops` | why packets died here |
 
 mod drops;
 mod peer;
 mod queue;
+mod retire;
 mod stream;
 
 use std::collections::{HashMap, VecDeque};
@@ -40,6 +42,7 @@ use ringlane_shared::plane::{PacketBatch, PlaneSender};
 
 pub use self::drops::{StreamDrop, StreamDrops};
 use self::peer::{PeerStreams, Tools};
+use self::retire::Retirer;
 use self::stream::PacketStream;
 pub use self::stream::{Duplex, PacketProtocol};
 use crate::ready::Ready;
@@ -65,6 +68,32 @@ pub enum PacketsEvent {
         /// Which one.
         connection: ConnectionId,
     },
+    /// The peer says that it is about to close a connection.
+    Retired {
+        /// Whose.
+        peer: PeerIndex,
+        /// Which one.
+        connection: ConnectionId,
+    },
+    /// Nothing is under way any more on a connection of [`Packets::handle_connection_retired`].
+    Drained {
+        /// Whose.
+        peer: PeerIndex,
+        /// Which one.
+        connection: ConnectionId,
+    },
+}
+
+impl PacketsEvent {
+    /// Whose.
+    pub fn peer(&self) -> PeerIndex {
+        match *self {
+            Self::OpenStream { peer, .. }
+            | Self::Doubt { peer, .. }
+            | Self::Retired { peer, .. }
+            | Self::Drained { peer, .. } => peer,
+        }
+    }
 }
 
 /// One stream, for status.
@@ -152,6 +181,12 @@ impl Packets {
         self.with(peer, |streams| streams.handle_connection_closed(connection, now));
     }
 
+    /// A connection is to be closed as one too many: packets leave by another, its streams end, and when nothing is under
+    /// way on it any more, that is told by [`PacketsEvent::Drained`].
+    pub fn handle_connection_retired(&mut self, peer: PeerIndex, connection: ConnectionId, now: Instant) {
+        self.with(peer, |streams| streams.retire(connection, Retirer::Us, now));
+    }
+
     /// A connection of the peer's does not answer any more: packets leave by another, if there is any.
     pub fn handle_connection_suspect(&mut self, peer: PeerIndex, connection: ConnectionId, now: Instant) {
         let is_of = |(of, way): &(PeerIndex, Way)| *of == peer && way.connection == connection;
@@ -185,6 +220,11 @@ impl Packets {
     pub fn wants(&mut self, peer: PeerIndex, way: Way) -> bool {
         let mut wanted = false;
         self.with(peer, |streams| {
+            if streams.is_retired(way.connection) {
+                // Nothing else leads there, and this will not for long.
+                streams.handle_open_failed(Instant::now());
+                return;
+            }
             let has_one = streams.set_paced(way.quality == Quality::Paced);
             wanted = !has_one && streams.sending_connection() != Some(way.connection);
             if !wanted {
@@ -295,11 +335,12 @@ impl Packets {
             if turn.again {
                 waker.wake_by_ref();
             }
-            if let Some(connection) = turn.doubts {
-                self.events.push_back(PacketsEvent::Doubt { peer: PeerIndex(position as u16), connection });
-            }
+            let peer = PeerIndex(position as u16);
+            self.events.extend(turn.doubts.map(|connection| PacketsEvent::Doubt { peer, connection }));
+            self.events.extend(turn.retired.map(|connection| PacketsEvent::Retired { peer, connection }));
+            self.events.extend(turn.drained.map(|connection| PacketsEvent::Drained { peer, connection }));
             if let Some(protocols) = turn.wants_stream {
-                self.events.push_back(PacketsEvent::OpenStream { peer: PeerIndex(position as u16), protocols });
+                self.events.push_back(PacketsEvent::OpenStream { peer, protocols });
             }
         }
         // The others first.

@@ -1,5 +1,7 @@
 //! The packet streams of one peer, and the one ordered writer that uses one of them at a time.
 
+mod retiring;
+
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::drops::{StreamDrop, StreamDrops};
 use super::queue::OutQueue;
+use super::retire::{Retirer, Retiring};
 use super::stream::{Order, PacketProtocol, PacketStream, Read};
 use crate::swarm::{Direction, PeerKind, Quality};
 
@@ -44,6 +47,10 @@ pub(super) struct Turn {
     pub(super) wants_stream: Option<&'static [PacketProtocol]>,
     /// A connection that may be dead.
     pub(super) doubts: Option<ConnectionId>,
+    /// A connection that the peer is about to close.
+    pub(super) retired: Option<ConnectionId>,
+    /// One that we may close now.
+    pub(super) drained: Option<ConnectionId>,
 }
 
 /// What a turn is done with.
@@ -71,6 +78,7 @@ pub(super) struct PeerStreams {
     /// The last such change of the peer's of which all that comes before it has been given to the worker.
     left: Option<u32>,
     queue: OutQueue,
+    retiring: Retiring,
     /// A stream has been asked for.
     is_opening: bool,
     open_at: Option<Instant>,
@@ -99,6 +107,7 @@ impl PeerStreams {
             is_leaving: false,
             left: None,
             queue: OutQueue::new(Framing::Ringlane),
+            retiring: Retiring::default(),
             is_opening: false,
             open_at: None,
             open_pause: OPEN_PAUSE_MIN,
@@ -162,6 +171,7 @@ impl PeerStreams {
         }
         let lost = self.streams.iter_mut().filter(|stream| stream.connection == connection);
         lost.for_each(|stream| stream.close(now));
+        self.retiring.remove(connection);
     }
 
     /// A connection does not answer. What leads nowhere is not waited for; it may come back to life.
@@ -207,13 +217,17 @@ impl PeerStreams {
 
     /// Another stream; `make` makes it of its number.
     pub(super) fn add(&mut self, now: Instant, make: impl FnOnce(u64) -> PacketStream) {
-        let stream = make(self.serials);
+        let mut stream = make(self.serials);
         self.serials += 1;
+        let retired = self.retiring.by(stream.connection);
+        retired.into_iter().for_each(|by| stream.retire(by));
         if stream.direction == Direction::Outbound {
             self.handle_open_ended(true, now);
             // It was asked for because there was none, or none as good. If the peer has opened one meanwhile, that one is
             // kept to: who changes streams may overtake himself.
-            if self.sending_connection() != Some(stream.connection) {
+            if retired.is_some() {
+                self.seeks_better |= self.is_sending_retired();
+            } else if self.sending_connection() != Some(stream.connection) {
                 self.next_sending = Some(stream.serial);
             }
         }
@@ -224,6 +238,7 @@ impl PeerStreams {
     /// The stream asked for could not be opened, or nothing leads to the peer at the moment.
     pub(super) fn handle_open_failed(&mut self, now: Instant) {
         self.handle_open_ended(false, now);
+        self.seeks_better |= self.is_sending_retired();
     }
 
     /// There is nothing better than the stream that there is.
@@ -269,12 +284,16 @@ impl PeerStreams {
     /// Does what can be done without waiting, within a budget.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools<'_>) -> Turn {
         let (has_more, is_blocked) = self.poll_reads(cx, now, tools);
+        let told = self.streams.iter().filter(|stream| stream.is_retired_by_peer()).map(|stream| stream.connection);
+        let retired = told.filter(|connection| !self.is_retired(*connection)).min();
+        retired.into_iter().for_each(|connection| self.retire(connection, Retirer::Peer, now));
         let (has_more_to_write, mut wants_stream) = self.poll_writes(cx, now);
         if self.seeks_better && !self.is_opening && self.open_at.is_none_or(|at| at <= now) {
             self.seeks_better = false;
             wants_stream = self.ask_for_stream(now);
         }
         self.close_quiet(now);
+        self.close_retired(now);
         for stream in &mut self.streams {
             let is_idle = self.queue.is_empty() || self.sending != Some(stream.serial);
             if stream.closed_by().is_some() || is_idle {
@@ -283,8 +302,10 @@ impl PeerStreams {
         }
         self.remove_ended();
         let doubts = self.doubt(now);
+        let drained = self.poll_drained(now);
         let is_over = self.poll_timer(cx, now, is_blocked);
-        Turn { again: has_more || has_more_to_write || is_over, wants_stream, doubts }
+        let again = has_more || has_more_to_write || is_over || retired.is_some() || drained.is_some();
+        Turn { again, wants_stream, doubts, retired, drained }
     }
 
     /// The connection that packets leave by, if nothing has come back by it for too long. A Hyprspace node is not asked, as
@@ -344,10 +365,15 @@ impl PeerStreams {
         self.paced_until = None;
         for _ in 0..STREAM_BUDGET {
             self.remove_ended();
-            if self.queue.is_empty() {
+            // The other end waits for the streams of a connection that is given up to end, whether there are packets or not.
+            let is_moving = self.next_sending.is_some() && self.is_sending_retired();
+            if self.queue.is_empty() && !is_moving {
                 return (false, None);
             }
             let Some(at) = self.choose(now) else { return (false, self.ask_for_stream(now)) };
+            if self.queue.is_empty() {
+                continue;
+            }
             let stream = &mut self.streams[at];
             let bytes_max = match (self.queue.framing(), stream.quality) {
                 (Framing::Hyprspace, Quality::Paced) => 1,
@@ -414,7 +440,7 @@ impl PeerStreams {
         let was_cut = self.queue.handle_stream_lost(&mut self.drops);
         let left = self.sending.take();
         if let Some(stream) = self.streams.iter_mut().find(|stream| was_cut && Some(stream.serial) == left) {
-            stream.close(now);
+            stream.cut(now);
         }
     }
 
@@ -432,7 +458,7 @@ impl PeerStreams {
 
     fn may_take(&self, stream: &PacketStream) -> bool {
         let is_fit = stream.quality != Quality::Paced || self.is_paced;
-        stream.takes_packets() && stream.protocol.framing() == self.queue.framing() && is_fit
+        stream.takes_packets() && !stream.is_retiring() && stream.protocol.framing() == self.queue.framing() && is_fit
     }
 
     /// The protocols to ask for, if it is time to.
@@ -483,10 +509,14 @@ impl PeerStreams {
         let doubt_at = doubt_at.and_then(PacketStream::doubt_at);
         // Nothing is read from anywhere while the worker is waited for.
         let held_until = self.streams.iter().filter(|_| !is_blocked).filter_map(PacketStream::held_until).min();
-        let times = [open_at, closed_by, deliver_at, held_until, doubt_at, self.paced_until, self.quiet_at];
+        let settled_at = self.retiring.poll_timeout();
+        let times = [open_at, closed_by, deliver_at, held_until, doubt_at, settled_at, self.paced_until, self.quiet_at];
         let Some(at) = times.into_iter().flatten().min() else { return false };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at.into())));
         timer.as_mut().reset(at.into());
         timer.as_mut().poll(cx).is_ready()
     }
 }
+
+#[cfg(test)]
+mod tests;

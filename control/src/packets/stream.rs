@@ -15,6 +15,7 @@ use ringlane_shared::wire::packets::{Frame, FrameReader, Framing, HYPRSPACE_V0, 
 
 use super::drops::{StreamDrop, StreamDrops};
 use super::peer::Tools;
+use super::retire::Retirer;
 use crate::swarm::{Direction, Quality};
 
 /// How long packets on another stream are waited for that come before those of this one. Less than a second, so that a
@@ -71,6 +72,9 @@ impl PacketProtocol {
         }
     }
 }
+
+/// What is said last on a Ringlane stream whose connection we retire: [`Mark::Retire`].
+const FAREWELL: &[u8] = &[5, 0, 0, 0];
 
 /// Both ways of a stream.
 pub trait Duplex: AsyncRead + AsyncWrite + Send {}
@@ -153,6 +157,12 @@ pub(super) struct PacketStream {
     /// Since when it waits for what comes before its next packets on another stream.
     held_since: Option<Instant>,
     peer_ended: bool,
+    /// Its connection is about to be closed: packets leave by it only until there is another.
+    is_retiring: bool,
+    /// The peer has said so.
+    is_retired_by_peer: bool,
+    /// What is still to be written before our half is closed.
+    farewell: &'static [u8],
     /// Since when our half is to be closed.
     closing: Option<Instant>,
     is_closed: bool,
@@ -186,6 +196,9 @@ impl PacketStream {
             undelivered: VecDeque::new(),
             held_since: None,
             peer_ended: false,
+            is_retiring: false,
+            is_retired_by_peer: false,
+            farewell: &[],
             closing: None,
             is_closed: false,
             is_gone: false,
@@ -195,7 +208,7 @@ impl PacketStream {
     /// Whether packets may be sent on it.
     pub(super) fn takes_packets(&self) -> bool {
         let is_ours = self.direction == Direction::Outbound || self.protocol != PacketProtocol::HyprspaceV0;
-        is_ours && !self.peer_ended && self.closing.is_none() && !self.is_gone
+        is_ours && (!self.peer_ended || self.is_retiring) && self.closing.is_none() && !self.is_gone
     }
 
     /// Whether nothing is left of it.
@@ -245,6 +258,44 @@ impl PacketStream {
         self.closing.get_or_insert(now);
     }
 
+    /// Closes our half in the middle of a frame: nothing may follow that.
+    pub(super) fn cut(&mut self, now: Instant) {
+        self.farewell = &[];
+        self.close(now);
+    }
+
+    /// Its connection is about to be closed.
+    pub(super) fn retire(&mut self, by: Retirer) {
+        let says = by == Retirer::Us && self.protocol == PacketProtocol::Ringlane && self.closing.is_none();
+        if says && !self.is_retiring {
+            self.farewell = FAREWELL;
+        }
+        self.is_retiring = true;
+    }
+
+    /// Whether its connection is about to be closed.
+    pub(super) fn is_retiring(&self) -> bool {
+        self.is_retiring
+    }
+
+    /// Whether the peer has said so.
+    pub(super) fn is_retired_by_peer(&self) -> bool {
+        self.is_retired_by_peer
+    }
+
+    /// Whether its end is ours to begin when its connection is retired. Who loses a stream of Hyprspace's that he opened
+    /// opens another, on the same connection if it likes.
+    pub(super) fn ends_with_retirement(&self) -> bool {
+        self.protocol == PacketProtocol::Ringlane || self.direction == Direction::Outbound
+    }
+
+    /// Since when nothing has come on a stream that the other end need not end; `None` while something may come.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        let is_left = self.is_closed || !self.ends_with_retirement();
+        let is_read = self.protocol != PacketProtocol::Ringlane && self.undelivered.is_empty();
+        (is_left && is_read).then_some(self.last_read)
+    }
+
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -267,7 +318,9 @@ impl PacketStream {
             Poll::Ready(Ok(0)) => {
                 tracing::trace!(peer = peer.0, protocol = self.protocol.name(), "the peer has ended a stream");
                 self.peer_ended = true;
-                self.close(now);
+                if !self.is_retiring {
+                    self.close(now);
+                }
                 return Read::Nothing;
             }
             Poll::Ready(Ok(bytes)) => bytes,
@@ -280,8 +333,10 @@ impl PacketStream {
         self.unanswered_since = None;
         self.bytes_received += bytes as u64;
         let undelivered = &mut self.undelivered;
+        let mut is_retired = false;
         let read = self.reader.read(&tools.memory[..bytes], |frame| match frame {
             Frame::Malformed => drops.count(StreamDrop::Malformed),
+            Frame::Mark(Mark::Retire) => is_retired = true,
             Frame::Mark(mark) => undelivered.push_back(Arrived::Mark(mark)),
             Frame::Packet(item) => {
                 let fits = match undelivered.back_mut() {
@@ -295,6 +350,10 @@ impl PacketStream {
                 }
             }
         });
+        if is_retired {
+            self.is_retired_by_peer = true;
+            self.retire(Retirer::Peer);
+        }
         if let Err(error) = read {
             self.fail(peer, &error);
         }
@@ -315,7 +374,7 @@ impl PacketStream {
             self.held_since = None;
             match self.undelivered.pop_front() {
                 None => return Delivery::All,
-                Some(Arrived::Mark(Mark::Join(_))) => {}
+                Some(Arrived::Mark(Mark::Join(_) | Mark::Retire)) => {}
                 Some(Arrived::Mark(Mark::Leave(number))) => order.leave(number),
                 Some(Arrived::Packets(batch)) => {
                     if let Some(Err(QueueFull(batch))) = worker.map(|worker| worker.try_send(batch)) {
@@ -357,7 +416,7 @@ impl PacketStream {
             return;
         }
         if let Some(since) = self.closing {
-            if !self.is_closed {
+            if !self.is_closed && self.poll_farewell(cx) {
                 self.is_closed = self.io.as_mut().poll_close(cx).is_ready();
             }
             // What the peer has on its way is still read; it hears of our end and ends too.
@@ -369,6 +428,18 @@ impl PacketStream {
                 Poll::Ready(Err(error)) => self.fail(peer, &error),
             }
         }
+    }
+
+    /// Whether all of it is written, or cannot be.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> bool {
+        while !self.farewell.is_empty() {
+            match self.io.as_mut().poll_write(cx, self.farewell) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(taken)) if taken > 0 => self.farewell = self.farewell.get(taken..).unwrap_or_default(),
+                Poll::Ready(_) => self.farewell = &[],
+            }
+        }
+        true
     }
 
     fn fail(&mut self, peer: PeerIndex, error: &dyn std::fmt::Display) {

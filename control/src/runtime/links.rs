@@ -139,6 +139,10 @@ impl Control {
                     self.consider_stream(index);
                 }
             }
+            NodeEvent::ConnectionRetired { peer, connection } => match self.coordinator.index_of(&peer) {
+                Some(index) => self.packets.handle_connection_retired(index, connection, now),
+                None => self.node.close_drained(&peer, connection),
+            },
             NodeEvent::AddressesChanged => {}
         }
     }

@@ -52,13 +52,15 @@ impl Control {
     }
 
     pub(super) fn handle_packets(&mut self, event: PacketsEvent, now: Instant) {
-        let (PacketsEvent::OpenStream { peer, .. } | PacketsEvent::Doubt { peer, .. }) = event;
-        let Some(settings) = self.settings.peers.get(peer.position()) else { return };
+        let Some(settings) = self.settings.peers.get(event.peer().position()) else { return };
         let protocols = match event {
             PacketsEvent::OpenStream { protocols, .. } => protocols,
+            PacketsEvent::Retired { connection, .. } => return self.node.retire_connection(&settings.id, connection),
+            PacketsEvent::Drained { connection, .. } => return self.node.close_drained(&settings.id, connection),
             // The others may have gone the same way, and one of them is to take its place.
             PacketsEvent::Doubt { .. } => return self.node.doubt(&settings.id),
         };
+        let peer = event.peer();
         match self.node.packet_way(&settings.id) {
             Some(way) => {
                 if self.packets.wants(peer, way) {

@@ -5,7 +5,9 @@
 //! kind (relayed, or a WebSocket) are closed, and *only by the node with the lower peer id*: whatever either side takes
 //! for the newest, one side decides and no connection is closed from both ends with none left. Kept is the newest of the
 //! best kind that is confirmed and answers: a peer that restarted comes with a new connection while its old ones have yet
-//! to time out. The grace lets exchanges on the others end. *Confirmed* means that the other side has it too: a dialler's
+//! to time out. The grace lets exchanges on the others end, and then they are *retired*: nothing new is begun on them, their
+//! packet streams end ([`crate::packets`]), and what is under way on them arrives. They are closed when that is over, or
+//! after [`RETIRING_LIMIT`]. *Confirmed* means that the other side has it too: a dialler's
 //! handshake is complete before the peer's, and an overloaded peer may yet give up on it.
 //!
 //! With a Hyprspace node, which closes none, it is always we who decide, and the newest TCP connection stays beside the
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
-use ringlane_shared::limits::KEPT_CONNECTIONS_PER_PEER_MAX;
+use ringlane_shared::limits::{KEPT_CONNECTIONS_PER_PEER_MAX, RETIRING_CONNECTIONS_PER_PEER_MAX, RETIRING_SECONDS_MAX};
 use ringlane_shared::wire::packets::{HYPRSPACE_V0, HYPRSPACE_V1, RINGLANE_PACKETS};
 
 use super::address;
@@ -30,6 +32,12 @@ use super::health::{Health, HealthNews};
 
 /// How long a newer connection must have stood before the older ones are closed.
 const SURPLUS_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a connection that is to be closed may take to end what is under way on it.
+const RETIRING_LIMIT: Duration = Duration::from_secs(RETIRING_SECONDS_MAX);
+
+/// The same of one that the peer is to close: it is the peer's to do until then.
+const PEERS_RETIRING_LIMIT: Duration = Duration::from_secs(2 * RETIRING_SECONDS_MAX);
 
 /// How long a TCP connection to a Hyprspace node is waited for before packets take QUIC.
 const TCP_PATIENCE: Duration = Duration::from_secs(3);
@@ -159,7 +167,10 @@ pub struct ConnectionInfo {
     pub(super) kind: Option<PeerKind>,
     /// Whether the peer has it too.
     confirmed: bool,
+    /// Nothing new is begun on it: it is retired, or being closed.
     closing: bool,
+    /// When it is closed at the latest; only while it is retired.
+    close_by: Option<Instant>,
     /// Whether it leads through our proxy.
     pub(super) proxied: bool,
     /// Whether it carries anything at the moment.
@@ -180,6 +191,11 @@ impl ConnectionInfo {
     pub(super) fn hold(&self) -> ConnectionHold {
         self.holds.fetch_add(1, Ordering::Relaxed);
         ConnectionHold(Arc::clone(&self.holds))
+    }
+
+    fn retire(&mut self, close_by: Instant) {
+        self.closing = true;
+        self.close_by = Some(close_by);
     }
 
     fn is_held(&self) -> bool {
@@ -206,6 +222,7 @@ impl ConnectionInfo {
             kind: None,
             confirmed: endpoint.is_listener(),
             closing: false,
+            close_by: None,
             proxied: false,
             health: Health::default(),
             pings_failed: 0,
@@ -337,7 +354,7 @@ impl Connections {
         all.filter_map(|known| Some((known.peer, known.id, known.health.poll(now, known.rtt)?))).collect()
     }
 
-    /// The connections to close now, each told once.
+    /// The connections to retire now, each told once. Those beyond the bound are closed at once by [`Self::poll_overdue`].
     pub(super) fn poll_surplus(&mut self, now: Instant) -> Vec<ConnectionId> {
         let mut surplus = Vec::new();
         // This is asked at each turn of the loop, and hardly any peer has several.
@@ -353,7 +370,8 @@ impl Connections {
                 // One that is doubted may be the better one yet, and is closed by who doubts it.
                 let is_decided = is_surplus && connection.health.is_trusted();
                 if !connection.closing && !is_kept && (is_decided || excess > 0) {
-                    connection.closing = true;
+                    let is_excess = excess > 0;
+                    connection.retire(if is_excess { now } else { now + RETIRING_LIMIT });
                     excess = excess.saturating_sub(1);
                     surplus.push(connection.id);
                 }
@@ -362,22 +380,52 @@ impl Connections {
                 if excess == 0 {
                     break;
                 }
-                connection.closing = true;
+                connection.retire(now);
                 excess -= 1;
                 surplus.push(connection.id);
+            }
+            let retired = connections.iter().filter(|connection| connection.close_by.is_some()).count();
+            let hurried = connections.iter_mut().filter(|connection| connection.close_by.is_some());
+            for connection in hurried.take(retired.saturating_sub(RETIRING_CONNECTIONS_PER_PEER_MAX)) {
+                connection.close_by = Some(now);
             }
         }
         surplus
     }
 
-    /// When [`Self::poll_surplus`] should be asked again.
+    /// The peer retires a connection: it closes it soon.
+    pub(super) fn handle_retired(&mut self, peer: &PeerId, id: ConnectionId, now: Instant) {
+        if let Some(connection) = self.get_mut(peer, id).filter(|connection| !connection.closing) {
+            connection.retire(now + PEERS_RETIRING_LIMIT);
+        }
+    }
+
+    /// Nothing is under way any more on a connection that is retired. Whether it is to be closed, which is told once.
+    pub(super) fn handle_drained(&mut self, peer: &PeerId, id: ConnectionId) -> bool {
+        self.get_mut(peer, id).is_some_and(|connection| connection.close_by.take().is_some())
+    }
+
+    /// The retired connections that may take no longer, each told once.
+    pub(super) fn poll_overdue(&mut self, now: Instant) -> Vec<ConnectionId> {
+        let all = self.by_peer.values_mut().flatten();
+        let overdue = all.filter(|connection| connection.close_by.is_some_and(|at| at <= now));
+        overdue
+            .map(|connection| {
+                connection.close_by = None;
+                connection.id
+            })
+            .collect()
+    }
+
+    /// When [`Self::poll_surplus`], [`Self::poll_overdue`] and [`Self::poll_doubts`] should be asked again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let decided_here = self
             .by_peer
             .iter()
             .filter(|(peer, connections)| self.local < **peer || kind(connections) == Some(PeerKind::Hyprspace));
         let settled = decided_here.filter_map(|(_, connections)| settled(connections)).map(|(_, at)| at);
-        settled.chain(self.all().filter_map(|known| known.health.poll_timeout(known.rtt))).min()
+        let overdue = self.all().filter_map(|known| known.close_by);
+        settled.chain(overdue).chain(self.all().filter_map(|known| known.health.poll_timeout(known.rtt))).min()
     }
 }
 

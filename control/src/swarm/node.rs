@@ -8,6 +8,7 @@ mod handling;
 mod knowledge;
 mod mapped;
 mod relaying;
+mod retiring;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::poll_fn;
@@ -383,11 +384,7 @@ impl Node {
                 self.dial_found(found);
                 progress = true;
             }
-            for connection in self.connections.poll_surplus(now) {
-                tracing::debug!(%connection, "closing a surplus connection");
-                self.swarm.close_connection(connection);
-                progress = true;
-            }
+            progress |= self.poll_retiring(now);
             progress |= self.poll_doubts(now);
             progress |= self.poll_discovery(cx, now);
             progress |= self.poll_relaying(cx, now);

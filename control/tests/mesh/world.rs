@@ -255,6 +255,8 @@ async fn live(mut node: Node, mut exchange: PeerExchange, seen: Rc<RefCell<Seen>
                 match &event {
                     NodeEvent::PeerConnected { peer, .. } => drop(seen.borrow_mut().connected.insert(*peer)),
                     NodeEvent::PeerDisconnected { peer } => drop(seen.borrow_mut().connected.remove(peer)),
+                    // Nothing travels here that would be lost.
+                    NodeEvent::ConnectionRetired { peer, connection } => node.close_drained(peer, *connection),
                     _ => {}
                 }
                 exchange.handle_event(event, &mut node);

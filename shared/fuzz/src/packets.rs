@@ -77,6 +77,7 @@ fn read_slowly(framing: Framing, mut stream: &[u8]) -> (Said, bool) {
                 let number = <[u8; 4]>::try_from(rest).ok().map(u32::from_be_bytes);
                 said.push(number.map(|number| Says::Mark(mark(number))));
             }
+            Some(5) => said.push((length == 0).then_some(Says::Mark(Mark::Retire))),
             Some(_) => {}
         }
         stream = &stream[header + length..];

@@ -19,8 +19,9 @@
 //! kind 2   segment bytes (16, big-endian, not 0) | a super-segment, its checksum as in kind 1
 //! kind 3   number (32, big-endian): what follows this is on another stream, behind the mark of kind 4
 //! kind 4   number (32, big-endian): what follows this comes after all that is before the mark of kind 3
+//! kind 5   nothing: the connection is about to be closed, as there is another one
 //! ```
-//! By the two marks packets stay in order when their sender takes another stream.
+//! By the marks of kinds 3 and 4 packets stay in order when their sender takes another stream.
 //! A frame of any other kind is skipped: so later versions say more.
 
 use thiserror::Error;
@@ -45,6 +46,7 @@ const PARTIAL_PACKET: u8 = 1;
 const SUPER_SEGMENT: u8 = 2;
 const LEAVE: u8 = 3;
 const JOIN: u8 = 4;
+const RETIRE: u8 = 5;
 
 /// How packets are told apart on a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -79,24 +81,27 @@ pub enum Unsendable {
     Form,
 }
 
-/// Where a sender changes streams, each change with a number of its own.
+/// What a sender says of its streams: where it changes them, each change with a number of its own, and which are to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
     /// The packets go on elsewhere, behind the other mark of this number.
     Leave(u32),
     /// The packets go on here.
     Join(u32),
+    /// The connection is to be closed once its streams have ended: packets are to take another.
+    Retire,
 }
 
 impl Mark {
     /// Appends its frame, which only [`Framing::Ringlane`] has, to `out`.
     pub fn write(self, out: &mut Vec<u8>) {
         let (kind, number) = match self {
-            Self::Leave(number) => (LEAVE, number),
-            Self::Join(number) => (JOIN, number),
+            Self::Leave(number) => (LEAVE, Some(number)),
+            Self::Join(number) => (JOIN, Some(number)),
+            Self::Retire => (RETIRE, None),
         };
-        out.extend([kind, 0, 0, 4]);
-        out.extend(number.to_be_bytes());
+        out.extend([kind, 0, 0, if number.is_some() { 4 } else { 0 }]);
+        out.extend(number.into_iter().flat_map(u32::to_be_bytes));
     }
 }
 
@@ -105,7 +110,7 @@ impl Mark {
 pub enum Frame<'a> {
     /// A packet.
     Packet(BatchItem<'a>),
-    /// A change of streams.
+    /// Something about the streams.
     Mark(Mark),
     /// Something that is no packet.
     Malformed,
@@ -158,7 +163,8 @@ impl Framing {
                 }
                 (&LEAVE, &[a, b, c, d]) => Some(Frame::Mark(Mark::Leave(u32::from_be_bytes([a, b, c, d])))),
                 (&JOIN, &[a, b, c, d]) => Some(Frame::Mark(Mark::Join(u32::from_be_bytes([a, b, c, d])))),
-                (&(SUPER_SEGMENT | LEAVE | JOIN), _) => Some(Frame::Malformed),
+                (&RETIRE, &[]) => Some(Frame::Mark(Mark::Retire)),
+                (&(SUPER_SEGMENT | LEAVE | JOIN | RETIRE), _) => Some(Frame::Malformed),
                 _ => None,
             },
         }
@@ -356,9 +362,10 @@ mod tests {
         bytes.clear();
         Mark::Leave(258).write(&mut bytes);
         Mark::Join(258).write(&mut bytes);
-        assert_eq!(bytes, [3, 0, 0, 4, 0, 0, 1, 2, 4, 0, 0, 4, 0, 0, 1, 2]);
-        // Neither is one of any other length.
-        bytes.extend([3, 0, 0, 3, 0, 0, 0, 4, 0, 0, 5, 0, 0, 0, 0, 0]);
+        Mark::Retire.write(&mut bytes);
+        assert_eq!(bytes, [3, 0, 0, 4, 0, 0, 1, 2, 4, 0, 0, 4, 0, 0, 1, 2, 5, 0, 0, 0]);
+        // None is one of any other length.
+        bytes.extend([3, 0, 0, 3, 0, 0, 0, 4, 0, 0, 5, 0, 0, 0, 0, 0, 5, 0, 0, 1, 0]);
         let mut found = Vec::new();
         FrameReader::new(Framing::Ringlane)
             .read(&bytes, |frame| {
@@ -368,6 +375,6 @@ mod tests {
                 });
             })
             .unwrap();
-        assert_eq!(found, [Some(Mark::Leave(258)), Some(Mark::Join(258)), None, None]);
+        assert_eq!(found, [Some(Mark::Leave(258)), Some(Mark::Join(258)), Some(Mark::Retire), None, None, None]);
     }
 }

@@ -30,7 +30,50 @@ fn only_the_lower_id_closes_the_older_connection_and_not_before_the_grace() {
     assert_eq!(decider.0.poll_timeout(), Some(later));
     assert_eq!(decider.0.poll_surplus(later), [older]);
     assert!(decider.0.poll_surplus(later).is_empty(), "told once");
-    assert_eq!(decider.0.poll_timeout(), None);
+    assert_eq!(decider.0.poll_timeout(), Some(later + RETIRING_LIMIT));
+}
+
+#[test]
+fn a_retired_connection_is_closed_once_by_who_decided_when_it_is_drained_or_overdue_and_by_the_other_only_much_later() {
+    let now = Instant::now();
+    let id = ConnectionId::new_unchecked(1);
+    for is_drained in [true, false] {
+        let [mut decider, mut other] = pair();
+        for (table, peer) in [&mut decider, &mut other] {
+            table.insert(connection(1, *peer, now));
+            table.insert(connection(2, *peer, now));
+            assert!(!table.handle_drained(peer, id), "it is not retired");
+        }
+        let later = now + SURPLUS_GRACE;
+        assert_eq!(decider.0.poll_surplus(later), [id]);
+        other.0.handle_retired(&other.1, id, later);
+        for (table, peer) in [&decider, &other] {
+            assert_eq!(table.best(peer).unwrap().id, ConnectionId::new_unchecked(2));
+        }
+        let overdue = later + RETIRING_LIMIT;
+        assert!(decider.0.poll_overdue(overdue - Duration::from_millis(1)).is_empty());
+        if is_drained {
+            assert!(decider.0.handle_drained(&decider.1, id));
+        } else {
+            assert_eq!(decider.0.poll_overdue(overdue), [id]);
+        }
+        assert!(!decider.0.handle_drained(&decider.1, id) && decider.0.poll_overdue(overdue).is_empty(), "once");
+        assert_eq!(decider.0.poll_timeout(), None);
+        assert!(other.0.poll_overdue(overdue).is_empty(), "it is the decider's to close");
+        assert_eq!(other.0.poll_timeout(), Some(later + PEERS_RETIRING_LIMIT));
+        assert_eq!(other.0.poll_overdue(later + PEERS_RETIRING_LIMIT), [id]);
+    }
+}
+
+#[test]
+fn few_connections_are_retired_at_once_and_the_oldest_beyond_that_is_closed() {
+    let now = Instant::now();
+    let [(mut table, peer), _] = pair();
+    let retired = RETIRING_CONNECTIONS_PER_PEER_MAX + 1;
+    (0..retired + 1).for_each(|id| table.insert(connection(id, peer, now)));
+    let later = now + SURPLUS_GRACE;
+    assert_eq!(table.poll_surplus(later).len(), retired);
+    assert_eq!(table.poll_overdue(later), [ConnectionId::new_unchecked(0)]);
 }
 
 #[test]
@@ -54,6 +97,7 @@ fn a_flood_of_connections_is_cut_to_the_bound_at_once_by_either_side_oldest_firs
             table.insert(connection(id, peer, now));
         }
         assert_eq!(table.poll_surplus(now), [0, 1].map(ConnectionId::new_unchecked));
+        assert_eq!(table.poll_overdue(now), [0, 1].map(ConnectionId::new_unchecked));
     }
 }
 
@@ -115,6 +159,7 @@ fn a_relayed_connection_goes_when_there_is_a_direct_one_whichever_came_first() {
         assert!(table.poll_surplus(now).is_empty());
         assert_eq!(table.poll_timeout(), Some(now + SURPLUS_GRACE));
         assert_eq!(table.poll_surplus(now + SURPLUS_GRACE), [ConnectionId::new_unchecked(relayed)]);
+        assert!(table.handle_drained(&peer, ConnectionId::new_unchecked(relayed)));
         assert_eq!(table.poll_timeout(), None);
     }
 }
@@ -204,7 +249,7 @@ fn of_a_hyprspace_nodes_connections_the_newest_of_each_transport_stays_whoever_i
         let later = now + SURPLUS_GRACE;
         assert_eq!(table.poll_timeout(), Some(later));
         assert_eq!(table.poll_surplus(later), [ConnectionId::new_unchecked(2)]);
-        assert_eq!(table.poll_timeout(), None);
+        assert_eq!(table.poll_timeout(), Some(later + RETIRING_LIMIT));
         for id in 4..4 + KEPT_CONNECTIONS_PER_PEER_MAX {
             table.insert(hyprspace(id, peer, TransportName::Quic, later));
         }

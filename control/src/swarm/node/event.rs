@@ -47,6 +47,14 @@ pub enum NodeEvent {
         /// The connection's name.
         connection: ConnectionId,
     },
+    /// A connection is one too many: its streams are to end. It is closed by
+    /// [`Node::close_drained`](super::Node::close_drained), or when that takes too long.
+    ConnectionRetired {
+        /// Whose.
+        peer: PeerId,
+        /// The connection's name.
+        connection: ConnectionId,
+    },
     /// The peer's last connection is gone.
     PeerDisconnected {
         /// Who.

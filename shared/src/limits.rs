@@ -503,8 +503,8 @@ pub const BIRTHDAYS_MAX: usize = 4;
 pub const SCOUT_PAIRS_MAX: usize = 16;
 /// Lanes that measure other paths at one time.
 pub const SCOUTS_MAX: usize = 512;
-/// Lanes of a link that find out at one time what other paths lose; with four pairs each and 25 questions a second on a pair 400 in
-/// a second, which may all be to one address. The others take what these have found.
+/// Lanes of a link that find out at one time what other paths lose; with four pairs each and 25 questions a second on a pair 400
+/// in a second, which may all be to one address. The others take what these have found.
 pub const SAMPLING_LANES_MAX: usize = 4;
 /// Paths that are remembered of each lane that stands.
 pub const PATHS_KNOWN_MAX: usize = 16;

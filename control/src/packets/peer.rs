@@ -170,7 +170,7 @@ impl PeerStreams {
             self.leave_stream(now);
         }
         let lost = self.streams.iter_mut().filter(|stream| stream.connection == connection);
-        lost.for_each(|stream| stream.close(now));
+        lost.for_each(|stream| stream.handle_connection_closed(now));
         self.retiring.remove(connection);
     }
 
@@ -276,9 +276,12 @@ impl PeerStreams {
     /// be opened.
     pub(super) fn set_paced(&mut self, is_paced: bool) -> bool {
         self.is_paced = is_paced;
-        let has_one = is_paced && self.streams.iter().any(|stream| self.may_take(stream));
-        self.is_opening &= !has_one;
-        has_one
+        let fit = self.streams.iter().find(|stream| is_paced && self.may_take(stream)).map(|stream| stream.serial);
+        self.is_opening &= fit.is_none();
+        if fit.is_some() && self.is_sending_retired() {
+            self.next_sending = fit;
+        }
+        fit.is_some()
     }
 
     /// Does what can be done without waiting, within a budget.

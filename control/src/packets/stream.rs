@@ -161,6 +161,7 @@ pub(super) struct PacketStream {
     is_retiring: bool,
     /// The peer has said so.
     is_retired_by_peer: bool,
+    is_connected: bool,
     /// What is still to be written before our half is closed.
     farewell: &'static [u8],
     /// Since when our half is to be closed.
@@ -198,6 +199,7 @@ impl PacketStream {
             peer_ended: false,
             is_retiring: false,
             is_retired_by_peer: false,
+            is_connected: true,
             farewell: &[],
             closing: None,
             is_closed: false,
@@ -208,7 +210,7 @@ impl PacketStream {
     /// Whether packets may be sent on it.
     pub(super) fn takes_packets(&self) -> bool {
         let is_ours = self.direction == Direction::Outbound || self.protocol != PacketProtocol::HyprspaceV0;
-        is_ours && (!self.peer_ended || self.is_retiring) && self.closing.is_none() && !self.is_gone
+        is_ours && (!self.peer_ended || self.may_outlive_peers()) && self.closing.is_none() && !self.is_gone
     }
 
     /// Whether nothing is left of it.
@@ -273,6 +275,18 @@ impl PacketStream {
         self.is_retiring = true;
     }
 
+    /// Whether our half is used though the peer has ended its own, until there is another stream. A Hyprspace node ends both
+    /// at once.
+    fn may_outlive_peers(&self) -> bool {
+        self.is_retiring && self.protocol == PacketProtocol::Ringlane
+    }
+
+    /// Its connection is gone, so nothing of it is to be retired; what has come may still be read.
+    pub(super) fn handle_connection_closed(&mut self, now: Instant) {
+        (self.is_connected, self.farewell) = (false, &[]);
+        self.close(now);
+    }
+
     /// Whether its connection is about to be closed.
     pub(super) fn is_retiring(&self) -> bool {
         self.is_retiring
@@ -280,7 +294,7 @@ impl PacketStream {
 
     /// Whether the peer has said so.
     pub(super) fn is_retired_by_peer(&self) -> bool {
-        self.is_retired_by_peer
+        self.is_retired_by_peer && self.is_connected
     }
 
     /// Whether its end is ours to begin when its connection is retired. Who loses a stream of Hyprspace's that he opened
@@ -318,7 +332,7 @@ impl PacketStream {
             Poll::Ready(Ok(0)) => {
                 tracing::trace!(peer = peer.0, protocol = self.protocol.name(), "the peer has ended a stream");
                 self.peer_ended = true;
-                if !self.is_retiring {
+                if !self.may_outlive_peers() {
                     self.close(now);
                 }
                 return Read::Nothing;

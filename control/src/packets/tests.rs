@@ -481,6 +481,24 @@ async fn packets_leave_no_more_by_a_stream_whose_connection_is_closed() {
 }
 
 #[tokio::test]
+async fn a_stream_that_a_hyprspace_node_ends_is_written_to_no_more_though_its_connection_is_given_up() {
+    let mut site = Site::of(PeerKind::Hyprspace);
+    site.send(ALICE, &packets(0..1, 100));
+    let first = site.open(ALICE, PacketProtocol::HyprspaceV1, Quality::Direct).await;
+    site.run_until(|_| !first.writes().is_empty()).await;
+    site.packets.handle_connection_retired(ALICE, ConnectionId::new_unchecked(site.opened as usize), Instant::now());
+    site.settle().await;
+    let written = first.writes().len();
+    first.end();
+    site.settle().await;
+    site.send(ALICE, &packets(1..2, 100));
+    site.settle().await;
+    assert_eq!(first.writes().len(), written);
+    let second = site.open(ALICE, PacketProtocol::HyprspaceV1, Quality::Direct).await;
+    site.run_until(|_| !second.writes().is_empty()).await;
+}
+
+#[tokio::test]
 async fn packets_that_nothing_answers_have_their_connection_doubted_and_leave_one_that_is_dead_at_once() {
     let mut site = Site::of(PeerKind::Ringlane);
     site.send(ALICE, &packets(0..1, 100));

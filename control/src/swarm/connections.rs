@@ -171,6 +171,8 @@ pub struct ConnectionInfo {
     closing: bool,
     /// When it is closed at the latest; only while it is retired.
     close_by: Option<Instant>,
+    /// It is closed then even if it is held: there are too many.
+    is_excess: bool,
     /// Whether it leads through our proxy.
     pub(super) proxied: bool,
     /// Whether it carries anything at the moment.
@@ -198,6 +200,16 @@ impl ConnectionInfo {
         self.close_by = Some(close_by);
     }
 
+    fn retire_as_excess(&mut self, now: Instant) {
+        self.retire(now);
+        self.is_excess = true;
+    }
+
+    /// When it is to be closed, whatever is under way on packet streams. Who has begun something on it meanwhile keeps it.
+    fn overdue_at(&self) -> Option<Instant> {
+        self.close_by.filter(|_| self.is_excess || !self.is_held())
+    }
+
     fn is_held(&self) -> bool {
         self.holds.load(Ordering::Relaxed) > 0
     }
@@ -223,6 +235,7 @@ impl ConnectionInfo {
             confirmed: endpoint.is_listener(),
             closing: false,
             close_by: None,
+            is_excess: false,
             proxied: false,
             health: Health::default(),
             pings_failed: 0,
@@ -316,6 +329,16 @@ impl Connections {
         best(self.by_peer.get(peer)?)
     }
 
+    /// Whether a connection of the peer's answers that is not about to be closed.
+    pub(super) fn is_answered(&self, peer: &PeerId) -> bool {
+        self.of(peer).any(|connection| !connection.closing && connection.health.is_trusted())
+    }
+
+    /// Whether the peer has connections, and all are about to be closed.
+    pub(super) fn are_all_closing(&self, peer: &PeerId) -> bool {
+        self.of(peer).next().is_some() && self.of(peer).all(|connection| connection.closing)
+    }
+
     /// What the peer is, as it said last.
     pub(super) fn kind(&self, peer: &PeerId) -> Option<PeerKind> {
         kind(self.by_peer.get(peer)?)
@@ -370,8 +393,10 @@ impl Connections {
                 // One that is doubted may be the better one yet, and is closed by who doubts it.
                 let is_decided = is_surplus && connection.health.is_trusted();
                 if !connection.closing && !is_kept && (is_decided || excess > 0) {
-                    let is_excess = excess > 0;
-                    connection.retire(if is_excess { now } else { now + RETIRING_LIMIT });
+                    match excess {
+                        0 => connection.retire(now + RETIRING_LIMIT),
+                        _ => connection.retire_as_excess(now),
+                    }
                     excess = excess.saturating_sub(1);
                     surplus.push(connection.id);
                 }
@@ -380,14 +405,14 @@ impl Connections {
                 if excess == 0 {
                     break;
                 }
-                connection.retire(now);
+                connection.retire_as_excess(now);
                 excess -= 1;
                 surplus.push(connection.id);
             }
             let retired = connections.iter().filter(|connection| connection.close_by.is_some()).count();
             let hurried = connections.iter_mut().filter(|connection| connection.close_by.is_some());
             for connection in hurried.take(retired.saturating_sub(RETIRING_CONNECTIONS_PER_PEER_MAX)) {
-                connection.close_by = Some(now);
+                connection.retire_as_excess(now);
             }
         }
         surplus
@@ -400,15 +425,17 @@ impl Connections {
         }
     }
 
-    /// Nothing is under way any more on a connection that is retired. Whether it is to be closed, which is told once.
+    /// Nothing is under way any more on the packet streams of a connection that is retired. Whether it is to be closed,
+    /// which is told once; one that is held goes by [`Self::poll_overdue`].
     pub(super) fn handle_drained(&mut self, peer: &PeerId, id: ConnectionId) -> bool {
-        self.get_mut(peer, id).is_some_and(|connection| connection.close_by.take().is_some())
+        let drained = self.get_mut(peer, id).filter(|connection| connection.overdue_at().is_some());
+        drained.is_some_and(|connection| connection.close_by.take().is_some())
     }
 
     /// The retired connections that may take no longer, each told once.
     pub(super) fn poll_overdue(&mut self, now: Instant) -> Vec<ConnectionId> {
         let all = self.by_peer.values_mut().flatten();
-        let overdue = all.filter(|connection| connection.close_by.is_some_and(|at| at <= now));
+        let overdue = all.filter(|connection| connection.overdue_at().is_some_and(|at| at <= now));
         overdue
             .map(|connection| {
                 connection.close_by = None;
@@ -424,7 +451,7 @@ impl Connections {
             .iter()
             .filter(|(peer, connections)| self.local < **peer || kind(connections) == Some(PeerKind::Hyprspace));
         let settled = decided_here.filter_map(|(_, connections)| settled(connections)).map(|(_, at)| at);
-        let overdue = self.all().filter_map(|known| known.close_by);
+        let overdue = self.all().filter_map(ConnectionInfo::overdue_at);
         settled.chain(overdue).chain(self.all().filter_map(|known| known.health.poll_timeout(known.rtt))).min()
     }
 }

@@ -66,6 +66,38 @@ fn a_retired_connection_is_closed_once_by_who_decided_when_it_is_drained_or_over
 }
 
 #[test]
+fn what_has_begun_on_a_retired_connection_keeps_it_until_it_ends() {
+    let now = Instant::now();
+    let id = ConnectionId::new_unchecked(1);
+    let [(mut table, peer), _] = pair();
+    table.insert(connection(1, peer, now));
+    table.insert(connection(2, peer, now));
+    let later = now + SURPLUS_GRACE;
+    assert_eq!(table.poll_surplus(later), [id]);
+    let held = table.of(&peer).next().unwrap().hold();
+    let overdue = later + RETIRING_LIMIT;
+    assert!(!table.handle_drained(&peer, id) && table.poll_overdue(overdue).is_empty());
+    assert_eq!(table.poll_timeout(), None, "nothing to wake up for");
+    drop(held);
+    assert_eq!(table.poll_overdue(overdue), [id]);
+}
+
+#[test]
+fn a_retired_connection_does_not_hide_that_the_kept_one_is_dead() {
+    let now = Instant::now();
+    let [(mut table, peer), _] = pair();
+    assert!(!table.is_answered(&peer) && !table.are_all_closing(&peer));
+    table.insert(connection(1, peer, now));
+    table.insert(connection(2, peer, now));
+    assert_eq!(table.poll_surplus(now + SURPLUS_GRACE), [ConnectionId::new_unchecked(1)]);
+    assert!(table.is_answered(&peer) && !table.are_all_closing(&peer));
+    let news = let_down(&mut table, &peer, 2, now + SURPLUS_GRACE);
+    assert!(news.contains(&HealthNews::Late) && !table.is_answered(&peer), "{news:?}");
+    table.remove(&peer, ConnectionId::new_unchecked(2));
+    assert!(table.are_all_closing(&peer));
+}
+
+#[test]
 fn few_connections_are_retired_at_once_and_the_oldest_beyond_that_is_closed() {
     let now = Instant::now();
     let [(mut table, peer), _] = pair();

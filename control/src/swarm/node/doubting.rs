@@ -36,7 +36,7 @@ impl Node {
 
     /// Whether a connection of the peer's answers.
     pub fn is_answered_by(&self, peer: &PeerId) -> bool {
-        self.connections.of(peer).any(|connection| connection.health.is_trusted())
+        self.connections.is_answered(peer)
     }
 
     /// A stream that was to be opened is, or could not be; whether it was only to see whether the peer is there.
@@ -88,7 +88,7 @@ impl Node {
         for &(peer, connection, news) in &news {
             match news {
                 HealthNews::Late => {
-                    if !self.connections.of(&peer).any(|connection| connection.health.is_trusted()) {
+                    if !self.connections.is_answered(&peer) {
                         self.dialer.seek(now, &peer, true);
                     }
                 }

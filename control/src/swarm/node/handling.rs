@@ -114,6 +114,7 @@ impl Node {
             self.seek_tcp(peer);
             self.seek_better(peer);
             self.handle_closed_for_relays(peer, id, last);
+            self.seek_one_to_keep(&peer, now);
             self.events.push_back(NodeEvent::ConnectionClosed { peer, connection: id });
         }
         if last {

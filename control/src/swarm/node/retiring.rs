@@ -10,7 +10,16 @@ use super::{Node, NodeEvent};
 impl Node {
     /// The peer says that it is about to close a connection: nothing new is begun on it.
     pub fn retire_connection(&mut self, peer: &PeerId, connection: ConnectionId) {
-        self.connections.handle_retired(peer, connection, Instant::now());
+        let now = Instant::now();
+        self.connections.handle_retired(peer, connection, now);
+        self.seek_one_to_keep(peer, now);
+    }
+
+    /// If all connections to the peer are about to be closed, another is looked for: the one that was kept has ended.
+    pub(super) fn seek_one_to_keep(&mut self, peer: &PeerId, now: Instant) {
+        if self.connections.are_all_closing(peer) {
+            self.dialer.seek(now, peer, true);
+        }
     }
 
     /// Nothing is under way any more on the streams of a connection that was told of by [`NodeEvent::ConnectionRetired`]:

@@ -478,7 +478,7 @@ site-b
   id          12D3KooWBob
   addresses   100.64.4.143, fd00:6879::b
   routes      10.20.0.0/16, fd00:20::/64
-  lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, datagrams to 1452 bytes, aes-128-gcm, epoch 38, for 1 min 15 s
+  lane 0      worker 0, 10.201.0.1:8100 -> 10.201.0.2:8100, rtt 350 us, loses 3 %, datagrams to 1452 bytes, aes-128-gcm, epoch 38, for 1 min 15 s
   lane 1      worker 1, [2001:db8::1]:8101 -> [2001:db8::2]:8101, in QUIC datagrams, for 3 s, silent
   sent        12345 packets in 12000 records and 120 QUIC datagrams
   received    678 packets in 677 records, 13 of them by stream
